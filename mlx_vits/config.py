@@ -1,0 +1,291 @@
+"""Configuration of a SoVITS model: upstream's JSON keys as frozen dataclasses.
+
+Source: GPT-SoVITS `configs/s2.json`, `s2v2Pro.json`, `s2v2ProPlus.json`. This file is the only home
+of default values. Three things differ from upstream's files:
+
+* `version` is always present (upstream's WebUI injects it);
+* `reduced_dims` names the sizes that upstream hard-codes in its source. It is absent, or equal to
+  the full size, for every model that upstream can open;
+* keys this project does not know are kept and written back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlx_vits.errors import CheckpointError
+
+VERSIONS = ("v1", "v2", "v2Pro", "v2ProPlus")
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """`train`: optimiser, schedule and loss weights (upstream `s2.json`)."""
+
+    log_interval: int = 100
+    eval_interval: int = 500
+    seed: int = 1234
+    epochs: int = 100
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.8, 0.99)
+    eps: float = 1e-9
+    batch_size: int = 32
+    fp16_run: bool = True
+    lr_decay: float = 0.999875
+    segment_size: int = 20480
+    init_lr_ratio: int = 1
+    warmup_epochs: int = 0
+    c_mel: float = 45.0
+    c_kl: float = 1.0
+    text_low_lr_rate: float = 0.4
+    grad_ckpt: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """`data`: the spectrogram and mel that the model was trained on."""
+
+    max_wav_value: float = 32768.0
+    sampling_rate: int = 32000
+    filter_length: int = 2048
+    hop_length: int = 640
+    win_length: int = 2048
+    n_mel_channels: int = 128
+    mel_fmin: float = 0.0
+    mel_fmax: float | None = None
+    add_blank: bool = True
+    n_speakers: int = 300
+    cleaned_text: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec_channels(self) -> int:
+        """Bins of the linear spectrogram."""
+        return self.filter_length // 2 + 1
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """`model`: the widths that upstream's constructor takes."""
+
+    inter_channels: int = 192
+    hidden_channels: int = 192
+    filter_channels: int = 768
+    n_heads: int = 2
+    n_layers: int = 6
+    kernel_size: int = 3
+    p_dropout: float = 0.1
+    resblock: str = "1"
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
+    upsample_rates: tuple[int, ...] = (10, 8, 2, 2, 2)
+    upsample_initial_channel: int = 512
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 8, 2, 2)
+    n_layers_q: int = 3
+    use_spectral_norm: bool = False
+    gin_channels: int = 512
+    semantic_frame_rate: str = "25hz"
+    freeze_quantizer: bool = True
+    version: str = "v2"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_pro(self) -> bool:
+        """Whether the model takes a speaker vector."""
+        return self.version in ("v2Pro", "v2ProPlus")
+
+
+@dataclass(frozen=True)
+class ReducedDims:
+    """The sizes that upstream hard-codes; the defaults are upstream's full size.
+
+    `disc_width` scales hidden channels and groups of both discriminator kinds.
+    `dropout_everywhere`, where set, replaces `model.p_dropout` and the style encoder's own 0.1.
+    """
+
+    ssl_dim: int = 768
+    mrte_hidden: int = 512
+    mrte_heads: int = 4
+    codebook_size: int = 1024
+    style_hidden: int = 128
+    style_heads: int = 2
+    style_kernel: int = 5
+    sv_dim: int = 0
+    ref_spec_bins: int = 704
+    text_vocab: int = 732
+    flow_n_flows: int = 4
+    flow_wn_layers: int = 4
+    flow_kernel: int = 5
+    enc_q_wn_layers: int = 16
+    enc_q_kernel: int = 5
+    attn_window: int = 4
+    disc_width: float = 1.0
+    dropout_everywhere: float | None = None
+
+    @classmethod
+    def full_size(cls, version: str) -> ReducedDims:
+        """Upstream's own sizes for a version."""
+        if version == "v1":
+            return cls(ref_spec_bins=1025, text_vocab=322)
+        if version in ("v2Pro", "v2ProPlus"):
+            return cls(sv_dim=20480)
+        return cls()
+
+
+@dataclass(frozen=True)
+class Config:
+    """One model's whole configuration.
+
+    Attributes:
+        reduced_dims: sizes upstream hard-codes; `ReducedDims.full_size(version)` unless reduced.
+        extra: top-level keys that are neither a section nor `reduced_dims`
+            (`s2_ckpt_dir`, `content_module`, `name`, ...), kept for the files we write.
+    """
+
+    train: TrainSection = TrainSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    reduced_dims: ReducedDims = ReducedDims()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        return self.model.version
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether upstream cannot open the model, because a hard-coded size differs."""
+        full = ReducedDims.full_size(self.version)
+        ignored = {"disc_width": 1.0, "dropout_everywhere": None}
+        return dataclasses.replace(self.reduced_dims, **ignored) != full
+
+    @property
+    def segment_frames(self) -> int:
+        """Length of a training segment, in spectrogram frames."""
+        return self.train.segment_size // self.data.hop_length
+
+    @property
+    def p_dropout(self) -> float:
+        """Dropout of the text-side encoders."""
+        everywhere = self.reduced_dims.dropout_everywhere
+        return self.model.p_dropout if everywhere is None else everywhere
+
+    @property
+    def style_dropout(self) -> float:
+        """Dropout of the style encoder, hard-coded to 0.1 upstream."""
+        everywhere = self.reduced_dims.dropout_everywhere
+        return 0.1 if everywhere is None else everywhere
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> Config:
+        """Reads upstream's nested dictionary.
+
+        Args:
+            values: `train`, `data`, `model` and further keys, as in upstream's JSON.
+            source: the file's name, for messages.
+
+        Raises:
+            CheckpointError: a section is not a dictionary, a value has the wrong type, or the
+                version is not one of `VERSIONS`.
+        """
+        for name in ("train", "data", "model", "reduced_dims"):
+            if not isinstance(values.get(name, {}), Mapping):
+                raise CheckpointError(f"{source}: `{name}` of the configuration is not a table")
+        model_values = dict(values.get("model", {}))
+        model_values.setdefault("version", values.get("version") or "v2")
+        model = _section(ModelSection, model_values, f"{source}: model")
+        if model.version not in VERSIONS:
+            raise CheckpointError(
+                f"{source}: version {model.version!r} is not supported; "
+                f"mlx_vits knows {', '.join(VERSIONS)}"
+            )
+        dims = dataclasses.asdict(ReducedDims.full_size(model.version))
+        given = {k: v for k, v in values.get("reduced_dims", {}).items() if v is not None}
+        unknown = sorted(set(given) - set(dims))
+        if unknown:
+            raise CheckpointError(f"{source}: reduced_dims has unknown keys {', '.join(unknown)}")
+        known = ("train", "data", "model", "reduced_dims")
+        return cls(
+            train=_section(TrainSection, values.get("train", {}), f"{source}: train"),
+            data=_section(DataSection, values.get("data", {}), f"{source}: data"),
+            model=model,
+            reduced_dims=_section(ReducedDims, dims | given, f"{source}: reduced_dims"),
+            extra={k: v for k, v in values.items() if k not in known},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Upstream's nested dictionary; `reduced_dims` only where the model is reduced."""
+        values: dict[str, Any] = {
+            "train": _plain(self.train),
+            "data": _plain(self.data),
+            "model": _plain(self.model),
+        }
+        values.update(self.extra)
+        if self.reduced_dims != ReducedDims.full_size(self.version):
+            values["reduced_dims"] = _plain(self.reduced_dims)
+        return values
+
+    @classmethod
+    def read(cls, path: str | Path) -> Config:
+        """Reads a `config.json`.
+
+        Raises:
+            CheckpointError: the file is missing, is not JSON, or does not describe a model.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: is not a model configuration")
+        return cls.from_dict(values, source=str(path))
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _thaw(value: Any) -> Any:
+    return [_thaw(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value from a file has the type that the default shows."""
+    if default is None:
+        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_fits(item, default[0]) for item in value)
+    return type(value) is type(default)
+
+
+def _section(kind: type[Section], values: Mapping[str, Any], source: str) -> Section:
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "extra"}  # type: ignore[arg-type]
+    known = {name: _freeze(values[name]) for name in fields if name in values}
+    for name, value in known.items():
+        default = fields[name].default
+        if not _fits(value, default):
+            raise CheckpointError(f"{source}.{name} is {value!r}, which is not like {default!r}")
+    if any(f.name == "extra" for f in dataclasses.fields(kind)):  # type: ignore[arg-type]
+        known["extra"] = {k: v for k, v in values.items() if k not in fields}
+    return kind(**known)
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    values = {f.name: _thaw(getattr(section, f.name)) for f in dataclasses.fields(section)}
+    values.update(values.pop("extra", {}))
+    return values

@@ -1,0 +1,23 @@
+"""The one exception that a user's mistake raises.
+
+Command lines print its message, one sentence that names the file and the cure, and exit with
+status 1. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used; the message says what, where and what to do."""
+
+
+class CheckpointError(UserError):
+    """A model file cannot be read, or does not fit the model it is loaded into."""
+
+
+class DataError(UserError):
+    """A recording, a transcript or a prepared folder cannot be used."""
+
+
+class TrainingStopped(UserError):
+    """Training ended itself, because a loss stopped being a number or the voice fell silent."""
