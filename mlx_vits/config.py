@@ -164,8 +164,8 @@ class Config:
     def is_reduced(self) -> bool:
         """Whether upstream cannot open the model, because a hard-coded size differs."""
         full = ReducedDims.full_size(self.version)
-        ignored = {"disc_width": 1.0, "dropout_everywhere": None}
-        return dataclasses.replace(self.reduced_dims, **ignored) != full
+        dims = dataclasses.replace(self.reduced_dims, disc_width=1.0, dropout_everywhere=None)
+        return dims != full
 
     @property
     def segment_frames(self) -> int:

@@ -1,0 +1,167 @@
+"""State dicts under upstream's names and in PyTorch's axes: into a model, and out of it. Strict.
+
+A model may hold a layer's weight in another form than its file (see `nn/weight_norm.py`): a pair
+`weight_g`, `weight_v` is folded, or a plain `weight` split, on entry and the other way round on the
+way out. Where the forms agree the tensors pass unchanged, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_vits.errors import CheckpointError
+from mlx_vits.nn.layout import from_torch, to_torch, torch_name, torch_shape
+from mlx_vits.nn.weight_norm import fold_weight, split_weight
+
+_LISTED = 5  # names quoted in a message
+
+
+class _Entry(NamedTuple):
+    """One layer's weight, or one other tensor.
+
+    Attributes:
+        module: the module that holds it.
+        path: of the module, with a final dot, or "" for the model itself.
+        names: the parameters' names in the file, in upstream's order.
+    """
+
+    module: Any
+    path: str
+    names: tuple[str, ...]
+
+
+def _entries(model: nn.Module) -> Iterator[_Entry]:
+    """Everything a file of this model holds, in upstream's order."""
+    modules = dict(model.named_modules())
+    seen = set()
+    for path, _ in tree_flatten(model.parameters()):
+        parent, _, name = path.rpartition(".")
+        module: Any = modules[parent]
+        prefix = f"{parent}." if parent else ""
+        if getattr(module, "kind", None) is None:
+            yield _Entry(module, prefix, (name,))
+        elif parent not in seen:
+            seen.add(parent)
+            bias = ("bias",) if "bias" in module else ()
+            normed = module.file_normed
+            names = (*bias, "weight_g", "weight_v") if normed else ("weight", *bias)
+            yield _Entry(module, prefix, names)
+
+
+def _is_normed(module: Any) -> bool:
+    return "weight_v" in module
+
+
+def _to_file(entry: _Entry) -> dict[str, mx.array]:
+    """The entry's tensors in the file's form, axes still MLX's."""
+    module = entry.module
+    if "weight_v" in entry.names and not _is_normed(module):
+        pair = split_weight(module.weight, module.kind)
+        found = {"weight_g": pair.g, "weight_v": pair.v}
+    elif "weight" in entry.names and _is_normed(module):
+        found = {"weight": module.effective_weight()}
+    else:
+        found = {}
+    return {name: found[name] if name in found else module[name] for name in entry.names}
+
+
+def _to_model(entry: _Entry, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The entry's tensors in the model's form."""
+    module = entry.module
+    if "weight_v" in tensors and not _is_normed(module):
+        g, v = tensors.pop("weight_g"), tensors.pop("weight_v")
+        tensors["weight"] = fold_weight(g, v, module.kind)
+    elif "weight" in tensors and "kind" in dir(module) and _is_normed(module):
+        pair = split_weight(tensors.pop("weight"), module.kind)
+        tensors |= {"weight_g": pair.g, "weight_v": pair.v}
+    return tensors
+
+
+def _file_shape(entry: _Entry, name: str) -> tuple[int, ...]:
+    module = entry.module
+    kind = getattr(module, "kind", None)
+    if name in module:
+        return torch_shape(module[name].shape, kind)
+    if name == "weight":
+        return torch_shape(module.weight_v.shape, kind)
+    if name == "weight_v":
+        return torch_shape(module.weight.shape, kind)
+    return torch_shape(split_weight(module.weight, module.kind).g.shape, kind)
+
+
+def expected_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Every name that a file of this model holds, with its shape in PyTorch's axes."""
+    return {
+        torch_name(entry.path + name): _file_shape(entry, name)
+        for entry in _entries(model)
+        for name in entry.names
+    }
+
+
+def load_state(
+    model: nn.Module,
+    tensors: Mapping[str, Any],
+    *,
+    source: str,
+    may_lack: Iterable[str] = (),
+) -> list[str]:
+    """Loads a state dict into a model, casting to fp32.
+
+    Args:
+        tensors: name to array (numpy or MLX), PyTorch's axes.
+        source: the file, for messages.
+        may_lack: prefixes that the file may omit as a whole, as an exported voice omits `enc_q.`.
+
+    Returns:
+        The prefixes of `may_lack` that were absent; those parts keep their values.
+
+    Raises:
+        CheckpointError: a tensor is unknown, missing, or of another shape; it is named.
+    """
+    expected = expected_shapes(model)
+    absent = [p for p in may_lack if not any(name.startswith(p) for name in tensors)]
+    required = [name for name in expected if not name.startswith(tuple(absent))]
+    _refuse(source, "lacks", [name for name in required if name not in tensors])
+    _refuse(source, "holds tensors this model has not:", [n for n in tensors if n not in expected])
+    for name in required:
+        shape = tuple(tensors[name].shape)
+        if shape != expected[name]:
+            raise CheckpointError(
+                f"{source}: {name} has shape {list(shape)}, this model needs "
+                f"{list(expected[name])}; the file belongs to another model or version"
+            )
+    loaded = []
+    for entry in _entries(model):
+        names = {name: torch_name(entry.path + name) for name in entry.names}
+        if not all(full in tensors for full in names.values()):
+            continue
+        kind = getattr(entry.module, "kind", None)
+        arrays = {
+            name: from_torch(mx.array(tensors[full]).astype(mx.float32), kind)
+            for name, full in names.items()
+        }
+        loaded += [(entry.path + n, a) for n, a in _to_model(entry, arrays).items()]
+    model.update(tree_unflatten(loaded))
+    mx.eval(model.parameters())
+    return absent
+
+
+def state_of(model: nn.Module) -> dict[str, mx.array]:
+    """Every tensor of a model, frozen ones too: upstream's names and order, PyTorch's axes."""
+    state = {}
+    for entry in _entries(model):
+        kind = getattr(entry.module, "kind", None)
+        for name, array in _to_file(entry).items():
+            state[torch_name(entry.path + name)] = mx.contiguous(to_torch(array, kind))
+    return state
+
+
+def _refuse(source: str, verb: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        raise CheckpointError(f"{source}: {verb} {', '.join(names[:_LISTED])}{more}")

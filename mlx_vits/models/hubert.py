@@ -1,0 +1,253 @@
+"""The content encoder: 16 kHz speech to features of what is said, 50 frames a second.
+
+Source: Hugging Face `HubertModel` with the switches of chinese-hubert-base (group norm in the first
+convolution only, layers normed after the addition); Hsu et al. 2021, arXiv:2106.07447. The waveform
+goes in as it is, without mean or variance normalisation. Axes: B batch, N samples, S frames,
+C channels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_vits.errors import CheckpointError
+from mlx_vits.nn.conv import conv1d
+from mlx_vits.nn.layers import Conv1d
+
+
+@dataclass(frozen=True)
+class HubertConfig:
+    """Sizes under Hugging Face's keys; the defaults are chinese-hubert-base's."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    conv_dim: tuple[int, ...] = (512,) * 7
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> HubertConfig:
+        """Reads Hugging Face's `config.json`.
+
+        Raises:
+            CheckpointError: the file describes a topology that is not chinese-hubert-base's.
+        """
+        fixed = {
+            "feat_extract_norm": "group",
+            "conv_bias": False,
+            "feat_proj_layer_norm": True,
+            "do_stable_layer_norm": False,
+            "hidden_act": "gelu",
+            "feat_extract_activation": "gelu",
+        }
+        for key, expected in fixed.items():
+            if values.get(key, expected) != expected:
+                raise CheckpointError(
+                    f"{source}: {key} is {values[key]!r}; only the topology of "
+                    f"chinese-hubert-base ({key} = {expected!r}) is supported"
+                )
+        known = {f.name for f in fields(cls)}
+        sizes: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
+        }
+        return cls(**sizes)
+
+    @classmethod
+    def read(cls, path: str | Path) -> HubertConfig:
+        """Reads a `config.json`.
+
+        Raises:
+            CheckpointError: the file is missing, is not JSON, or is another topology.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
+        return cls.from_dict(values, source=str(path))
+
+
+class _GroupNorm(nn.Module):
+    """Normalises each channel over time (as many groups as channels)."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = mx.ones((channels,))
+        self.bias = mx.zeros((channels,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        mean = mx.mean(x, axis=1, keepdims=True)
+        variance = mx.var(x, axis=1, keepdims=True)
+        return (x - mean) * mx.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class _ConvLayer(nn.Module):
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, normed: bool):
+        super().__init__()
+        self.conv = Conv1d(inputs, outputs, kernel, stride=stride, bias=False)
+        if normed:
+            self.layer_norm = _GroupNorm(outputs, 1e-5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.conv(x)
+        return nn.gelu(self.layer_norm(x) if "layer_norm" in self else x)
+
+
+class _FeatureExtractor(nn.Module):
+    def __init__(self, config: HubertConfig):
+        super().__init__()
+        channels = (1, *config.conv_dim)
+        sizes = zip(channels, config.conv_dim, config.conv_kernel, config.conv_stride, strict=False)
+        self.conv_layers = [_ConvLayer(*size, index == 0) for index, size in enumerate(sizes)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in self.conv_layers:
+            x = layer(x)
+        return x
+
+
+class _FeatureProjection(nn.Module):
+    def __init__(self, config: HubertConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], config.layer_norm_eps)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.projection(self.layer_norm(x))
+
+
+class _PositionalWeight(nn.Module):
+    """A grouped convolution, normed over all axes but time: one length for each tap.
+
+    Attributes:
+        weight_g: `(1, K, 1)`.
+        weight_v: `(C, K, C / groups)`.
+        bias: `(C,)`.
+    """
+
+    kind = "conv1d"
+    file_normed = True
+
+    def __init__(self, channels: int, kernel: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.bias = mx.zeros((channels,))
+        self.weight_g = mx.ones((1, kernel, 1))
+        self.weight_v = mx.random.normal((channels, kernel, channels // groups))
+
+    def effective_weight(self) -> mx.array:
+        length = mx.sqrt(mx.sum(self.weight_v * self.weight_v, axis=(0, 2), keepdims=True))
+        return self.weight_v * (self.weight_g / length)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        weight = self.effective_weight()
+        kernel = weight.shape[1]
+        y = conv1d(x, weight, self.bias, padding=kernel // 2, groups=self.groups)
+        return y[:, : x.shape[1]]  # an even kernel gives one frame too many
+
+
+class _PositionalConvEmbedding(nn.Module):
+    def __init__(self, config: HubertConfig):
+        super().__init__()
+        self.conv = _PositionalWeight(
+            config.hidden_size,
+            config.num_conv_pos_embeddings,
+            config.num_conv_pos_embedding_groups,
+        )
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return nn.gelu(self.conv(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: HubertConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.n_heads = config.num_attention_heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, length, width = x.shape
+        query, key, value = (
+            layer(x).reshape(batch, length, self.n_heads, -1).swapaxes(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        scale = query.shape[-1] ** -0.5
+        y = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+        return self.out_proj(y.swapaxes(1, 2).reshape(batch, length, width))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, config: HubertConfig):
+        super().__init__()
+        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.output_dense(nn.gelu(self.intermediate_dense(x)))
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, config: HubertConfig):
+        super().__init__()
+        self.attention = _Attention(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.feed_forward = _FeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.layer_norm(x + self.attention(x))
+        return self.final_layer_norm(x + self.feed_forward(x))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: HubertConfig):
+        super().__init__()
+        self.pos_conv_embed = _PositionalConvEmbedding(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layers = [_EncoderLayer(config) for _ in range(config.num_hidden_layers)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.layer_norm(x + self.pos_conv_embed(x))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class HubertModel(nn.Module):
+    """Speech to SSL features.
+
+    Attributes:
+        masked_spec_embed: `(hidden_size,)`, in the files but unused outside its own pretraining.
+    """
+
+    def __init__(self, config: HubertConfig | None = None):
+        super().__init__()
+        self.config = config or HubertConfig()
+        self.masked_spec_embed = mx.zeros((self.config.hidden_size,))
+        self.feature_extractor = _FeatureExtractor(self.config)
+        self.feature_projection = _FeatureProjection(self.config)
+        self.encoder = _Encoder(self.config)
+
+    def __call__(self, wav: mx.array) -> mx.array:
+        """16 kHz audio `(B, N)` to features `(B, S, hidden_size)`, S = (N - 400) // 320 + 1."""
+        features = self.feature_extractor(wav[..., None])
+        return self.encoder(self.feature_projection(features))

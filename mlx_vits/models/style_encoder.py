@@ -1,0 +1,108 @@
+"""`ref_enc`: a reference spectrogram to one style embedding.
+
+Source: GPT-SoVITS `module/modules.py` (`MelStyleEncoder`); Min et al. 2021, arXiv:2106.03153.
+Axes: B batch, T spectrogram frames, F bins, C channels, H heads, G style channels.
+
+Padded frames become constants after the first layer's bias and reach up to four frames into the
+valid region, as upstream's do: the style of a padded batch differs slightly from a lone clip's.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_vits.config import Config
+from mlx_vits.nn.dropout import Dropout
+from mlx_vits.nn.layers import Conv1d
+
+
+class _Wrapped(nn.Module):
+    """A layer under the extra name that upstream's wrapper class puts into the checkpoint."""
+
+    def __init__(self, name: str, layer: nn.Module):
+        super().__init__()
+        self._name = name
+        self[name] = layer
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self[self._name](x)
+
+
+def _linear(inputs: int, outputs: int) -> _Wrapped:
+    return _Wrapped("fc", nn.Linear(inputs, outputs))
+
+
+class Conv1dGLU(nn.Module):
+    """Gated convolution with dropout and a residual."""
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__()
+        self.conv1 = _Wrapped(
+            "conv", Conv1d(channels, 2 * channels, kernel_size, padding=kernel_size // 2)
+        )
+
+    def __call__(self, x: mx.array, dropout: Dropout, p_dropout: float) -> mx.array:
+        """`(B, T, C)` to `(B, T, C)`."""
+        value, gate = mx.split(self.conv1(x), 2, axis=-1)
+        return x + dropout(value * mx.sigmoid(gate), p_dropout)
+
+
+class StyleAttention(nn.Module):
+    """Self-attention with its residual; the temperature is the root of the full width."""
+
+    def __init__(self, channels: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.w_qs = nn.Linear(channels, channels)
+        self.w_ks = nn.Linear(channels, channels)
+        self.w_vs = nn.Linear(channels, channels)
+        self.fc = nn.Linear(channels, channels)
+
+    def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout, p_dropout: float) -> mx.array:
+        """`(B, T, C)` and a mask `(B, T, 1)` of the keys to `(B, T, C)`."""
+        batch, length, channels = x.shape
+        query, key, value = (
+            layer(x).reshape(batch, length, self.n_heads, -1).swapaxes(1, 2)
+            for layer in (self.w_qs, self.w_ks, self.w_vs)
+        )
+        scores = (query @ key.swapaxes(-1, -2)) * channels**-0.5
+        scores = mx.where(mask.swapaxes(1, 2)[:, None] == 0, -mx.inf, scores)
+        weights = dropout(mx.softmax(scores, axis=-1), p_dropout)
+        merged = (weights @ value).swapaxes(1, 2).reshape(batch, length, channels)
+        return dropout(self.fc(merged), p_dropout) + x
+
+
+class MelStyleEncoder(nn.Module):
+    """Mean over time of an attentive encoding of the first bins of a linear spectrogram."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        dims = config.reduced_dims
+        self.bins, self.p_dropout = dims.ref_spec_bins, config.style_dropout
+        width = dims.style_hidden
+        # Indices 0 and 3 hold the weights, as in upstream's Sequential.
+        self.spectral = [
+            _linear(self.bins, width),
+            nn.Identity(),
+            nn.Identity(),
+            _linear(width, width),
+        ]
+        self.temporal = [Conv1dGLU(width, dims.style_kernel) for _ in range(2)]
+        self.slf_attn = StyleAttention(width, dims.style_heads)
+        self.fc = _linear(width, config.model.gin_channels)
+
+    def embed_frames(self, spec: mx.array, dropout: Dropout) -> mx.array:
+        """`(B, T, F)` to `(B, T, C)`: two layers on each frame alone."""
+        for layer in (self.spectral[0], self.spectral[3]):
+            spec = dropout(nn.mish(layer(spec)), self.p_dropout)
+        return spec
+
+    def __call__(self, spec: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+        """A spectrogram `(B, T, F)` and its mask `(B, T, 1)` to a style `(B, 1, G)`."""
+        x = self.embed_frames(spec[..., : self.bins] * mask, dropout)
+        for block in self.temporal:
+            x = block(x, dropout, self.p_dropout)
+        x = self.slf_attn(x * mask, mask, dropout, self.p_dropout)
+        x = self.fc(x) * mask
+        return mx.sum(x / mx.sum(mask, axis=1, keepdims=True), axis=1, keepdims=True)

@@ -1,0 +1,137 @@
+"""`enc_p`: semantic codes, phonemes and style to the prior of the latent.
+
+Source: GPT-SoVITS `module/models.py` (`TextEncoder`), `module/mrte_model.py` (`MRTE`). Axes:
+B batch, T spectrogram frames, L phonemes, C channels, M width of MRTE.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_vits.config import Config
+from mlx_vits.nn.attention import Encoder, MultiHeadAttention
+from mlx_vits.nn.dropout import Dropout, no_dropout
+from mlx_vits.nn.layers import Conv1d
+
+
+class Prior(NamedTuple):
+    """The prior of the latent.
+
+    Attributes:
+        x: `(B, T, hidden)`, the encoding before the last projection, after any change of speed.
+        m_p, logs_p: `(B, T, C)`.
+        mask: `(B, T, 1)`.
+    """
+
+    x: mx.array
+    m_p: mx.array
+    logs_p: mx.array
+    mask: mx.array
+
+
+def length_mask(lengths: mx.array, length: int) -> mx.array:
+    """`(B,)` lengths to a float mask `(B, length, 1)`, 1 before the end."""
+    return (mx.arange(length)[None, :, None] < lengths[:, None, None]).astype(mx.float32)
+
+
+class MRTE(nn.Module):
+    """Cross-attention from the semantic stream to the phonemes, with style added."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        dims, hidden = config.reduced_dims, config.model.hidden_channels
+        self.cross_attention = MultiHeadAttention(dims.mrte_hidden, dims.mrte_heads)
+        self.c_pre = Conv1d(hidden, dims.mrte_hidden, 1)
+        self.text_pre = Conv1d(hidden, dims.mrte_hidden, 1)
+        self.c_post = Conv1d(dims.mrte_hidden, hidden, 1)
+
+    def __call__(
+        self, ssl: mx.array, ssl_mask: mx.array, text: mx.array, text_mask: mx.array, g: mx.array
+    ) -> mx.array:
+        """`(B, T, C)`, `(B, L, C)`, their masks and a style `(B, 1, M)` to `(B, T, C)`."""
+        pairs = (ssl_mask @ text_mask.swapaxes(1, 2))[:, None]
+        ssl = self.c_pre(ssl * ssl_mask)
+        text = self.text_pre(text * text_mask)
+        attended = self.cross_attention(ssl * ssl_mask, text * text_mask, pairs, no_dropout)
+        return self.c_post((attended + ssl + g) * ssl_mask)
+
+
+class TextEncoder(nn.Module):
+    """The prior network."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        model, dims = config.model, config.reduced_dims
+        width = model.hidden_channels
+
+        def encoder(n_layers: int) -> Encoder:
+            return Encoder(
+                width,
+                model.filter_channels,
+                model.n_heads,
+                n_layers,
+                model.kernel_size,
+                config.p_dropout,
+                dims.attn_window,
+            )
+
+        self.ssl_proj = Conv1d(dims.ssl_dim, width, 1)
+        self.encoder_ssl = encoder(model.n_layers // 2)
+        self.encoder_text = encoder(model.n_layers)
+        self.text_embedding = nn.Embedding(dims.text_vocab, width)
+        self.text_embedding.weight = mx.random.normal((dims.text_vocab, width))
+        self.mrte = MRTE(config)
+        self.encoder2 = encoder(model.n_layers // 2)
+        self.proj = Conv1d(width, 2 * model.inter_channels, 1)
+
+    def __call__(
+        self,
+        quantized: mx.array,
+        mask: mx.array,
+        text: mx.array,
+        text_mask: mx.array,
+        g: mx.array,
+        *,
+        speed: float = 1.0,
+        dropout: Dropout = no_dropout,
+    ) -> Prior:
+        """Encodes content.
+
+        Args:
+            quantized: `(B, T, ssl_dim)`, at the frame rate of the spectrogram.
+            mask: `(B, T, 1)`.
+            text: `(B, L)` phoneme ids.
+            text_mask: `(B, L, 1)`.
+            g: style, `(B, 1, mrte_hidden)`.
+            speed: 2.0 halves the length; int(T / speed) + 1 frames unless 1.
+        """
+        y = self.ssl_proj(quantized * mask) * mask
+        y = self.encoder_ssl(y, mask, dropout)
+        embedded = self.encoder_text(self.text_embedding(text), text_mask, dropout)
+        y = self.mrte(y, mask, embedded, text_mask, g)
+        y = self.encoder2(y, mask, dropout)
+        if speed != 1:
+            length = int(y.shape[1] / speed) + 1
+            y, mask = _resize_linear(y, length), _resize_nearest(mask, length)
+        m_p, logs_p = mx.split(self.proj(y) * mask, 2, axis=-1)
+        return Prior(y, m_p, logs_p, mask)
+
+
+def _resize_linear(x: mx.array, length: int) -> mx.array:
+    """`(B, T, C)` to `(B, length, C)`: half-pixel centres, the scale taken from the sizes."""
+    before = x.shape[1]
+    source = mx.maximum((mx.arange(length) + 0.5) * (before / length) - 0.5, 0)
+    left = mx.floor(source).astype(mx.int32)
+    right = mx.minimum(left + 1, before - 1)
+    weight = (source - left)[None, :, None]
+    return x[:, left] * (1 - weight) + x[:, right] * weight
+
+
+def _resize_nearest(x: mx.array, length: int) -> mx.array:
+    """`(B, T, C)` to `(B, length, C)`, each frame the one at floor(i T / length)."""
+    before = x.shape[1]
+    source = mx.floor(mx.arange(length) * (before / length)).astype(mx.int32)
+    return x[:, mx.minimum(source, before - 1)]

@@ -1,0 +1,154 @@
+"""Relative-position attention and the encoders built on it.
+
+Source: GPT-SoVITS `module/attentions.py` (`MultiHeadAttention`, `FFN`, `Encoder`); Shaw et al.
+2018, arXiv:1803.02155. Axes: B batch, T time of the queries, S time of the keys, C channels,
+H heads, D channels a head, W reach of the relative positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_vits.nn.dropout import Dropout
+from mlx_vits.nn.layers import Conv1d, LayerNorm
+
+_MASKED_SCORE = -1e4  # finite, as upstream: a row without any key stays a number
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention whose four projections are convolutions of one tap.
+
+    Args:
+        channels: width of queries, keys and output.
+        n_heads: divides `channels`; head h owns channels h D to (h + 1) D.
+        window_size: reach W of the learnt relative positions, or None for plain attention.
+        p_dropout: on the attention weights.
+    """
+
+    def __init__(
+        self, channels: int, n_heads: int, window_size: int | None = None, p_dropout: float = 0.0
+    ):
+        super().__init__()
+        self.n_heads, self.window_size, self.p_dropout = n_heads, window_size, p_dropout
+        head_channels = channels // n_heads
+        if window_size is not None:
+            shape = (1, 2 * window_size + 1, head_channels)
+            self.emb_rel_k = mx.random.normal(shape) * head_channels**-0.5
+            self.emb_rel_v = mx.random.normal(shape) * head_channels**-0.5
+        self.conv_q = Conv1d(channels, channels, 1)
+        self.conv_k = Conv1d(channels, channels, 1)
+        self.conv_v = Conv1d(channels, channels, 1)
+        self.conv_o = Conv1d(channels, channels, 1)
+        for projection in (self.conv_q, self.conv_k, self.conv_v):
+            bound = math.sqrt(6.0 / (2 * channels))  # Xavier
+            projection["weight"] = mx.random.uniform(-bound, bound, (channels, 1, channels))
+
+    def __call__(self, x: mx.array, c: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+        """Queries from `x`, keys and values from `c`.
+
+        Args:
+            x: `(B, T, C)`.
+            c: `(B, S, C)`; the same length as `x` where there are relative positions.
+            mask: `(B, 1, T, S)`, 0 where a query must not see a key.
+            dropout: see `nn/dropout.py`.
+
+        Returns:
+            `(B, T, C)`.
+        """
+        query, key, value = (
+            self._heads(part) for part in (self.conv_q(x), self.conv_k(c), self.conv_v(c))
+        )
+        query = query * (query.shape[-1] ** -0.5)
+        scores = query @ key.swapaxes(-1, -2)
+        if self.window_size is not None:
+            scores = scores + _band_to_square(query @ self.emb_rel_k.swapaxes(-1, -2))
+        weights = mx.softmax(mx.where(mask == 0, _MASKED_SCORE, scores), axis=-1)
+        weights = dropout(weights, self.p_dropout)
+        output = weights @ value
+        if self.window_size is not None:
+            output = output + _square_to_band(weights, self.window_size) @ self.emb_rel_v
+        return self.conv_o(output.swapaxes(1, 2).reshape(x.shape))
+
+    def _heads(self, x: mx.array) -> mx.array:
+        """`(B, T, C)` to `(B, H, T, D)`."""
+        batch, length, channels = x.shape
+        return x.reshape(batch, length, self.n_heads, channels // self.n_heads).swapaxes(1, 2)
+
+
+def _band_to_square(band: mx.array) -> mx.array:
+    """`(B, H, T, 2 W + 1)`, one column a relative position j - i + W, to `(B, H, T, T)`.
+
+    Rows of length T + 2 W + 1 laid end to end and cut again at T + 2 W shift row i by i.
+    """
+    batch, heads, length, width = band.shape
+    reach = width // 2
+    rows = mx.pad(band, [(0, 0), (0, 0), (0, 0), (0, length)])
+    flat = rows.reshape(batch, heads, length * (length + width))[..., : -length or None]
+    shifted = flat.reshape(batch, heads, length, length + width - 1)
+    return shifted[..., reach : reach + length]
+
+
+def _square_to_band(square: mx.array, reach: int) -> mx.array:
+    """`(B, H, T, T)` to `(B, H, T, 2 W + 1)`: the inverse, zero beyond the ends."""
+    batch, heads, length, _ = square.shape
+    rows = mx.pad(square, [(0, 0), (0, 0), (0, 0), (reach, reach)])
+    flat = rows.reshape(batch, heads, length * (length + 2 * reach))
+    flat = mx.pad(flat, [(0, 0), (0, 0), (0, length)])
+    return flat.reshape(batch, heads, length, length + 2 * reach + 1)[..., : 2 * reach + 1]
+
+
+class FFN(nn.Module):
+    """Two convolutions over time with a ReLU between, masked before each and after."""
+
+    def __init__(self, channels: int, filter_channels: int, kernel_size: int, p_dropout: float):
+        super().__init__()
+        self.p_dropout = p_dropout
+        # Upstream pads (k - 1) // 2 on the left and k // 2 on the right: the same for odd kernels.
+        padding = kernel_size // 2
+        self.conv_1 = Conv1d(channels, filter_channels, kernel_size, padding=padding)
+        self.conv_2 = Conv1d(filter_channels, channels, kernel_size, padding=padding)
+
+    def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+        """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
+        x = nn.relu(self.conv_1(x * mask))
+        x = dropout(x, self.p_dropout)
+        return self.conv_2(x * mask) * mask
+
+
+class Encoder(nn.Module):
+    """Layers of self-attention and FFN, each followed by addition and LayerNorm (post-norm)."""
+
+    def __init__(
+        self,
+        channels: int,
+        filter_channels: int,
+        n_heads: int,
+        n_layers: int,
+        kernel_size: int,
+        p_dropout: float,
+        window_size: int = 4,
+    ):
+        super().__init__()
+        self.p_dropout = p_dropout
+        layers = range(n_layers)
+        self.attn_layers = [
+            MultiHeadAttention(channels, n_heads, window_size, p_dropout) for _ in layers
+        ]
+        self.norm_layers_1 = [LayerNorm(channels) for _ in layers]
+        self.ffn_layers = [FFN(channels, filter_channels, kernel_size, p_dropout) for _ in layers]
+        self.norm_layers_2 = [LayerNorm(channels) for _ in layers]
+
+    def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+        """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
+        pairs = (mask @ mask.swapaxes(1, 2))[:, None]
+        x = x * mask
+        layers = zip(
+            self.attn_layers, self.norm_layers_1, self.ffn_layers, self.norm_layers_2, strict=True
+        )
+        for attention, norm_1, ffn, norm_2 in layers:
+            x = norm_1(x + dropout(attention(x, x, pairs, dropout), self.p_dropout))
+            x = norm_2(x + dropout(ffn(x, mask, dropout), self.p_dropout))
+        return x * mask

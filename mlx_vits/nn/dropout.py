@@ -1,0 +1,35 @@
+"""Dropout whose random numbers come from a key.
+
+A layer that draws from global random state would have its mask frozen into a compiled graph, so
+models take a `Dropout` as an argument: `no_dropout`, or a `KeyedDropout` made once per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+Dropout = Callable[[mx.array, float], mx.array]
+
+
+def no_dropout(x: mx.array, p: float) -> mx.array:
+    """Evaluation: `x` as it is."""
+    return x
+
+
+class KeyedDropout:
+    """Zeroes each element with probability p and scales the rest by 1 / (1 - p).
+
+    Every call splits the key, so the masks of one forward differ and depend on the key alone.
+    """
+
+    def __init__(self, key: mx.array):
+        self._key = key
+
+    def __call__(self, x: mx.array, p: float) -> mx.array:
+        if p == 0.0:
+            return x
+        self._key, key = mx.random.split(self._key)
+        keep = mx.random.bernoulli(1.0 - p, x.shape, key=key)
+        return mx.where(keep, x * (1.0 / (1.0 - p)), mx.zeros_like(x))
