@@ -39,7 +39,7 @@ def _entries(model: nn.Module) -> Iterator[_Entry]:
     """Everything a file of this model holds, in upstream's order."""
     modules = dict(model.named_modules())
     seen = set()
-    for path, _ in tree_flatten(model.parameters()):
+    for path in parameter_paths(model):
         parent, _, name = path.rpartition(".")
         module: Any = modules[parent]
         prefix = f"{parent}." if parent else ""
@@ -51,6 +51,12 @@ def _entries(model: nn.Module) -> Iterator[_Entry]:
             normed = module.file_normed
             names = (*bias, "weight_g", "weight_v") if normed else ("weight", *bias)
             yield _Entry(module, prefix, names)
+
+
+def parameter_paths(model: nn.Module) -> list[str]:
+    """Dotted paths of every parameter, in the order of registration."""
+    leaves: Any = tree_flatten(model.parameters())
+    return [path for path, _ in leaves]
 
 
 def _is_normed(module: Any) -> bool:

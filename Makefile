@@ -1,0 +1,63 @@
+# mlx_vits: everything a newcomer needs runs through here, in its own environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+VOICE ?= demo
+BASE ?=
+ARGS ?=
+EXTRAS ?= dev
+
+UV := $(shell command -v uv 2>/dev/null)
+# On Linux MLX's own BLAS uses one core; without a system OpenBLAS, PyPI's MKL takes its place.
+HAS_OPENBLAS := $(shell ldconfig -p 2>/dev/null | grep -c 'libopenblas')
+NEEDS_MKL := $(and $(filter Linux,$(shell uname -s)),$(filter x86_64,$(shell uname -m)),$(filter 0,$(HAS_OPENBLAS)))
+ALL_EXTRAS := $(EXTRAS)$(if $(NEEDS_MKL),$(shell echo ,)mkl)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup finetune test test-slow lint format clean
+
+help: ## Show this help
+	@echo "mlx_vits: fine-tune a GPT-SoVITS voice from about one minute of speech"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | \
+		awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  VOICE=demo         a name under weights/, or a folder of clips with transcripts.tsv"
+	@echo "  BASE=              a base under weights/, or its folder"
+	@echo "  ARGS=\"--epochs 4\"  further options, see: $(BIN)/python -m mlx_vits.train --help"
+
+setup: $(VENV)/.installed ## Set up the environment in .venv
+
+$(VENV)/.installed: pyproject.toml scripts/check_python.py
+ifneq ($(UV),)
+	$(UV) venv --quiet --allow-existing --python '>=3.10' $(VENV)
+	$(BIN)/python scripts/check_python.py
+	$(UV) pip install --quiet --python $(BIN)/python --editable '.[$(ALL_EXTRAS)]'
+else
+	$(PYTHON) scripts/check_python.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(ALL_EXTRAS)]'
+endif
+	@touch $@
+
+finetune: setup ## Fine-tune VOICE: its clips in, a voice, samples and a report out
+	$(BIN)/python -m mlx_vits.train --voice "$(VOICE)" $(if $(BASE),--base "$(BASE)") $(ARGS)
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest
+
+test-slow: setup ## Run the tests that take minutes as well
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: setup ## Check style and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: setup ## Mend style
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean: ## Remove the environment and caches; runs and weights stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,99 @@
+"""Linear and mel spectrograms, differentiable, equal to upstream's.
+
+Source: GPT-SoVITS `module/mel_processing.py`; the filterbank is librosa's Slaney scale and norm
+(Slaney 1998, Auditory Toolbox). Axes: B batch, N samples, T frames, F bins, M mel bands.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_vits.config import DataSection
+
+_MAGNITUDE_FLOOR = 1e-8  # inside the root
+_LOG_FLOOR = 1e-5
+
+
+def spectrogram(wav: mx.array, data: DataSection) -> mx.array:
+    """Linear magnitude spectrogram: Hann window, reflected by (n_fft - hop) / 2 at both ends.
+
+    Args:
+        wav: `(B, N)` within [-1, 1], longer than (n_fft - hop) / 2 samples.
+        data: `filter_length`, `hop_length`, `win_length`.
+
+    Returns:
+        `(B, T, F)`, T = N // hop_length, F = filter_length // 2 + 1.
+
+    Raises:
+        ValueError: the waveform is too short to be reflected.
+    """
+    n_fft, hop = data.filter_length, data.hop_length
+    reach = (n_fft - hop) // 2
+    batch, samples = wav.shape
+    if samples <= reach:
+        raise ValueError(f"{samples} samples are too few for a spectrogram; {reach + 1} are needed")
+    frames = samples // hop
+    left, right = wav[:, 1 : reach + 1][:, ::-1], wav[:, -reach - 1 : -1][:, ::-1]
+    padded = mx.concatenate([left, wav, right], axis=1)
+    # Frames as whole hops side by side: only slices and copies, which every backend does well.
+    hops = -(-n_fft // hop)
+    needed = (frames - 1 + hops) * hop
+    padded = mx.pad(padded[:, :needed], [(0, 0), (0, max(0, needed - padded.shape[1]))])
+    blocks = padded.reshape(batch, -1, hop)
+    windows = mx.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)
+    spectrum = mx.fft.rfft(windows[..., :n_fft] * _hann(data.win_length), axis=-1)
+    power = mx.square(mx.real(spectrum)) + mx.square(mx.imag(spectrum))
+    return mx.sqrt(power + _MAGNITUDE_FLOOR)
+
+
+def mel_of_spectrogram(spec: mx.array, data: DataSection) -> mx.array:
+    """Log-mel of a linear spectrogram: `(B, T, F)` to `(B, T, M)`, natural log, floor ln 1e-5."""
+    mel = spec @ _filterbank(data).T
+    return mx.log(mx.maximum(mel, _LOG_FLOOR))
+
+
+def mel_spectrogram(wav: mx.array, data: DataSection) -> mx.array:
+    """Log-mel of a waveform: `(B, N)` to `(B, T, M)`."""
+    return mel_of_spectrogram(spectrogram(wav, data), data)
+
+
+@cache
+def _hann(length: int) -> mx.array:
+    """Periodic Hann window."""
+    phase = 2 * np.pi * np.arange(length) / length
+    return mx.array((0.5 - 0.5 * np.cos(phase)).astype(np.float32))
+
+
+def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
+    """Slaney's scale: linear below 1 kHz, logarithmic above."""
+    linear = hz * 3 / 200
+    log = 15 + np.log(np.maximum(hz, 1000) / 1000) * 27 / np.log(6.4)
+    return np.where(hz < 1000, linear, log)
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+
+@cache
+def _filterbank_of(rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> mx.array:
+    bins = np.arange(n_fft // 2 + 1) * rate / n_fft
+    low, high = _hz_to_mel(np.array([fmin, fmax], dtype=np.float64))
+    edges = _mel_to_hz(np.linspace(low, high, n_mels + 2))
+    widths = np.diff(edges)
+    rising = (bins - edges[:-2, None]) / widths[:-1, None]
+    falling = (edges[2:, None] - bins) / widths[1:, None]
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    area = 2 / (edges[2:] - edges[:-2])
+    return mx.array((triangles * area[:, None]).astype(np.float32))
+
+
+def _filterbank(data: DataSection) -> mx.array:
+    """Triangles `(M, F)` of equal area."""
+    fmax = data.mel_fmax if data.mel_fmax is not None else data.sampling_rate / 2
+    return _filterbank_of(
+        data.sampling_rate, data.filter_length, data.n_mel_channels, data.mel_fmin, fmax
+    )

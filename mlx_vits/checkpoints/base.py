@@ -1,0 +1,231 @@
+"""Bases: the pretrained models that a voice is fine-tuned from, and where they are kept.
+
+A base is a folder of `config.json`, `generator.safetensors` (with enc_q),
+`discriminator.safetensors` and `content_encoder/{config.json,weights.safetensors}`. Each part can
+be replaced by upstream's: `s2G*.pth`, `s2D*.pth`, and a Hugging Face folder of
+chinese-hubert-base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_vits.checkpoints.state_dict import load_state
+from mlx_vits.checkpoints.tensors import read_tensors
+from mlx_vits.checkpoints.torch_archive import read_torch_archive
+from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice
+from mlx_vits.config import Config
+from mlx_vits.errors import CheckpointError
+from mlx_vits.models.hubert import HubertConfig, HubertModel
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.nn.weight_norm import NormScheme
+
+DEMO = "demo"
+FULL_SIZE = "v2"  # the base that a voice other than the demo is made from, where it is there
+_ENCODER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+
+
+def weights_home() -> Path:
+    """The folder of bases: `MLX_VITS_HOME`, a checkout's `weights/`, or the user's cache."""
+    wish = os.environ.get("MLX_VITS_HOME")
+    if wish:
+        return Path(wish).expanduser()
+    checkout = Path(__file__).resolve().parents[2]
+    for folder in (checkout, Path.cwd()):
+        if (folder / "pyproject.toml").is_file() and (folder / "weights").is_dir():
+            return folder / "weights"
+    return Path.home() / ".cache" / "mlx_vits"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The files of a base.
+
+    Attributes:
+        name: as the user called it.
+        generator: a voice in any form `read_voice` takes, with enc_q.
+        discriminator: None where training has to start with a fresh one.
+        content_encoder: a folder, None where only prepared data can be used.
+    """
+
+    name: str
+    generator: Path
+    discriminator: Path | None
+    content_encoder: Path | None
+
+    def read_generator(self) -> VoiceFile:
+        """Configuration and tensors of the generator.
+
+        Raises:
+            CheckpointError: as `read_voice`.
+        """
+        return read_voice(self.generator)
+
+
+def find_base(name_or_path: str) -> Base:
+    """A base by its name under `weights_home()`, or by the path of its folder.
+
+    Raises:
+        CheckpointError: there is none, or its folder is not a base.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir() and len(folder.parts) == 1:
+        home = weights_home() / name_or_path
+        # The demo keeps its base beside its voice.
+        folder = home / "base" if (home / "base" / "config.json").is_file() else home
+    elif (folder / "base" / "config.json").is_file():
+        folder = folder / "base"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{name_or_path}: there is no such base (looked for {folder}); give the folder of one, "
+            "or `--pretrained` with an s2G file"
+        )
+    if not (folder / "generator.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder}: is not a base; it needs config.json, generator.safetensors, "
+            "discriminator.safetensors and content_encoder/"
+        )
+    discriminator = folder / "discriminator.safetensors"
+    encoder = folder / "content_encoder"
+    return Base(
+        name=name_or_path,
+        generator=folder,
+        discriminator=discriminator if discriminator.is_file() else None,
+        content_encoder=encoder if encoder.is_dir() else None,
+    )
+
+
+def choose_base(
+    name: str | None,
+    *,
+    voice: str,
+    pretrained: Path | None = None,
+    pretrained_d: Path | None = None,
+    content_encoder: Path | None = None,
+) -> Base:
+    """The base of a run.
+
+    Args:
+        name: as the user gave it; None chooses `demo` for the demo voice, otherwise `v2` where it
+            is there, and else `demo`.
+        voice: the voice's name.
+        pretrained: replaces the generator; the discriminator is then fresh unless given.
+        pretrained_d: replaces the discriminator.
+        content_encoder: replaces the content encoder.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    for path in (pretrained, pretrained_d, content_encoder):
+        if path is not None and not path.exists():
+            raise CheckpointError(f"{path}: there is no such file; check the path")
+    if pretrained is not None and name is None:
+        base = Base(pretrained.name, pretrained, None, None)
+    else:
+        has_full = (weights_home() / FULL_SIZE).is_dir()
+        base = find_base(name or (FULL_SIZE if has_full and voice != DEMO else DEMO))
+        if pretrained is not None:
+            base = replace(base, generator=pretrained, discriminator=None)
+    if pretrained_d is not None:
+        base = replace(base, discriminator=pretrained_d)
+    if content_encoder is not None:
+        base = replace(base, content_encoder=content_encoder)
+    return base
+
+
+def load_generator(file: VoiceFile, norm_scheme: NormScheme = "upstream") -> SynthesizerTrn:
+    """A generator with a file's weights; `enc_q` may be absent and then keeps initial values.
+
+    Raises:
+        CheckpointError: the tensors do not fit the configuration.
+    """
+    model = SynthesizerTrn(file.config, norm_scheme)
+    load_state(model, file.tensors, source=str(file.source), may_lack=("enc_q.",))
+    return model
+
+
+def load_discriminator(path: Path | None, config: Config) -> MultiPeriodDiscriminator:
+    """A discriminator with a file's weights, or a fresh one where there is no file.
+
+    Args:
+        path: safetensors, or upstream's `.pth` with a `weight` table.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or belongs to another version or width.
+    """
+    model = MultiPeriodDiscriminator(config)
+    if path is None:
+        mx.eval(model.parameters())
+        return model
+    tensors: Any
+    if path.suffix == ".safetensors":
+        tensors = read_tensors(path).tensors
+    else:
+        content = read_torch_archive(path)
+        tensors = content.get("weight") if isinstance(content, dict) else None
+        if not isinstance(tensors, dict):
+            raise CheckpointError(f"{path}: is not a discriminator, which holds `weight`")
+    load_state(model, tensors, source=str(path))
+    return model
+
+
+def load_content_encoder(folder: Path) -> HubertModel:
+    """A content encoder from a folder in Hugging Face's form.
+
+    Args:
+        folder: `config.json` beside `weights.safetensors`, `model.safetensors` or
+            `pytorch_model.bin`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the topology is another.
+    """
+    model = HubertModel(HubertConfig.read(folder / "config.json"))
+    path = content_encoder_file(folder)
+    if path.suffix == ".safetensors":
+        tensors: Any = read_tensors(path).tensors
+    else:
+        tensors = read_torch_archive(path)
+    load_state(model, _hugging_face_names(tensors), source=str(path), may_lack=("masked_spec",))
+    return model
+
+
+def content_encoder_file(folder: Path) -> Path:
+    """The weights within a content encoder's folder.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    for name in _ENCODER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: holds no content encoder ({', '.join(_ENCODER_FILES)})")
+
+
+def _hugging_face_names(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The names that Transformers gives the same tensors in its other versions, made one."""
+    renames = {
+        "parametrizations.weight.original0": "weight_g",
+        "parametrizations.weight.original1": "weight_v",
+    }
+    named = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix("hubert.")
+        for old, new in renames.items():
+            short = short.replace(old, new)
+        named[short] = tensor
+    return named
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

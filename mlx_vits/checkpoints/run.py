@@ -1,0 +1,92 @@
+"""A run's state on disk: everything that resuming needs, in one file, written whole or not at all.
+
+The form is internal: MLX's own layout and parameter paths, so that a resumed run continues bit for
+bit whatever form its weights have. What leaves a run is written by `voice_file.py`.
+
+| prefix | what |
+| --- | --- |
+| `generator/`, `discriminator/` | parameters |
+| `optimizer_g/`, `optimizer_d/` | AdamW's moments, steps and learning rates |
+
+The place in the run (step, epoch, batches done, best score, ...) is JSON in the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
+from mlx_vits.errors import CheckpointError
+from mlx_vits.files import make_folder
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+_PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands.
+
+    Attributes:
+        step: updates done.
+        epoch: the epoch that is running, from 1.
+        batch: batches of that epoch that are done.
+        best_step: the step of the best score so far.
+        best_score: mel distance on the held-out clips, lower is better; None before the first.
+    """
+
+    step: int = 0
+    epoch: int = 1
+    batch: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Trees of arrays, one for each of the four parts, and the place."""
+
+    place: Place
+    trees: dict[str, Any]
+
+
+def write_run_state(path: Path, trees: dict[str, Any], place: Place) -> None:
+    """Writes a state.
+
+    Args:
+        trees: `generator`, `discriminator`, `optimizer_g` and `optimizer_d`.
+
+    Raises:
+        UserError: the file cannot be written; an older one stays as it was.
+    """
+    tensors: dict[str, mx.array] = {}
+    for part in _PARTS:
+        leaves: Any = tree_flatten(trees[part])
+        tensors |= {f"{part}/{name}": array for name, array in leaves}
+    make_folder(path.parent)
+    write_tensors(path, tensors, {"place": json.dumps(asdict(place))})
+
+
+def read_run_state(path: Path) -> RunState:
+    """Reads a state.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    file = read_tensors(path)
+    leaves: dict[str, list[tuple[str, mx.array]]] = {part: [] for part in _PARTS}
+    try:
+        place = Place(**json.loads(file.metadata["place"]))
+        for name, array in file.tensors.items():
+            part, _, key = name.partition("/")
+            leaves[part].append((key, array))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not the state of a run; give a run's folder") from error
+    return RunState(place, {part: tree_unflatten(pairs) for part, pairs in leaves.items()})

@@ -1,0 +1,69 @@
+"""`run.json`: what a run was started with, so that it can be resumed and its voice loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlx_vits.errors import CheckpointError
+from mlx_vits.files import atomic_write
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """How a run was started.
+
+    Attributes:
+        voice: its name, which the files it writes carry.
+        data: the clips or the prepared folder.
+        prepared: the prepared folder that is trained on.
+        base: its name.
+        generator, discriminator, content_encoder: paths of the base's parts, "" for none.
+        generator_sha256: of the file that the pretrained weights came from.
+        language: of the transcripts.
+        options: the training options by name.
+    """
+
+    voice: str
+    data: str
+    prepared: str
+    base: str
+    generator: str
+    discriminator: str
+    content_encoder: str
+    generator_sha256: str
+    language: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Writes `run.json`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with atomic_write(folder / RUN_FILE) as file:
+            file.write(json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> RunInfo:
+        """Reads `run.json`.
+
+        Raises:
+            CheckpointError: the folder is not a run's, or the file is damaged.
+        """
+        path = folder / RUN_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: is not the folder of a run (no {RUN_FILE})")
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: is damaged; start the run again") from error
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / RUN_FILE).is_file()

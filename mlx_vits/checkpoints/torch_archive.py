@@ -1,0 +1,374 @@
+"""PyTorch's zip files (`.pth`, `.pt`) in and out, without PyTorch and without running them.
+
+A file is an uncompressed zip with one folder of any name: `data.pkl` describes the objects
+(`torch_pickle.py`), `data/0`, `data/1`, ... hold the numbers, `byteorder` says in which order.
+GPT-SoVITS writes two digits over the first two bytes, `PK`, of some of its voices: the version
+code, read by `read_version_code`.
+
+Nothing that a file declares is believed: sizes are compared with each other and with the file
+before memory is taken, and checksums are verified.
+
+Source: PyTorch's `torch/serialization.py` and `caffe2/serialize/inline_container.cc`; GPT-SoVITS
+`process_ckpt.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mlx_vits.checkpoints.torch_names import (
+    BFLOAT16_STORAGE,
+    STORAGE_DTYPES,
+    PickleFault,
+    StorageRef,
+    TensorRef,
+)
+from mlx_vits.checkpoints.torch_pickle import MAX_PICKLE_BYTES, read_pickle
+from mlx_vits.checkpoints.torch_pickle_writer import build_pickle
+from mlx_vits.errors import CheckpointError
+from mlx_vits.files import atomic_write
+
+_OLD_FORMAT_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
+_LOCAL_HEADER_BYTES = 30
+_DIRECTORY_ENTRY_BYTES = 46
+_DIRECTORY_END_BYTES = 22
+_ALIGNMENT_BYTES = 64
+_UTF8_FLAG = 0x800
+_CHUNK_BYTES = 1 << 20
+# The directory of a full-size model is 50 kB. zipfile takes some 15 bytes for each of its bytes.
+_MAX_DIRECTORY_BYTES = 4 << 20
+# What reading may allocate: the file, widened bfloat16, copies of transposed tensors, and mild
+# compression; not what a zip bomb unpacks to.
+_MAX_GROWTH = 8
+_SMALL_FILE_BYTES = 16 << 20
+# Everything zipfile raises on bytes that are not a zip; its own list is not documented.
+_ZIP_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    IndexError,
+)
+
+
+class _ArchiveFault(ValueError):
+    """The archive cannot be read; the message says why and what to do, without the file's name."""
+
+
+def _damaged(what: str) -> _ArchiveFault:
+    return _ArchiveFault(f"is damaged or cut short ({what}); copy or download it again")
+
+
+class _ZipView:
+    """A model file as `zipfile` wants it: it begins with `PK`, and no read is out of proportion."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+        self.seekable = file.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        # zipfile reads the directory at once, as long as the file claims it to be.
+        if count > _MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile("its directory is too large")
+        start = self._file.tell()
+        data = self._file.read(count)
+        if start >= 2:
+            return data
+        return b"PK"[start : start + len(data)] + data[2 - start :]
+
+
+class _Archive:
+    """An open PyTorch file."""
+
+    def __init__(self, file: BinaryIO, file_bytes: int) -> None:
+        try:
+            self._zip = zipfile.ZipFile(_ZipView(file))
+        except _ZIP_FAULTS as error:
+            raise _damaged("its directory cannot be read") from error
+        self._allowance = _MAX_GROWTH * file_bytes + _SMALL_FILE_BYTES
+        self._entries = self._check_entries()
+        self._storages: dict[str, tuple[StorageRef, np.ndarray]] = {}
+        pickles = [name for name in self._entries if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise _ArchiveFault(
+                "is a zip but not a PyTorch file, as it does not hold exactly one data.pkl; "
+                "name a .pth that GPT-SoVITS or mlx_vits wrote"
+            )
+        self._root = pickles[0].removesuffix("data.pkl")
+
+    def _check_entries(self) -> dict[str, zipfile.ZipInfo]:
+        """The entries by name; each lies inside the file and apart from the others."""
+        entries: dict[str, zipfile.ZipInfo] = {}
+        end = 0
+        for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
+            if info.filename in entries:
+                raise _damaged("two entries have one name")
+            if info.header_offset < end:
+                raise _damaged("entries overlap")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise _damaged("an entry is compressed in an unknown way")
+            if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+                raise _damaged("an entry has two sizes")
+            encoding = "utf-8" if info.flag_bits & _UTF8_FLAG else "cp437"
+            name_bytes = len(info.orig_filename.encode(encoding))
+            end = info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + info.compress_size
+            entries[info.filename] = info
+        if end > self._zip.start_dir:
+            raise _damaged("an entry reaches past the end")
+        return entries
+
+    def _spend(self, count: int) -> None:
+        self._allowance -= count
+        if self._allowance < 0:
+            raise _ArchiveFault(
+                "unpacks to far more than a model of its size holds; take the file from a source "
+                "you trust"
+            )
+
+    def _read_into(self, name: str, target: np.ndarray) -> None:
+        """Fills a flat uint8 array with an entry of exactly that length."""
+        view = target.data
+        done = 0
+        try:
+            with self._zip.open(self._entries[name]) as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    view[done : done + len(chunk)] = chunk
+                    done += len(chunk)
+        except _ZIP_FAULTS as error:
+            raise _damaged("an entry cannot be read") from error
+        if done != len(target):
+            raise _damaged("an entry is too short")
+
+    def _read_bytes(self, name: str, limit: int) -> bytes:
+        count = self._entries[name].file_size
+        if count > limit:
+            raise _damaged("a description is too long")
+        target = np.empty(count, np.uint8)
+        self._read_into(name, target)
+        return target.tobytes()
+
+    def _read_storage(self, ref: StorageRef) -> np.ndarray:
+        """The numbers of a storage, flat; read once, however many tensors share it."""
+        if ref.key in self._storages:
+            known, storage = self._storages[ref.key]
+            if known != ref:
+                raise _damaged("tensors disagree about what they share")
+            return storage
+        name = f"{self._root}data/{ref.key}"
+        is_bfloat16 = ref.kind == BFLOAT16_STORAGE
+        dtype: np.dtype[Any] = np.dtype("<u2") if is_bfloat16 else STORAGE_DTYPES[ref.kind]
+        count = ref.numel * dtype.itemsize
+        if name not in self._entries or self._entries[name].file_size != count:
+            raise _damaged("the numbers of a tensor are missing or of another length")
+        self._spend(3 * count if is_bfloat16 else count)
+        raw = np.empty(count, np.uint8)
+        self._read_into(name, raw)
+        if is_bfloat16:
+            storage = _widen_bfloat16(raw.view(dtype))
+        elif dtype == np.bool_:
+            storage = raw != 0  # numpy misbehaves on a bool that is neither 0 nor 1
+        else:
+            storage = raw.view(dtype)
+        self._storages[ref.key] = ref, storage
+        return storage
+
+    def read_tensor(self, ref: TensorRef) -> np.ndarray:
+        """A tensor in C order; a window on its storage where that is possible, else a copy."""
+        storage = self._read_storage(ref.storage)
+        item = storage.itemsize
+        if ref.is_contiguous:
+            count = math.prod(ref.shape)
+            return storage[ref.offset : ref.offset + count].reshape(ref.shape)
+        window = np.ndarray(
+            ref.shape,
+            storage.dtype,
+            buffer=storage.data,
+            offset=ref.offset * item,
+            strides=[stride * item for stride in ref.strides],
+        )
+        self._spend(window.nbytes)
+        return window.copy(order="C")
+
+    def read(self) -> Any:
+        """The object tree."""
+        order = f"{self._root}byteorder"
+        if order in self._entries and self._read_bytes(order, 16) != b"little":
+            raise _ArchiveFault(
+                "was written on a big-endian machine; open it in PyTorch and save it on another"
+            )
+        pickled = self._read_bytes(f"{self._root}data.pkl", MAX_PICKLE_BYTES)
+        return read_pickle(pickled, self.read_tensor)
+
+
+def _widen_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 bit patterns (uint16) to float32: the same numbers, exactly."""
+    wide = bits.astype("<u4")
+    np.left_shift(wide, 16, out=wide)
+    return wide.view("<f4")
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a regular file; whatever is wrong with it or inside it is a `CheckpointError`."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path}: is a folder; name the .pth file inside it")
+        if not stat.S_ISREG(mode):
+            # Opening a pipe would wait for ever.
+            raise CheckpointError(f"{path}: is not a file; name a .pth file")
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file; check the name") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CheckpointError(
+            f"{path}: cannot be read ({reason}); check its permissions and its disk"
+        ) from error
+    except (_ArchiveFault, PickleFault) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _check_start(head: bytes) -> None:
+    """Refuses what is plainly not a zip, by the first bytes of the file."""
+    if head[2:4] == b"\x03\x04" and (head[:2] == b"PK" or _is_code(head)):
+        return
+    if not head:
+        raise _ArchiveFault("is empty; copy or download it again")
+    if _OLD_FORMAT_MAGIC in head:
+        raise _ArchiveFault(
+            "is in PyTorch's old non-zip format; open it once in PyTorch 1.6 or newer and save it "
+            "again"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise _ArchiveFault(
+            "is only a Git LFS pointer to the model; run `git lfs pull` or download the file itself"
+        )
+    raise _ArchiveFault("is not a PyTorch file; name a .pth that GPT-SoVITS or mlx_vits wrote")
+
+
+def _is_code(head: bytes) -> bool:
+    return len(head) >= 4 and head[:2].isdigit() and head[2:4] == b"\x03\x04"
+
+
+def read_version_code(path: str | os.PathLike[str]) -> str | None:
+    """Reads the two digits that GPT-SoVITS writes over the first two bytes of some voices.
+
+    Args:
+        path: a `.pth`.
+
+    Returns:
+        Two ASCII digits such as "05" (v2Pro) or "06" (v2ProPlus), known or not; None where the
+        file begins like any other, also one that is no PyTorch file at all.
+
+    Raises:
+        CheckpointError: the file is missing or cannot be read.
+    """
+    with _open_file(Path(path)) as file:
+        head = file.read(4)
+    return head[:2].decode("ascii") if _is_code(head) else None
+
+
+def read_torch_archive(path: str | os.PathLike[str]) -> Any:
+    """Reads everything in a PyTorch zip file, with or without a version code.
+
+    Args:
+        path: a file that `torch.save`, GPT-SoVITS or `write_torch_archive` wrote.
+
+    Returns:
+        The object tree, of dict, list, tuple, str, int, float, bool, None, bytes and numpy
+        arrays. `OrderedDict` and upstream's `utils.HParams` become dict. Tensors and parameters
+        become arrays in C order and PyTorch's axes, of float16/32/64, int8/16/32/64, uint8 or
+        bool; bfloat16, which numpy lacks, is widened to float32 exactly. Arrays whose tensors
+        shared a storage share memory.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, in PyTorch's old format, not PyTorch's, or
+            asks for a name (such as `posix.system`) that a model has no use for. Nothing that
+            the file names is ever imported or run.
+    """
+    with _open_file(Path(path)) as file:
+        _check_start(file.read(64))
+        return _Archive(file, os.fstat(file.fileno()).st_size).read()
+
+
+def _write_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: Any) -> None:
+    """Adds an uncompressed entry whose first byte lies at a multiple of 64."""
+    info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 0  # zipfile's own default depends on the machine
+    start = file.tell() + _LOCAL_HEADER_BYTES + len(info.filename) + 4
+    gap = -start % _ALIGNMENT_BYTES
+    info.extra = b"FB" + struct.pack("<H", gap) + b"Z" * gap
+    archive.writestr(info, data)
+    info.extra = b""  # the directory, written last, has nothing to align
+
+
+def _pad(archive: zipfile.ZipFile, file: BinaryIO, least_bytes: int) -> None:
+    """Adds an entry that brings the finished file to `least_bytes`; PyTorch ignores it."""
+    names = [info.filename for info in archive.infolist()]
+    directory = sum(_DIRECTORY_ENTRY_BYTES + len(name) for name in names) + _DIRECTORY_END_BYTES
+    missing = least_bytes - file.tell() - directory
+    if missing > 0:
+        name = ".padding"
+        own = _LOCAL_HEADER_BYTES + _DIRECTORY_ENTRY_BYTES + 2 * len(f"archive/{name}") + 4
+        _write_entry(archive, file, name, bytes(max(0, missing - own)))
+
+
+def write_torch_archive(
+    path: str | os.PathLike[str],
+    obj: Any,
+    *,
+    version_code: str | None = None,
+    pad_to: int | None = None,
+) -> None:
+    """Writes an object tree that `torch.load(weights_only=True)` opens.
+
+    The file appears under its name only when it is complete. The same input gives the same bytes.
+
+    Args:
+        path: the file to write; its folder must exist.
+        obj: a tree of dict (keys str or int), list, tuple, str, int, float, bool, None and numpy
+            arrays of float16/32/64, int8/16/32/64, uint8 or bool.
+        version_code: two digits to write over the first two bytes, as GPT-SoVITS does; PyTorch
+            itself opens such a file only after those bytes are `PK` again.
+        pad_to: the least size of the file in bytes. GPT-SoVITS guesses a version from it.
+
+    Raises:
+        CheckpointError: the file cannot be written, for instance because the disk is full;
+            nothing is left behind, and a file that was there before stays as it was.
+        TypeError, ValueError: `obj` or `version_code` is not as described.
+    """
+    if version_code is not None and not _is_code(version_code.encode() + b"\x03\x04"):
+        raise ValueError(f"a version code is two digits, not {version_code!r}")
+    pickled, arrays = build_pickle(obj)
+    with atomic_write(path, error=CheckpointError) as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            _write_entry(archive, file, "data.pkl", pickled)
+            _write_entry(archive, file, "byteorder", b"little")
+            for number, array in enumerate(arrays):
+                little = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+                _write_entry(archive, file, f"data/{number}", little.reshape(-1).view(np.uint8))
+            _write_entry(archive, file, "version", b"3\n")
+            if pad_to is not None:
+                _pad(archive, file, pad_to)
+        if version_code is not None:
+            file.seek(0)
+            file.write(version_code.encode())

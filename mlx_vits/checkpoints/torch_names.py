@@ -1,0 +1,165 @@
+"""What a PyTorch file may ask for, and what it gets instead.
+
+A pickle names classes and functions and has them called. These are all the names that a model
+file has a use for, with what the reader puts in their place; none is ever imported.
+
+| name in the file | what becomes of it |
+| --- | --- |
+| `torch._utils._rebuild_tensor_v2`, `_rebuild_parameter` | a `TensorRef` |
+| `torch.HalfStorage` and its kind, in a persistent id | a `StorageRef` |
+| `collections.OrderedDict` | a dict; attributes such as `_metadata` are dropped |
+| `utils.HParams`, upstream's class for its configuration | a dict of its attributes |
+
+Source: PyTorch's `torch/serialization.py` and `torch/_utils.py`; GPT-SoVITS `utils.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+_MAX_AXES = 16
+_MAX_ELEMENTS = 1 << 40
+
+STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
+}
+# numpy has no bfloat16: such a storage is read as bit patterns, and widened.
+BFLOAT16_STORAGE = "torch.BFloat16Storage"
+STORAGES = frozenset([*STORAGE_DTYPES, BFLOAT16_STORAGE])
+
+
+class PickleFault(ValueError):
+    """The pickle cannot be read; the message says why and what to do, without the file's name."""
+
+
+@dataclass(frozen=True)
+class StorageRef:
+    """A flat block of numbers in the archive.
+
+    Attributes:
+        kind: PyTorch's class, a key of `STORAGE_DTYPES` or `BFLOAT16_STORAGE`.
+        key: name of the block below `data/`.
+        numel: its length in elements.
+    """
+
+    kind: str
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor as a window on a storage; offset and strides in elements, checked to lie inside."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in C order without gaps, as those of an empty tensor do."""
+        if 0 in self.shape:
+            return True
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+
+@dataclass(frozen=True)
+class GlobalName:
+    """A name that the file mentions, and nothing more."""
+
+    name: str
+
+
+class Attributes:
+    """An instance of upstream's `utils.HParams`: the dict of its attributes, once it is known."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+
+
+def damaged(what: str) -> PickleFault:
+    """The error for a file that is broken rather than hostile."""
+    return PickleFault(
+        f"is damaged, or was not written by PyTorch: {what}; copy or download it again"
+    )
+
+
+def refuse_name(name: str) -> NoReturn:
+    """Raises the error for a name that is not accepted."""
+    raise PickleFault(
+        f"asks for {_printable(name)}, which no GPT-SoVITS model needs, and was refused without "
+        "running any of it; take the file from a source you trust"
+    )
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an int, not a bool, from 0 to the largest size that is believed."""
+    return type(value) is int and 0 <= value <= _MAX_ELEMENTS
+
+
+def _is_counts(value: Any) -> bool:
+    return type(value) is tuple and len(value) <= _MAX_AXES and all(map(is_count, value))
+
+
+def _build_tensor(arguments: tuple[Any, ...]) -> TensorRef:
+    """`_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`."""
+    if len(arguments) not in (6, 7) or type(arguments[0]) is not StorageRef:
+        raise damaged("a tensor is described wrongly")
+    storage, offset, shape, strides = arguments[:4]
+    if not (is_count(offset) and _is_counts(shape) and _is_counts(strides)):
+        raise damaged("a tensor has an impossible shape")
+    if len(shape) != len(strides) or math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
+        raise damaged("a tensor has an impossible shape")
+    count = math.prod(shape)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    # More elements than the storage holds would be a view that repeats them; `torch.save` can
+    # write one, but a model has no use for it and a hostile file has.
+    if offset > storage.numel or (count and (last >= storage.numel or count > storage.numel)):
+        raise damaged("a tensor reaches outside its storage")
+    return TensorRef(storage, offset, shape, strides)
+
+
+def _build_parameter(arguments: tuple[Any, ...]) -> TensorRef:
+    """`_rebuild_parameter(tensor, requires_grad, hooks)`."""
+    if len(arguments) != 3 or type(arguments[0]) is not TensorRef:
+        raise damaged("a parameter is described wrongly")
+    return arguments[0]
+
+
+def _build_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    """`OrderedDict()`; the items follow as instructions of their own."""
+    if arguments:
+        raise damaged("a dictionary is described wrongly")
+    return {}
+
+
+BUILDERS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+    "torch._utils._rebuild_tensor_v2": _build_tensor,
+    "torch._utils._rebuild_parameter": _build_parameter,
+    "collections.OrderedDict": _build_dict,
+}
+HPARAMS = "utils.HParams"
+NAMES = frozenset([*BUILDERS, *STORAGES, HPARAMS])

@@ -1,0 +1,94 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mlx_vits.errors import UserError
+
+_CURES = {
+    errno.ENOSPC: "free some space or choose another --output",
+    errno.EDQUOT: "free some space or choose another --output",
+    errno.EFBIG: "choose an --output where larger files are allowed",
+    errno.ENOENT: "create the folder first or choose another --output",
+    errno.ENOTDIR: "create the folder first or choose another --output",
+    errno.EISDIR: "name a file, not a folder",
+}
+
+
+def _describe(path: Path, error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    cure = _CURES.get(error.errno or 0, "choose another --output")
+    return f"{path}: cannot be written ({reason}); {cure}"
+
+
+@contextlib.contextmanager
+def atomic_write(
+    path: str | os.PathLike[str], *, error: type[UserError] = UserError
+) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears under its name only when it is complete.
+
+    The bytes go to a temporary file in the same folder, which is flushed to the disk and then
+    takes the name. If anything is raised before that, the temporary file is removed and whatever
+    was at `path` stays as it was.
+
+    Args:
+        path: the file to write; its folder must exist.
+        error: the kind of `UserError` to raise.
+
+    Yields:
+        A binary file, open for writing, that can seek.
+
+    Raises:
+        UserError: the file cannot be written; one sentence with the path, the reason and the cure.
+    """
+    path = Path(path)
+    temporary = path.parent / f".mlx_vits-{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as fault:
+        # The body may also have failed to open a file of its own; that error names the file, while
+        # those of our writes carry no name.
+        if fault.filename is not None and Path(fault.filename) != temporary:
+            raise
+        raise error(_describe(path, fault)) from fault
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; one that is there already is kept.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise UserError(_describe(path, fault)) from fault
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Gives a finished folder its name; what was there before is removed.
+
+    Raises:
+        UserError: it cannot be done.
+    """
+    try:
+        if path.exists():
+            shutil.rmtree(path)
+        new.rename(path)
+    except OSError as fault:
+        raise UserError(_describe(path, fault)) from fault

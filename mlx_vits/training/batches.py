@@ -1,0 +1,232 @@
+"""Prepared voice, seed and epoch to batches.
+
+Source: GPT-SoVITS `module/data_utils.py` (`TextAudioSpeakerLoader`, `TextAudioSpeakerCollate`,
+`DistributedBucketSampler`). Axes: B batch, T spectrogram frames, S SSL frames, F bins, N samples,
+L phonemes.
+
+Two things differ from upstream, on purpose: the order depends on the seed alone (upstream's depends
+on Python's string hashing), and lengths are padded further, to a few sizes, because every new shape
+has to be traced and compiled again. The padding is masked like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_vits.audio.files import read_audio
+from mlx_vits.audio.spectrogram import spectrogram
+from mlx_vits.config import Config
+from mlx_vits.errors import DataError
+from mlx_vits.preprocessing import prepared as layout
+from mlx_vits.text import phonemes_to_ids
+from mlx_vits.training.step import Batch
+
+_BOUNDARIES = (32, *range(300, 2000, 100))  # frames
+_FEWEST_ITEMS = 100
+
+
+class Utterance(NamedTuple):
+    """One clip, ready to be batched.
+
+    Attributes:
+        ssl: `(T, ssl_dim)`, as long as `spec`.
+        spec: `(T, F)`.
+        wav: `(N,)`.
+        text: `(L,)` int32.
+    """
+
+    ssl: np.ndarray
+    spec: np.ndarray
+    wav: np.ndarray
+    text: np.ndarray
+
+
+class Item(NamedTuple):
+    """A clip of the prepared folder that has not been read yet.
+
+    Attributes:
+        frames: as the sampler counts them, from the size of the file.
+    """
+
+    name: str
+    ids: list[int]
+    frames: int
+
+
+class PreparedVoice:
+    """The training clips of a prepared folder.
+
+    Args:
+        folder: as `preprocessing.prepared` describes it.
+        config: of the model.
+        cache_bytes: how much of it is kept in memory once read.
+
+    Raises:
+        DataError: nothing in the folder can be trained on; the reason is named.
+    """
+
+    def __init__(self, folder: Path, config: Config, cache_bytes: int = 2 << 30):
+        self.folder, self.config = folder, config
+        self.items = _read_items(folder, config)
+        self._cache: dict[str, Utterance] = {}
+        self._cache_left = cache_bytes
+
+    def repeated(self) -> list[Item]:
+        """The items of one epoch: fewer than 100 are repeated toward that number."""
+        count = len(self.items)
+        if count >= _FEWEST_ITEMS:
+            return list(self.items)
+        return self.items * max(2, _FEWEST_ITEMS // count)
+
+    def plan(self, batch_size: int, seed: int, epoch: int) -> list[list[Item]]:
+        """The batches of one epoch, from 1, not yet read."""
+        return epoch_batches(self.repeated(), batch_size, seed, epoch)
+
+    def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from the `start`-th on."""
+        for items in self.plan(batch_size, seed, epoch)[start:]:
+            yield collate([self.read(item) for item in items], self.config)
+
+    def read(self, item: Item) -> Utterance:
+        """Reads one clip.
+
+        Raises:
+            DataError: a file is damaged or does not fit the others; it is named.
+        """
+        if item.name not in self._cache:
+            utterance = self._read(item)
+            size = sum(part.nbytes for part in utterance)
+            if size > self._cache_left:
+                return utterance
+            self._cache_left -= size
+            self._cache[item.name] = utterance
+        return self._cache[item.name]
+
+    def _read(self, item: Item) -> Utterance:
+        data = self.config.data
+        path = self.folder / layout.WAV_FOLDER / item.name
+        recording = read_audio(path)
+        if recording.rate != data.sampling_rate:
+            raise DataError(
+                f"{path}: is at {recording.rate} Hz instead of {data.sampling_rate}; prepare the "
+                "voice again"
+            )
+        spec = np.array(spectrogram(mx.array(recording.wav)[None], data)[0])
+        ssl_path = self.folder / layout.SSL_FOLDER / f"{item.name}.pt"
+        ssl = layout.read_features(ssl_path, self.config.reduced_dims.ssl_dim)
+        missing = len(spec) - len(ssl)
+        if missing not in (0, 1):
+            raise DataError(
+                f"{ssl_path}: has {len(ssl)} frames where the recording has {len(spec)}; prepare "
+                "the voice again"
+            )
+        if missing:
+            ssl = np.concatenate([ssl, ssl[-1:]])
+        return Utterance(ssl, spec, recording.wav, np.array(item.ids, dtype=np.int32))
+
+
+def _read_items(folder: Path, config: Config) -> list[Item]:
+    lines = layout.read_text_lines(folder / layout.TEXT_FILE)
+    items, dropped = [], []
+    for line in lines:
+        wav = folder / layout.WAV_FOLDER / line.name
+        ssl = folder / layout.SSL_FOLDER / f"{line.name}.pt"
+        if not wav.is_file() or not ssl.is_file():
+            dropped.append(f"{line.name} has no {'recording' if ssl.is_file() else 'features'}")
+            continue
+        size = wav.stat().st_size
+        seconds = size / config.data.sampling_rate / 2
+        frames = size // (2 * config.data.hop_length)
+        if not (0.6 < seconds < 54) or not (_BOUNDARIES[0] < frames <= _BOUNDARIES[-1]):
+            dropped.append(f"{line.name} is {seconds:.2f} s long")
+            continue
+        items.append(Item(line.name, phonemes_to_ids(line.phonemes, config.version), frames))
+    if not items:
+        reason = f" ({dropped[0]})" if dropped else ""
+        raise DataError(f"{folder}: holds no clip to train on{reason}; prepare the voice again")
+    if dropped:
+        raise DataError(f"{folder}: {dropped[0]}; prepare the voice again")
+    return sorted(items)
+
+
+def epoch_batches(
+    items: list[Item],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    boundaries: Sequence[int] = _BOUNDARIES,
+) -> list[list[Item]]:
+    """The batches of one epoch, clips of similar length together.
+
+    Each bucket of lengths is shuffled and filled up to whole batches by repeating its own order;
+    then the batches are shuffled. A tiny bucket repeats its clips within a batch, as upstream's do.
+
+    Args:
+        epoch: from 1.
+        boundaries: upper ends of the buckets, in frames.
+    """
+    random = np.random.default_rng([seed, epoch])
+    buckets: dict[int, list[Item]] = {}
+    for item in items:
+        buckets.setdefault(int(np.searchsorted(boundaries, item.frames)), []).append(item)
+    batches = []
+    for _, bucket in sorted(buckets.items()):
+        order = [bucket[index] for index in random.permutation(len(bucket))]
+        missing = -len(order) % batch_size
+        order += [order[index % len(order)] for index in range(missing)]
+        batches += [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [batches[index] for index in random.permutation(len(batches))]
+
+
+class Padding(NamedTuple):
+    """Padded lengths are multiples of these.
+
+    Attributes:
+        frames: even.
+        phonemes: any.
+    """
+
+    frames: int = 64
+    phonemes: int = 32
+
+
+def collate(
+    utterances: list[Utterance], config: Config, padding: Padding | None = None
+) -> Batch:
+    """Pads clips to a batch, longest first."""
+    frame_step, text_step = padding or Padding()
+    ordered = sorted(utterances, key=lambda utterance: len(utterance.spec), reverse=True)
+    frames = _round_up(len(ordered[0].spec) + 1, frame_step)
+    phonemes = _round_up(max(len(utterance.text) for utterance in ordered), text_step)
+    # Segments end before the last valid frame, so samples beyond the padded frames are not needed.
+    samples = frames * config.data.hop_length
+
+    def stack(arrays: list[np.ndarray], length: int) -> mx.array:
+        out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), dtype=arrays[0].dtype)
+        for row, array in zip(out, arrays, strict=True):
+            row[: min(len(array), length)] = array[:length]
+        return mx.array(out)
+
+    def lengths(arrays: list[np.ndarray]) -> mx.array:
+        return mx.array([len(array) for array in arrays], dtype=mx.int32)
+
+    specs = [utterance.spec for utterance in ordered]
+    texts = [utterance.text for utterance in ordered]
+    return Batch(
+        ssl=stack([utterance.ssl for utterance in ordered], frames),
+        spec=stack(specs, frames),
+        spec_lengths=lengths(specs),
+        wav=stack([utterance.wav for utterance in ordered], samples)[..., None],
+        text=stack(texts, phonemes),
+        text_lengths=lengths(texts),
+        sv_emb=mx.zeros((len(ordered), 0)),
+    )
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

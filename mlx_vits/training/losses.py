@@ -1,0 +1,87 @@
+"""The loss terms, one pure function each.
+
+Source: GPT-SoVITS `module/losses.py`; HiFi-GAN, arXiv:2010.05646; VITS, arXiv:2106.06103. Every
+function returns a scalar. The weights that make the generator's total are in `GENERATOR_WEIGHTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import mlx.core as mx
+
+from mlx_vits.models.discriminator import Judgement
+
+# Mel and KL come from the configuration (`c_mel`, `c_kl`), the rest is upstream's source.
+FEATURE_WEIGHT = 2.0
+
+
+def total(x: mx.array) -> mx.array:
+    """Sum over all elements, axis by axis.
+
+    One long fp32 sum on CPU loses three digits over the five million elements of the largest
+    tensors; short ones do not.
+    """
+    for _ in range(x.ndim):
+        x = mx.sum(x, axis=-1)
+    return x
+
+
+def mean(x: mx.array) -> mx.array:
+    """Mean over all elements, summed as `total` does."""
+    return total(x) / x.size
+
+
+def discriminator_loss(real: Sequence[mx.array], generated: Sequence[mx.array]) -> mx.array:
+    """Least squares: real scores to 1, generated ones to 0, summed over sub-discriminators."""
+    return _added(
+        mean(mx.square(1 - r)) + mean(mx.square(g)) for r, g in zip(real, generated, strict=True)
+    )
+
+
+def generator_loss(generated: Sequence[mx.array]) -> mx.array:
+    """Least squares: generated scores to 1, summed over sub-discriminators."""
+    return _added(mean(mx.square(1 - g)) for g in generated)
+
+
+def feature_loss(
+    real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
+) -> mx.array:
+    """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
+    return FEATURE_WEIGHT * _added(
+        mean(mx.abs(mx.stop_gradient(r) - g))
+        for real_maps, generated_maps in zip(real, generated, strict=True)
+        for r, g in zip(real_maps, generated_maps, strict=True)
+    )
+
+
+def kl_loss(
+    z_p: mx.array, logs_q: mx.array, m_p: mx.array, logs_p: mx.array, mask: mx.array
+) -> mx.array:
+    """KL divergence of posterior and prior at a sample.
+
+    Args:
+        z_p, logs_q, m_p, logs_p: `(B, T, C)`.
+        mask: `(B, T, 1)`. The sum is divided by the number of valid *frames*, as upstream does.
+    """
+    kl = logs_p - logs_q - 0.5 + 0.5 * mx.square(z_p - m_p) * mx.exp(-2.0 * logs_p)
+    return total(kl * mask) / total(mask)
+
+
+def mel_loss(target: mx.array, generated: mx.array) -> mx.array:
+    """Mean absolute difference of log-mels `(B, T, M)`, not yet weighted."""
+    return mean(mx.abs(target - generated))
+
+
+def scores(judgements: Sequence[Judgement]) -> list[mx.array]:
+    """The scores of all sub-discriminators."""
+    return [judgement.score for judgement in judgements]
+
+
+def features(judgements: Sequence[Judgement]) -> list[list[mx.array]]:
+    """The feature maps of all sub-discriminators."""
+    return [judgement.features for judgement in judgements]
+
+
+def _added(terms: Iterable[mx.array]) -> mx.array:
+    return sum(terms, start=mx.array(0.0))

@@ -1,0 +1,75 @@
+"""The pull toward the pretrained weights: squared relative distance, averaged over weight tensors.
+
+    loss_reg = strength * sum_l ||w_l - w0_l||^2 / ||w0_l||^2 / n
+
+over the n trained weight tensors, the effective weight where a layer holds length and direction.
+Biases, norms, embeddings and buffers are left alone; so is a tensor that is zero in the base, which
+has no relative distance. Compare L2-SP, Li et al. 2018, arXiv:1802.01483.
+
+The gradient of one tensor is 2 strength (w - w0) / (n ||w0||^2): with the few hundred tensors of a
+SoVITS generator the plan's strength of 0.001 is orders of magnitude below the task's gradient at
+every distance a fine-tune reaches. The log carries both norms; `docs/training.md` says from which
+strength on it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_vits.nn.layers import Convolution
+from mlx_vits.training.losses import total
+
+Anchor = dict[str, mx.array]
+
+
+def _weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers with a weight tensor that is being trained."""
+    for path, module in model.named_modules():
+        trained = module.trainable_parameters()
+        if isinstance(module, Convolution):
+            if "weight" in trained or "weight_v" in trained:
+                yield path, module
+        elif isinstance(module, nn.Linear) and "weight" in trained:
+            yield path, module
+
+
+def _weight(layer: nn.Module) -> mx.array:
+    return layer.effective_weight() if isinstance(layer, Convolution) else layer["weight"]
+
+
+def effective_weights(model: nn.Module) -> Anchor:
+    """Trained weight tensors by layer path, length and direction multiplied out."""
+    return {path: _weight(layer) for path, layer in sorted(_weight_layers(model))}
+
+
+def take_anchor(model: nn.Module) -> Anchor:
+    """The weights to be pulled toward: those the model has now, zero tensors left out."""
+    weights = effective_weights(model)
+    # Copies: a plain layer's weight is the model's own array, which a compiled step takes over.
+    anchor = {path: mx.array(w) for path, w in weights.items() if mx.any(w != 0).item()}
+    mx.eval(anchor)
+    return anchor
+
+
+def relative_drift(model: nn.Module, anchor: Anchor) -> dict[str, float]:
+    """||w - w0|| / ||w0|| of every anchored layer."""
+    weights = effective_weights(model)
+    drift = {
+        path: mx.sqrt(total(mx.square(weights[path] - origin)) / total(mx.square(origin)))
+        for path, origin in anchor.items()
+    }
+    mx.eval(drift)
+    return {path: float(distance) for path, distance in drift.items()}
+
+
+def pretrained_regularization(model: nn.Module, anchor: Anchor, strength: float) -> mx.array:
+    """`loss_reg`, a scalar; 0 where nothing is anchored."""
+    weights = effective_weights(model)
+    terms = [
+        total(mx.square(weights[path] - origin)) / total(mx.square(origin))
+        for path, origin in anchor.items()
+    ]
+    return strength * sum(terms, start=mx.array(0.0)) / max(1, len(terms))

@@ -1,0 +1,229 @@
+"""The training loop: one GAN step after another, from a prepared voice.
+
+It decides what comes next and stops when the numbers do; it draws no curve, writes no file and
+prints nothing. `mlx_vits/finetune.py` drives it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from mlx_vits.checkpoints.run import Place, RunState
+from mlx_vits.errors import CheckpointError, TrainingStopped
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.nn.weight_norm import NormScheme
+from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.regularization import Anchor
+from mlx_vits.training.step import Batch, GANStep, VITSLosses, build_optimizers, set_learning_rates
+
+__all__ = ["StepRecord", "VITSLosses", "VITSTrainer", "VITSTrainingConfig"]
+
+TrainedPart = Literal["all", "decoder"]
+
+
+@dataclass(frozen=True)
+class VITSTrainingConfig:
+    """How a voice is fine-tuned.
+
+    Attributes:
+        epochs: passes over the (repeated) clips.
+        steps: ends the run after so many updates, whatever `epochs` says; None for no limit.
+        batch_size: clips a step.
+        lr_g, lr_d: learning rates of generator and discriminator, before the decay of an epoch.
+        text_low_lr_rate: the text-side tensors learn at this share of `lr_g`.
+        pretrained_reg_strength: of the pull toward the pretrained weights.
+        segment_size: samples that are decoded of each clip, a multiple of the hop length.
+        seed: of batches, noise, slices and dropout.
+        train: "all" as upstream, "decoder" for `dec` and `ref_enc` alone.
+        weight_norm: which layers hold their weight as length and direction.
+        bias_correction: of AdamW; PyTorch always corrects.
+        compiled: whether a step is compiled; None leaves the choice to the device.
+    """
+
+    epochs: int = 8
+    steps: int | None = None
+    batch_size: int = 4
+    lr_g: float = 1e-5
+    lr_d: float = 1e-5
+    text_low_lr_rate: float = 0.4
+    pretrained_reg_strength: float = 0.001
+    segment_size: int = 20480
+    seed: int = 1234
+    train: TrainedPart = "all"
+    weight_norm: NormScheme = "upstream"
+    bias_correction: bool = True
+    compiled: bool | None = None
+
+
+class StepRecord(NamedTuple):
+    """One step, as it is logged.
+
+    Attributes:
+        values: the losses' names, `lr_g`, `lr_d`, `step` and `epoch`, as numbers.
+        place: where the run stands after it.
+    """
+
+    values: dict[str, float]
+    place: Place
+
+
+class VITSTrainer:
+    """Fine-tunes a generator and a discriminator on one voice.
+
+    Args:
+        generator: with the base's weights, or a run's.
+        discriminator: likewise.
+        voice: the prepared clips.
+        config: how.
+        anchor: the base's weights, from `take_anchor` on a generator that `freeze_for` has seen.
+    """
+
+    def __init__(
+        self,
+        generator: SynthesizerTrn,
+        discriminator: MultiPeriodDiscriminator,
+        voice: PreparedVoice,
+        config: VITSTrainingConfig,
+        anchor: Anchor | None = None,
+    ):
+        self.generator, self.discriminator = generator, discriminator
+        self.voice, self.config = voice, config
+        self.place = Place()
+        freeze_for(generator, config.train)
+        compiled = config.compiled
+        if compiled is None:
+            compiled = mx.default_device().type == mx.DeviceType.gpu
+        self._step = GANStep(
+            generator,
+            discriminator,
+            build_optimizers(generator.config, bias_correction=config.bias_correction),
+            anchor=anchor,
+            reg_strength=config.pretrained_reg_strength,
+            compiled=compiled,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.voice.plan(self.config.batch_size, self.config.seed, 1))
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        if self.config.steps is not None:
+            return self.config.steps
+        return self.config.epochs * self.steps_per_epoch
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Runs on from the present place to the end, yielding after every update.
+
+        Raises:
+            TrainingStopped: a loss or a gradient is no longer a number; both nets and both
+                optimizers are back where they were before that update.
+        """
+        while self.place.step < self.total_steps:
+            epoch = self.place.epoch
+            size, seed = self.config.batch_size, self.config.seed
+            for batch in self.voice.batches(size, seed, epoch, self.place.batch):
+                yield self._update(batch)
+                if self.place.step >= self.total_steps:
+                    return
+            self.place = replace(self.place, epoch=epoch + 1, batch=0)
+
+    def _update(self, batch: Batch) -> StepRecord:
+        rates = self._set_rates()
+        before = self._snapshot()
+        key = mx.random.key((self.config.seed << 32) + self.place.step)
+        losses = self._step(batch, key)
+        mx.eval(losses, self._step.state())
+        values = {name: array.item() for name, array in losses._asdict().items()}
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            self._put_back(before)
+            raise TrainingStopped(
+                f"{broken[0]} is no longer a number at step {self.place.step + 1}; the weights of "
+                f"step {self.place.step} are kept; try a lower --lr-g and --lr-d"
+            )
+        self.place = replace(self.place, step=self.place.step + 1, batch=self.place.batch + 1)
+        values |= rates | {"step": self.place.step, "epoch": self.place.epoch}
+        return StepRecord(values, self.place)
+
+    def _set_rates(self) -> dict[str, float]:
+        """Learning rates of the present epoch; upstream decays them before the first."""
+        decay = self.generator.config.train.lr_decay**self.place.epoch
+        lr_g, lr_d = self.config.lr_g * decay, self.config.lr_d * decay
+        set_learning_rates(self._step.optimizers, lr_g, lr_d, self.config.text_low_lr_rate)
+        return {"lr_g": lr_g, "lr_d": lr_d}
+
+    def trees(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as trees of arrays."""
+        optimizers = self._step.optimizers
+        return {
+            "generator": self.generator.parameters(),
+            "discriminator": self.discriminator.parameters(),
+            "optimizer_g": optimizers.generator.state,
+            "optimizer_d": optimizers.discriminator.state,
+        }
+
+    def restore(self, state: RunState, source: str) -> None:
+        """Continues where a state was taken.
+
+        Raises:
+            CheckpointError: the state belongs to a run of another shape.
+        """
+        nets: tuple[tuple[str, nn.Module], ...] = (
+            ("generator", self.generator),
+            ("discriminator", self.discriminator),
+        )
+        try:
+            for part, net in nets:
+                net.update(state.trees[part], strict=True)
+            self._step.optimizers.generator.state = state.trees["optimizer_g"]
+            self._step.optimizers.discriminator.state = state.trees["optimizer_d"]
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{source}: belongs to a run with other settings ({error}); resume it with the "
+                "options it was started with"
+            ) from error
+        self._step.optimizers.generator.init(self.generator.trainable_parameters())
+        self._step.optimizers.discriminator.init(self.discriminator.trainable_parameters())
+        self.place = state.place
+
+    def note_score(self, score: float) -> bool:
+        """Takes a score of the present weights (lower is better); whether it is the best yet."""
+        best = self.place.best_score
+        if best is not None and score >= best:
+            return False
+        self.place = replace(self.place, best_score=score, best_step=self.place.step)
+        return True
+
+    def _snapshot(self) -> dict[str, Any]:
+        """The arrays as they are; arrays are never changed in place, so this copies nothing."""
+        return tree_map(lambda array: array, self.trees())
+
+    def _put_back(self, trees: dict[str, Any]) -> None:
+        self.generator.update(trees["generator"])
+        self.discriminator.update(trees["discriminator"])
+        self._step.optimizers.generator.state = trees["optimizer_g"]
+        self._step.optimizers.discriminator.state = trees["optimizer_d"]
+
+
+def freeze_for(generator: SynthesizerTrn, train: TrainedPart) -> None:
+    """Freezes what is not trained.
+
+    `ssl_proj` and `quantizer` never receive a gradient upstream, so nothing may decay them either.
+    """
+    generator.unfreeze()
+    if train == "decoder":
+        generator.freeze()
+        generator.dec.unfreeze()
+        generator.ref_enc.unfreeze()
+    else:
+        generator.ssl_proj.freeze()
+        generator.quantizer.freeze()

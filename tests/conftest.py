@@ -1,0 +1,3 @@
+"""mlx_vits is imported before anything else brings in mlx: it chooses the BLAS."""
+
+import mlx_vits  # noqa: F401
