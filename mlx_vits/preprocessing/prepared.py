@@ -1,0 +1,188 @@
+"""The prepared folder: upstream's own names and formats, which both projects train on.
+
+Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
+
+| path | what |
+| --- | --- |
+| `2-name2text.txt` | NAME, phonemes, word2ph, normalised text; tab-separated |
+| `4-cnhubert/NAME.pt` | SSL features [1, C, S], a PyTorch tensor, fp32 |
+| `5-wav32k/NAME` | 32 kHz mono 16-bit WAV, levelled |
+| `held_out/` | the same for clips that are only listened to; ours, upstream ignores it |
+| `mlx_vits.json` | how it was made; ours, upstream ignores it |
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
+from mlx_vits.config import Config
+from mlx_vits.errors import CheckpointError, DataError
+from mlx_vits.files import atomic_write
+
+TEXT_FILE = "2-name2text.txt"
+SSL_FOLDER = "4-cnhubert"
+WAV_FOLDER = "5-wav32k"
+HELD_OUT_FOLDER = "held_out"
+MANIFEST = "mlx_vits.json"
+_FORMAT = 1
+
+
+class TextLine(NamedTuple):
+    """One line of `2-name2text.txt`.
+
+    Attributes:
+        name: of the clip.
+        phonemes: symbols.
+        text: normalised.
+    """
+
+    name: str
+    phonemes: list[str]
+    text: str
+
+
+@dataclass(frozen=True)
+class SourceClip:
+    """Where a prepared clip came from."""
+
+    name: str
+    sha256: str
+    seconds: float
+    text: str
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How a prepared folder was made.
+
+    Attributes:
+        content_encoder: the base's name, for messages.
+        content_encoder_sha256: of its weights.
+        ssl_dim: width of the features.
+        version: of the phoneme symbols ("v1", "v2", ...).
+        language: of the transcripts.
+        sources: clips in the order they were given.
+    """
+
+    content_encoder: str
+    content_encoder_sha256: str
+    ssl_dim: int
+    version: str
+    language: str
+    sources: tuple[SourceClip, ...] = field(default_factory=tuple)
+
+    def write(self, folder: Path) -> None:
+        """Writes `mlx_vits.json`."""
+        with atomic_write(folder / MANIFEST) as file:
+            file.write(json.dumps({"format": _FORMAT} | asdict(self), indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Reads `mlx_vits.json`; None in a folder that upstream prepared.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values.pop("format")
+            sources = tuple(SourceClip(**clip) for clip in values.pop("sources"))
+            return cls(sources=sources, **values)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: is damaged; prepare the voice again") from error
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds prepared data rather than clips."""
+    return (folder / TEXT_FILE).is_file()
+
+
+def check_fits(folder: Path, config: Config, encoder_sha256: str | None, base: str) -> None:
+    """Checks that a prepared folder fits a base.
+
+    Args:
+        encoder_sha256: of the base's content encoder, None where it has none.
+        base: its name.
+
+    Raises:
+        DataError: the folder was made with another content encoder, for another version, or with
+            features of another width.
+    """
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        return
+    cure = "prepare the voice again with this base"
+    if manifest.ssl_dim != config.reduced_dims.ssl_dim:
+        raise DataError(
+            f"{folder}: has features {manifest.ssl_dim} wide, the base {base} needs "
+            f"{config.reduced_dims.ssl_dim}; {cure}"
+        )
+    if (manifest.version == "v1") != (config.version == "v1"):
+        raise DataError(
+            f"{folder}: has {manifest.version} phonemes, the base {base} is {config.version}; "
+            f"{cure}"
+        )
+    if encoder_sha256 is not None and manifest.content_encoder_sha256 != encoder_sha256:
+        raise DataError(
+            f"{folder}: was made with the content encoder of {manifest.content_encoder}, the base "
+            f"{base} has another; {cure}"
+        )
+
+
+def read_text_lines(path: Path) -> list[TextLine]:
+    """Reads `2-name2text.txt`; lines without four columns are skipped, as upstream does.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read; prepare the voice again") from error
+    rows = [line.split("\t") for line in content.splitlines()]
+    return [TextLine(row[0], row[1].split(" "), row[3]) for row in rows if len(row) == 4]
+
+
+def write_text_lines(path: Path, lines: list[TextLine], word2ph: list[list[int] | None]) -> None:
+    """Writes `2-name2text.txt`."""
+    rows = [
+        f"{line.name}\t{' '.join(line.phonemes)}\t{counts}\t{line.text}\n"
+        for line, counts in zip(lines, word2ph, strict=True)
+    ]
+    with atomic_write(path) as file:
+        file.write("".join(rows).encode())
+
+
+def write_features(path: Path, features: np.ndarray) -> None:
+    """Writes features `(S, C)` as upstream's tensor [1, C, S], fp32."""
+    write_torch_archive(path, np.ascontiguousarray(features.T[None], dtype=np.float32))
+
+
+def read_features(path: Path, ssl_dim: int) -> np.ndarray:
+    """Reads upstream's tensor [1, C, S] as features `(S, C)` float32.
+
+    Raises:
+        DataError: the file is damaged, or has another width.
+    """
+    try:
+        tensor = read_torch_archive(path)
+    except CheckpointError as error:
+        raise DataError(f"{error}; prepare the voice again") from error
+    if not isinstance(tensor, np.ndarray) or tensor.ndim != 3 or tensor.shape[0] != 1:
+        raise DataError(f"{path}: does not hold features [1, {ssl_dim}, frames]; prepare it again")
+    if tensor.shape[1] != ssl_dim:
+        raise DataError(
+            f"{path}: has features {tensor.shape[1]} wide, the base needs {ssl_dim}; prepare the "
+            "voice again with this base"
+        )
+    return np.ascontiguousarray(tensor[0].T, dtype=np.float32)

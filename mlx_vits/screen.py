@@ -1,0 +1,108 @@
+"""What the command lines print: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mlx_vits.errors import UserError
+from mlx_vits.training.vits_trainer import StepRecord
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_RATE_STEPS = 20  # the rate is that of the last so many
+
+
+def report_errors(command: Command) -> Command:
+    """A user's mistake becomes one sentence on standard error and exit status 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            print("stopped.", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+class TerminalScreen:
+    """Says what a run does.
+
+    Args:
+        log_every: steps between two lines.
+    """
+
+    def __init__(self, log_every: int = 10):
+        self._log_every = log_every
+        self._console = Console(highlight=False)
+        self._progress: Progress | None = None
+        self._times: list[float] = []
+
+    def say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"! {text}", style="bold yellow", soft_wrap=True, markup=False)
+
+    def preparing(self, done: int, count: int, name: str) -> None:
+        self.say(f"prepared {done}/{count}  {name}")
+
+    def step(self, record: StepRecord, total: int) -> None:
+        now = time.monotonic()
+        self._times = [*self._times[-_RATE_STEPS:], now]
+        step, values = record.place.step, record.values
+        if self._console.is_terminal:
+            self._advance(step, total, values)
+        if step % self._log_every and step != total:
+            return
+        losses = "  ".join(
+            f"{name.removeprefix('loss_')} {values[name]:.3f}"
+            for name in ("loss_total", "loss_mel", "loss_fm", "loss_gen", "loss_kl", "loss_d")
+        )
+        reg = f"reg {values['loss_reg']:.2e}"
+        left = (total - step) / self._rate() if self._rate() else 0
+        self.say(
+            f"step {step}/{total}  epoch {record.place.epoch}  {losses}  {reg}  "
+            f"{self._rate():.2f} steps/s  {left:.0f} s left"
+        )
+
+    def _rate(self) -> float:
+        if len(self._times) < 2:
+            return 0.0
+        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+
+    def _advance(self, step: int, total: int, values: dict[str, float]) -> None:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("mel {task.fields[mel]:.2f}  {task.fields[rate]:.2f} steps/s"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+            self._progress.add_task("training", total=total, mel=0.0, rate=0.0)
+        task = self._progress.task_ids[0]
+        self._progress.update(task, completed=step, mel=values["loss_mel"], rate=self._rate())
+        if step == total:
+            self.close()
+
+    def close(self) -> None:
+        """Takes the progress bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,322 @@
+"""A voice to speak with: what `mlx_vits.load` returns.
+
+Inputs and outputs are in PyTorch's axes, as upstream's: [batch, channels, time]. Axes: B batch,
+K semantic codes, L phonemes, T spectrogram frames, N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_vits.audio.files import read_speech, resample
+from mlx_vits.audio.spectrogram import spectrogram
+from mlx_vits.checkpoints.state_dict import state_of
+from mlx_vits.checkpoints.voice_file import write_voice
+from mlx_vits.config import Config
+from mlx_vits.errors import CheckpointError, DataError
+from mlx_vits.models.hubert import HubertModel
+from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.nn.layout import channels_last
+from mlx_vits.preprocessing.features import speech_features
+from mlx_vits.text import clean_text, phonemes_to_ids
+
+Array = np.ndarray | mx.array
+
+_DEFAULT_SEED = 0
+
+
+class Voice:
+    """A generator with its configuration and what it needs to be used.
+
+    Args:
+        model: the generator.
+        info: how far it was trained, in upstream's words.
+        name: for messages and files.
+        content_encoder: needed by `convert` alone.
+        reference: a recording of the voice, the default style of `convert`.
+
+    Example:
+        >>> import mlx_vits, soundfile
+        >>> voice = mlx_vits.load("demo")
+        >>> wav, rate = soundfile.read("weights/demo/voice/LJ001-0010.flac")
+        >>> text = "Now, as all books not primarily intended as picture-books consist"
+        >>> spoken = voice.convert(wav, rate, text)
+        >>> soundfile.write("spoken.wav", spoken, voice.sample_rate)
+    """
+
+    def __init__(
+        self,
+        model: SynthesizerTrn,
+        *,
+        info: str = "",
+        name: str = "voice",
+        content_encoder: HubertModel | None = None,
+        reference: Path | None = None,
+    ):
+        self.model, self.info, self.name = model, info, name
+        self.content_encoder, self.reference = content_encoder, reference
+
+    @property
+    def config(self) -> Config:
+        """Upstream's keys, frozen."""
+        return self.model.config
+
+    @property
+    def version(self) -> str:
+        """ "v1", "v2", "v2Pro" or "v2ProPlus"."""
+        return self.config.version
+
+    @property
+    def sample_rate(self) -> int:
+        """Of everything this voice speaks, in Hz."""
+        return self.config.data.sampling_rate
+
+    def __repr__(self) -> str:
+        return f"Voice({self.name!r}, version={self.version!r}, info={self.info!r})"
+
+    def decode(
+        self,
+        codes: Array,
+        text: Array,
+        refer: Array | Sequence[Array],
+        *,
+        sv_emb: Array | Sequence[Array] | None = None,
+        noise: Array | None = None,
+        noise_scale: float = 0.5,
+        speed: float = 1.0,
+    ) -> np.ndarray:
+        """Speech from semantic codes and phonemes, in the style of a reference.
+
+        Args:
+            codes: [1, 1, K] integers.
+            text: [1, L] phoneme ids.
+            refer: linear spectrogram [1, 1025, T], or several, whose styles are averaged.
+            sv_emb: speaker vector [1, sv_dim] of each reference, for v2Pro and v2ProPlus.
+            noise: [1, inter_channels, frames], standard normal; drawn from a fixed seed if None.
+                Frames are 2 K, or int(2 K / speed) + 1 where speed is not 1.
+            noise_scale: 0 speaks the most likely way.
+            speed: 2.0 halves the length.
+
+        Returns:
+            `(640 frames,)` float32, neither normalised nor clipped.
+
+        Raises:
+            ValueError: an array has another shape, or a code or phoneme does not exist.
+        """
+        dims = self.config.reduced_dims
+        codes = _integers(codes, (1, 1, None), "codes", dims.codebook_size)
+        text = _integers(text, (1, None), "text", dims.text_vocab)
+        if not speed > 0:
+            raise ValueError(f"speed is {speed}; it has to be above 0")
+        frames = self.model.decoded_frames(codes.shape[-1], speed)
+        shape = (1, self.config.model.inter_channels, frames)
+        if noise is None:
+            noise = mx.random.normal(shape, key=mx.random.key(_DEFAULT_SEED))
+        decoded = self.model.decode(
+            codes[0],
+            text,
+            self._styles(refer, sv_emb),
+            noise=channels_last(_floats(noise, shape, "noise")),
+            noise_scale=noise_scale,
+            speed=speed,
+        )
+        return np.array(decoded.wav[0, :, 0], dtype=np.float32)
+
+    def _styles(self, refer: Any, sv_emb: Any) -> list[mx.array]:
+        references = list(refer) if isinstance(refer, (list, tuple)) else [refer]
+        if not references:
+            raise ValueError("refer is an empty list; give one spectrogram at least")
+        vectors: list[Any] = [None] * len(references)
+        if self.config.model.is_pro:
+            if sv_emb is None:
+                raise ValueError(f"{self.version} needs sv_emb, a speaker vector per reference")
+            vectors = list(sv_emb) if isinstance(sv_emb, (list, tuple)) else [sv_emb]
+            if len(vectors) != len(references):
+                raise ValueError(f"{len(references)} references but {len(vectors)} speaker vectors")
+            shape = (1, self.config.reduced_dims.sv_dim)
+            vectors = [_floats(vector, shape, "sv_emb") for vector in vectors]
+        bins = self.config.data.spec_channels
+        styles = []
+        for reference, vector in zip(references, vectors, strict=True):
+            spec = channels_last(_floats(reference, (1, bins, None), "refer"))
+            mask = mx.ones((1, spec.shape[1], 1))
+            styles.append(self.model.embed_style(spec, mask, vector))
+        return styles
+
+    def extract_codes(self, ssl: Array) -> np.ndarray:
+        """Semantic codes of SSL features.
+
+        Args:
+            ssl: [B, ssl_dim, T].
+
+        Returns:
+            [B, 1, T // 2] int32.
+
+        Raises:
+            ValueError: the features have another shape.
+        """
+        features = _floats(ssl, (None, self.config.reduced_dims.ssl_dim, None), "ssl")
+        codes = self.model.extract_latent(channels_last(features))
+        return np.array(codes, dtype=np.int32)[:, None]
+
+    def convert(
+        self,
+        wav: Array,
+        sample_rate: int,
+        text: str,
+        *,
+        language: str = "en",
+        refer: str | Path | Array | None = None,
+        noise_scale: float = 0.5,
+        speed: float = 1.0,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """A recording, spoken again in this voice.
+
+        Args:
+            wav: `(N,)` mono, full scale 1.0.
+            sample_rate: of `wav`, in Hz.
+            text: what is said in it.
+            language: of the text.
+            refer: a recording's path or a linear spectrogram [1, 1025, T] that sets the style; by
+                default the run's own reference, otherwise the input.
+            noise_scale, speed: see `decode`.
+            seed: of the noise.
+
+        Returns:
+            `(samples,)` float32 at `sample_rate` of the voice, neither normalised nor clipped.
+
+        Raises:
+            CheckpointError: the voice has no content encoder.
+            DataError: the recording is silent or too short, or the text cannot be spoken.
+        """
+        if self.content_encoder is None:
+            raise CheckpointError(
+                f"{self.name}: has no content encoder, which convert needs; give its folder: "
+                "mlx_vits.load(..., content_encoder=FOLDER)"
+            )
+        audio = np.asarray(wav, dtype=np.float32)
+        if audio.ndim != 1 or not np.isfinite(audio).all():
+            raise DataError("the recording is not one channel of numbers; give an array (N,)")
+        features = speech_features(self.content_encoder, audio, sample_rate, "the recording")
+        phonemes = clean_text(text, language, self.version).phonemes
+        return self.speak_features(
+            features,
+            phonemes_to_ids(phonemes, self.version),
+            self._reference(refer, audio, sample_rate),
+            noise_scale=noise_scale,
+            speed=speed,
+            seed=seed,
+        )
+
+    def speak_features(
+        self,
+        features: np.ndarray,
+        phoneme_ids: Sequence[int],
+        refer: Array,
+        *,
+        noise_scale: float = 0.5,
+        speed: float = 1.0,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """What `convert` does once features and phonemes are known.
+
+        Args:
+            features: `(S, ssl_dim)`, from `preprocessing.features`.
+            phoneme_ids: of what is said.
+            refer: linear spectrogram [1, 1025, T].
+            noise_scale, speed, seed: see `convert`.
+
+        Returns:
+            `(samples,)` float32.
+        """
+        codes = self.extract_codes(features.T[None])
+        frames = self.model.decoded_frames(codes.shape[-1], speed)
+        shape = (1, self.config.model.inter_channels, frames)
+        return self.decode(
+            codes,
+            np.array([phoneme_ids], dtype=np.int32),
+            refer,
+            noise=mx.random.normal(shape, key=mx.random.key(seed)),
+            noise_scale=noise_scale,
+            speed=speed,
+        )
+
+    def _reference(self, refer: Any, audio: np.ndarray, rate: int) -> Array:
+        if refer is None and self.reference is not None:
+            refer = self.reference
+        if refer is None:
+            return self.reference_spectrogram(resample(audio, rate, self.sample_rate))
+        if isinstance(refer, (str, Path)):
+            return self.reference_spectrogram(read_speech(refer, self.sample_rate))
+        return refer
+
+    def reference_spectrogram(self, wav: np.ndarray) -> mx.array:
+        """A reference for `decode`.
+
+        Args:
+            wav: `(N,)` at the voice's rate; where it is louder than full scale it is lowered.
+
+        Returns:
+            [1, 1025, T].
+
+        Raises:
+            DataError: the recording is too short.
+        """
+        peak = float(np.abs(wav).max(initial=0.0))
+        if peak > 1:
+            wav = wav / min(2.0, peak)
+        try:
+            spec = spectrogram(mx.array(wav)[None], self.config.data)
+        except ValueError as error:
+            raise DataError(f"the reference is too short: {error}") from error
+        return spec.swapaxes(1, 2)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the voice, every tensor under upstream's name and in PyTorch's axes.
+
+        Args:
+            path: `.pth` gives the file that GPT-SoVITS opens (fp16, without the posterior
+                encoder), `.safetensors` one file with metadata, anything else a folder.
+
+        Returns:
+            The path.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        path = Path(path)
+        write_voice(path, state_of(self.model), self.config, info=self.info, name=self.name)
+        return path
+
+
+def _floats(array: Array, shape: tuple[int | None, ...], name: str) -> mx.array:
+    result = array if isinstance(array, mx.array) else mx.array(np.asarray(array))
+    _check_shape(result, shape, name)
+    return result.astype(mx.float32)
+
+
+def _integers(array: Array, shape: tuple[int | None, ...], name: str, count: int) -> mx.array:
+    values = np.array(array)
+    _check_shape(values, shape, name)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} holds {values.dtype}; integers are needed")
+    if values.size and not (values.min() >= 0 and values.max() < count):
+        raise ValueError(
+            f"{name} reaches from {values.min()} to {values.max()}; only 0 to {count - 1} exist"
+        )
+    return mx.array(values.astype(np.int32))
+
+
+def _check_shape(array: Array, shape: tuple[int | None, ...], name: str) -> None:
+    fits = len(array.shape) == len(shape) and all(
+        wish in (None, size) for size, wish in zip(array.shape, shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        wished = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(array.shape)}; [{wished}] is needed")

@@ -1,0 +1,193 @@
+"""`python -m mlx_vits.train`: fine-tune a voice.
+
+python -m mlx_vits.train --data-dir my_clips/ --output runs/me
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mlx_vits import finetune
+from mlx_vits.checkpoints.base import DEMO, choose_base, weights_home
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.nn.weight_norm import NORM_SCHEMES
+from mlx_vits.screen import TerminalScreen, report_errors
+from mlx_vits.training.vits_trainer import VITSTrainingConfig
+
+RUNS = Path("runs")
+SUGGESTED = "finetune.json"  # beside a voice's clips: options of its own
+
+_CHOICES = {"train": ("all", "decoder"), "weight_norm": NORM_SCHEMES}
+_CHANGEABLE = {"epochs", "steps", "save_every", "tensorboard"}  # when a run is resumed
+_DEFAULT = VITSTrainingConfig()
+
+
+def _option(text: str, default: Any = None, **more: Any) -> Any:
+    """An option that is None unless given, so that a voice can suggest its own value."""
+    shown = False if default is None else str(default)
+    return typer.Option(None, help=text, show_default=shown, **more)
+
+
+VOICE = _option("Voice: a name under weights/, or a folder of clips with transcripts.tsv.")
+DATA_DIR = _option("The same as a path: clips with transcripts.tsv, or a prepared folder.")
+BASE = _option("Base: a name under weights/, or its folder.", "demo for demo, else v2, else demo")
+PRETRAINED = _option("Pretrained generator: s2G .pth, or safetensors.")
+PRETRAINED_D = _option("Pretrained discriminator: s2D .pth, or safetensors.")
+CONTENT_ENCODER = _option("Folder of the content encoder (chinese-hubert-base).")
+OUTPUT = _option("Folder of the run.", "runs/NAME")
+EPOCHS = _option("Passes over the clips, repeated to about 100.", _DEFAULT.epochs, min=1)
+STEPS = _option("Updates in all; overrides --epochs.", min=1)
+BATCH_SIZE = _option("Clips a step.", _DEFAULT.batch_size, min=1)
+LR_G = _option("Learning rate of the generator, per step.", _DEFAULT.lr_g, min=0)
+LR_D = _option("Learning rate of the discriminator, per step.", _DEFAULT.lr_d, min=0)
+TEXT_RATE = _option(
+    "The text side learns at this share of --lr-g.", _DEFAULT.text_low_lr_rate, min=0
+)
+PULL = _option(
+    "Strength of the pull toward the pretrained weights, 0 for none.",
+    _DEFAULT.pretrained_reg_strength,
+    min=0,
+)
+SEGMENT = _option("Samples decoded of each clip, at 32 kHz.", _DEFAULT.segment_size, min=1280)
+LOG_EVERY = _option("Steps between two lines on screen.", 10, min=1)
+SAVE_EVERY = _option("Steps between two checkpoints, each with a score.", 100, min=1)
+SEED = _option("Of batches, noise, slices, dropout.", _DEFAULT.seed, min=0, max=2**31 - 1)
+RESUME = _option("Continue the run in this folder from its last checkpoint.")
+TRAIN = _option("What is trained: all, or decoder (dec and ref_enc).", _DEFAULT.train)
+WEIGHT_NORM = _option(f"Layers with weight norm: {', '.join(NORM_SCHEMES)}.", _DEFAULT.weight_norm)
+BIAS_CORRECTION = typer.Option(
+    None,
+    "--bias-correction/--no-bias-correction",
+    help="Bias correction of AdamW, which PyTorch always does.",
+    show_default="on",
+)
+HELD_OUT = _option("Clips, from the last, only listened to.", "a tenth of 4 or more", min=0)
+LANGUAGE = _option("Language of the transcripts.", "en")
+TENSORBOARD = typer.Option(None, "--tensorboard", help="Also write TensorBoard files.")
+
+
+@report_errors
+def main(
+    voice: str | None = VOICE,
+    data_dir: Path | None = DATA_DIR,
+    base: str | None = BASE,
+    pretrained: Path | None = PRETRAINED,
+    pretrained_d: Path | None = PRETRAINED_D,
+    content_encoder: Path | None = CONTENT_ENCODER,
+    output: Path | None = OUTPUT,
+    epochs: int | None = EPOCHS,
+    steps: int | None = STEPS,
+    batch_size: int | None = BATCH_SIZE,
+    lr_g: float | None = LR_G,
+    lr_d: float | None = LR_D,
+    text_low_lr_rate: float | None = TEXT_RATE,
+    pretrained_reg: float | None = PULL,
+    segment_size: int | None = SEGMENT,
+    log_every: int | None = LOG_EVERY,
+    save_every: int | None = SAVE_EVERY,
+    seed: int | None = SEED,
+    resume: Path | None = RESUME,
+    train: str | None = TRAIN,
+    weight_norm: str | None = WEIGHT_NORM,
+    bias_correction: bool | None = BIAS_CORRECTION,
+    held_out: int | None = HELD_OUT,
+    language: str | None = LANGUAGE,
+    tensorboard: bool | None = TENSORBOARD,
+) -> None:
+    """Fine-tune a GPT-SoVITS voice from about one minute of speech."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    for name, choices in _CHOICES.items():
+        if given.get(name, choices[0]) not in choices:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {given[name]}: is not one of {', '.join(choices)}")
+    screen = TerminalScreen(given.pop("log_every", 10))
+    try:
+        if resume is not None:
+            _resume(given, screen)
+        else:
+            finetune.start(_options(given), screen)
+    finally:
+        screen.close()
+
+
+def _resume(given: dict[str, Any], screen: TerminalScreen) -> None:
+    folder = given.pop("resume")
+    fixed = sorted(set(given) - _CHANGEABLE)
+    if fixed:
+        flag = fixed[0].replace("_", "-")
+        raise UserError(f"--{flag}: cannot be changed when a run is resumed; leave it out")
+    finetune.resume(folder, screen, **given)
+
+
+def _options(given: dict[str, Any]) -> finetune.FinetuneOptions:
+    name, folder = _find_data(given.get("voice"), given.get("data_dir"))
+    if "pretrained_reg" in given:
+        given["pretrained_reg_strength"] = given["pretrained_reg"]
+    known = set(VITSTrainingConfig.__dataclass_fields__)
+    wished = {key: value for key, value in given.items() if key in known}
+    suggested = _suggested(folder)
+    if "epochs" in wished:
+        suggested.pop("steps", None)
+    parts = ("pretrained", "pretrained_d", "content_encoder")
+    return finetune.FinetuneOptions(
+        voice=name,
+        data=folder,
+        base=choose_base(given.get("base"), voice=name, **{k: given.get(k) for k in parts}),
+        output=given.get("output", RUNS / name),
+        training=VITSTrainingConfig(**(suggested | wished)),
+        language=given.get("language", "en"),
+        held_out=given.get("held_out"),
+        save_every=given.get("save_every", 100),
+        tensorboard=given.get("tensorboard", False),
+    )
+
+
+def _find_data(voice: str | None, data_dir: Path | None) -> tuple[str, Path]:
+    """The voice's name and the folder of its clips."""
+    if voice is None and data_dir is None:
+        raise UserError("give --voice NAME or --data-dir FOLDER; `--voice demo` is there to try")
+    if data_dir is not None:
+        folder = data_dir.expanduser()
+        if not folder.is_dir():
+            raise DataError(f"{data_dir}: there is no such folder; check the path")
+        return voice or _name_of(folder), folder
+    assert voice is not None
+    shipped = weights_home() / voice / "voice"
+    if len(Path(voice).parts) == 1 and shipped.is_dir():
+        return voice, shipped
+    folder = Path(voice).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"{voice}: there is no such voice; give the folder of its clips, or `{DEMO}` to try"
+        )
+    return _name_of(folder), folder
+
+
+def _name_of(folder: Path) -> str:
+    name = folder.resolve().name
+    # A demo voice given by its path is still called by the name of its folder under weights/.
+    return folder.resolve().parent.name if name == "voice" else name
+
+
+def _suggested(folder: Path) -> dict[str, Any]:
+    """Options that a voice's folder has for itself; those on the command line win."""
+    path = folder / SUGGESTED
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        VITSTrainingConfig(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be used ({error}); mend it or take it away") from error
+    return values
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(main)
+
+if __name__ == "__main__":
+    app()

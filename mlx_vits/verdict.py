@@ -1,0 +1,98 @@
+"""Was it worth it: the fine-tuned voice against its base, in words and in numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mlx_vits.synthesis.scoring import Score
+
+LOUDNESS_MARGIN = 0.30
+LEAST_LARGEST_SAMPLE = 15000
+COLLAPSE_RATIO = 0.3
+
+
+class Finding(NamedTuple):
+    """One question and its answer.
+
+    Attributes:
+        name: what was asked.
+        passed: the answer.
+        words: a sentence with the numbers.
+    """
+
+    name: str
+    passed: bool
+    words: str
+
+
+def judge_loudness(base: Score, tuned: Score) -> Finding:
+    """Whether the voice kept its loudness."""
+    ratio = _ratio(tuned.largest_sample, base.largest_sample)
+    close = abs(ratio - 1) <= LOUDNESS_MARGIN
+    loud = tuned.largest_sample > LEAST_LARGEST_SAMPLE
+    words = (
+        f"The largest sample is {tuned.largest_sample:,.0f} of 32,767, the base's "
+        f"{base.largest_sample:,.0f}: {ratio:.2f} times."
+    )
+    if not close:
+        words += f" That is further than {LOUDNESS_MARGIN:.0%} from the base."
+    if not loud:
+        words += f" That is not above {LEAST_LARGEST_SAMPLE:,}."
+    return Finding("loudness", close and loud, words)
+
+
+def judge_mel_distance(base: Score, tuned: Score, on_training_clips: bool) -> Finding:
+    """Whether the voice came nearer to the recordings."""
+    change = _ratio(tuned.mel_distance, base.mel_distance) - 1
+    clips = "training clips, as none was held out" if on_training_clips else "held-out clips"
+    words = (
+        f"The mel distance to the {clips} went from {base.mel_distance:.3f} to "
+        f"{tuned.mel_distance:.3f} ({change:+.1%})."
+    )
+    return Finding("mel distance", change < 0, words)
+
+
+def judge_drift(drift: dict[str, float]) -> Finding:
+    """How far the weights went, which is for information."""
+    largest = max(drift, key=lambda layer: drift[layer])
+    mean = sum(drift.values()) / len(drift)
+    words = (
+        f"The weights moved by {mean:.2%} of their size on average, most in {largest} "
+        f"({drift[largest]:.2%})."
+    )
+    return Finding("drift", True, words)
+
+
+def conclude(findings: list[Finding]) -> str:
+    """The verdict in one sentence."""
+    failed = [finding.name for finding in findings if not finding.passed]
+    if not failed:
+        return "Better than the base: nearer to the recordings, and as loud."
+    if failed == ["mel distance"]:
+        return "Not better than the base: it is as loud, but no nearer to the recordings."
+    if failed == ["loudness"]:
+        return "Nearer to the recordings than the base, but its loudness changed."
+    return "Worse than the base: no nearer to the recordings, and its loudness changed."
+
+
+def score_record(step: int, score: Score) -> dict[str, Any]:
+    """A score for `scores.jsonl` and `verdict.json`; the waveforms are left out."""
+    return {
+        "step": step,
+        "largest_sample": score.largest_sample,
+        "rms": score.rms,
+        "mel_distance": score.mel_distance,
+        "clips": [
+            {
+                "name": clip.name,
+                "largest_sample": clip.largest_sample,
+                "rms": clip.rms,
+                "mel_distance": clip.mel_distance,
+            }
+            for clip in score.clips
+        ],
+    }
+
+
+def _ratio(value: float, origin: float) -> float:
+    return value / origin if origin else float("inf")
