@@ -37,6 +37,8 @@ from mlx_vits.files import atomic_write, make_folder, replace_folder
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import prepare_voice
+from mlx_vits.reporting.report import write_report
+from mlx_vits.reporting.results import SAMPLES, VERDICT
 from mlx_vits.synthesis.loading import REFERENCE
 from mlx_vits.synthesis.scoring import Score, read_listening_clips, score_voice
 from mlx_vits.synthesis.voice import Voice
@@ -53,6 +55,7 @@ from mlx_vits.verdict import (
     COLLAPSE_RATIO,
     conclude,
     judge_drift,
+    judge_level,
     judge_loudness,
     judge_mel_distance,
     score_record,
@@ -60,9 +63,6 @@ from mlx_vits.verdict import (
 
 PREPARED = "prepared"
 CHECKPOINTS = "checkpoints"
-SAMPLES = "samples"
-VERDICT = "verdict.json"
-REPORT = "report.html"
 EARLY_STEP = 50  # the plan's: by then the loudness of a broken fine-tune is gone
 
 
@@ -350,13 +350,14 @@ class _Run:
                     if board:
                         board.write(record.values)
                     self.screen.step(record, total)
-                    if interrupted:
-                        self._save()
-                        raise KeyboardInterrupt
                     step = trainer.place.step
-                    if step in (EARLY_STEP, total) or step % self.options.save_every == 0:
+                    is_due = step in (EARLY_STEP, total) or step % self.options.save_every == 0
+                    if is_due:
                         self._listen()
+                    if is_due or interrupted:
                         self._save()
+                    if interrupted:
+                        raise KeyboardInterrupt
             except TrainingStopped:
                 self._save()
                 raise
@@ -389,8 +390,6 @@ class _Run:
         write_voice(path, state, self.generator.config, info=info, name=self.options.voice)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
-        from mlx_vits.reporting.report import write_report
-
         place, voice = self.trainer.place, self.options.voice
         exported = self.folder / f"{voice}_e{place.epoch}_s{place.step}.pth"
         self._write_voice(exported)
@@ -423,6 +422,7 @@ class _Run:
         drift = relative_drift(self.generator, self.anchor)
         findings = [
             judge_loudness(self.base_score, final),
+            judge_level(final),
             judge_mel_distance(self.base_score, final, self.on_training_clips),
             judge_drift(drift),
         ]

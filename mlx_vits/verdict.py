@@ -28,17 +28,20 @@ class Finding(NamedTuple):
 def judge_loudness(base: Score, tuned: Score) -> Finding:
     """Whether the voice kept its loudness."""
     ratio = _ratio(tuned.largest_sample, base.largest_sample)
-    close = abs(ratio - 1) <= LOUDNESS_MARGIN
-    loud = tuned.largest_sample > LEAST_LARGEST_SAMPLE
+    kept = abs(ratio - 1) <= LOUDNESS_MARGIN
     words = (
         f"The largest sample is {tuned.largest_sample:,.0f} of 32,767, the base's "
-        f"{base.largest_sample:,.0f}: {ratio:.2f} times."
+        f"{base.largest_sample:,.0f}: {ratio:.2f} times"
     )
-    if not close:
-        words += f" That is further than {LOUDNESS_MARGIN:.0%} from the base."
-    if not loud:
-        words += f" That is not above {LEAST_LARGEST_SAMPLE:,}."
-    return Finding("loudness", close and loud, words)
+    words += "." if kept else f", further than {LOUDNESS_MARGIN:.0%} from it."
+    return Finding("loudness kept", kept, words)
+
+
+def judge_level(tuned: Score) -> Finding:
+    """Whether the voice is loud at all."""
+    loud = tuned.largest_sample > LEAST_LARGEST_SAMPLE
+    words = f"It is {'above' if loud else 'NOT above'} {LEAST_LARGEST_SAMPLE:,}."
+    return Finding("loud enough", loud, words)
 
 
 def judge_mel_distance(base: Score, tuned: Score, on_training_clips: bool) -> Finding:
@@ -65,14 +68,15 @@ def judge_drift(drift: dict[str, float]) -> Finding:
 
 def conclude(findings: list[Finding]) -> str:
     """The verdict in one sentence."""
-    failed = [finding.name for finding in findings if not finding.passed]
-    if not failed:
+    faults = {
+        "mel distance": "it is no nearer to the recordings",
+        "loudness kept": "its loudness changed",
+        "loud enough": "it is too quiet",
+    }
+    found = [faults[finding.name] for finding in findings if not finding.passed]
+    if not found:
         return "Better than the base: nearer to the recordings, and as loud."
-    if failed == ["mel distance"]:
-        return "Not better than the base: it is as loud, but no nearer to the recordings."
-    if failed == ["loudness"]:
-        return "Nearer to the recordings than the base, but its loudness changed."
-    return "Worse than the base: no nearer to the recordings, and its loudness changed."
+    return f"Not better than the base: {' and '.join(found)}."
 
 
 def score_record(step: int, score: Score) -> dict[str, Any]:

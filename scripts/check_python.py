@@ -25,7 +25,7 @@ def fault():
     system, machine = platform.system(), platform.machine()
     if system == "Darwin":
         if machine != "arm64":
-            return "this Python runs as %s; MLX needs an Apple silicon Mac and an arm64 Python" % machine
+            return "this Python runs as %s; MLX needs Apple silicon and an arm64 Python" % machine
         if version(platform.mac_ver()[0]) < MIN_MACOS:
             return "macOS %s is too old; MLX needs macOS 14 or newer" % platform.mac_ver()[0]
         return None

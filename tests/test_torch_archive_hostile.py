@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_pickles import CANARY, HPARAMS, MISUSED, NAMED, short, storage, tensor, text
 
 from mlx_vits.checkpoints.torch_archive import (
     read_torch_archive,
@@ -25,6 +24,16 @@ from mlx_vits.checkpoints.torch_archive import (
     write_torch_archive,
 )
 from mlx_vits.errors import CheckpointError
+from tests.support.hostile_pickles import (
+    CANARY,
+    HPARAMS,
+    MISUSED,
+    NAMED,
+    short,
+    storage,
+    tensor,
+    text,
+)
 
 GOLDEN = Path(__file__).parent / "goldens/sovits_v2/golden_v2_e8_s64.pth"
 

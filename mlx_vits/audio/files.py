@@ -5,6 +5,7 @@ Libraries: soundfile (libsndfile) and soxr, the resampler that upstream's libros
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,5 +98,8 @@ def write_wav(path: str | Path, wav: np.ndarray, rate: int) -> None:
     """
     if wav.dtype != np.int16:
         wav = np.round(np.clip(wav, -1.0, 1.0) * 32767).astype(np.int16)
+    # By way of memory: libsndfile's callbacks cannot raise what the disk says.
+    content = io.BytesIO()
+    soundfile.write(content, wav, rate, subtype="PCM_16", format="WAV")
     with atomic_write(path) as file:
-        soundfile.write(file, wav, rate, subtype="PCM_16", format="WAV")
+        file.write(content.getbuffer())

@@ -94,7 +94,7 @@ def find_base(name_or_path: str) -> Base:
     discriminator = folder / "discriminator.safetensors"
     encoder = folder / "content_encoder"
     return Base(
-        name=name_or_path,
+        name=Path(name_or_path).name,
         generator=folder,
         discriminator=discriminator if discriminator.is_file() else None,
         content_encoder=encoder if encoder.is_dir() else None,

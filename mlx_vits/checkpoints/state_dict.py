@@ -148,7 +148,9 @@ def load_state(
             continue
         kind = getattr(entry.module, "kind", None)
         arrays = {
-            name: from_torch(mx.array(tensors[full]).astype(mx.float32), kind)
+            # Contiguous: a strided weight would take another path through the BLAS, and a resumed
+            # run, whose weights come back contiguous, would differ from it in the last digit.
+            name: mx.contiguous(from_torch(mx.array(tensors[full]).astype(mx.float32), kind))
             for name, full in names.items()
         }
         loaded += [(entry.path + n, a) for n, a in _to_model(entry, arrays).items()]

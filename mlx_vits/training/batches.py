@@ -195,9 +195,7 @@ class Padding(NamedTuple):
     phonemes: int = 32
 
 
-def collate(
-    utterances: list[Utterance], config: Config, padding: Padding | None = None
-) -> Batch:
+def collate(utterances: list[Utterance], config: Config, padding: Padding | None = None) -> Batch:
     """Pads clips to a batch, longest first."""
     frame_step, text_step = padding or Padding()
     ordered = sorted(utterances, key=lambda utterance: len(utterance.spec), reverse=True)

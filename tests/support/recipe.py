@@ -32,7 +32,7 @@ def make_tensor(name: str, shape: Sequence[int], seed: int, rules: list[Any]) ->
 def make_weights(
     state_dict: Path, seed: int, rules: list[Any], *, own_seed: bool = True
 ) -> dict[str, np.ndarray]:
-    """All tensors of a `state_dict.json`, checked by their crc32 where the seed is the file's own."""
+    """All tensors of a `state_dict.json`; the crc32 there hold for the file's own seed."""
     weights = {}
     for name, entry in json.loads(state_dict.read_text()).items():
         tensor = make_tensor(name, entry["shape"], seed, rules)

@@ -1,0 +1,127 @@
+"""The English front end: a transcript in, ARPAbet phonemes with stress and marks of pauses out.
+
+It gives what GPT-SoVITS's `text/english.py` and `en_normalization` give, in the same symbols, with
+these differences, each where upstream's result is not what a person reads aloud:
+
+- Titles, initials and dotted letters lose their dots, which upstream turns into pauses.
+- Capitals of four letters and more that the dictionary knows as a word (NASA), and emphasised words
+  (NOT), are words; upstream spells all capitals.
+- Quotes go, single ones too (upstream makes "-" of those); `;` and `:` are commas, as upstream's
+  table intends; dashes are "-", ASCII or not; a mark after a space is kept.
+- Counts with a comma are never years; times are read without an invented "a.m."; dates, ranges,
+  decades, telephone numbers, addresses and most units are read at all.
+- A word spelled like another is told apart by the word before it, not by a tagger; unknown words go
+  to another network, and compounds are not split first.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from mlx_vits.errors import DataError
+from mlx_vits.text.cleaner import CleanText
+from mlx_vits.text.english_abbreviations import expand_abbreviations
+from mlx_vits.text.english_amounts import spell_amounts
+from mlx_vits.text.english_marks import plain_characters, tidy_marks
+from mlx_vits.text.english_words import is_known, pronounce
+
+# Short words that are written in capitals for emphasis more often than as letters.
+_EMPHASISED_WORDS = """
+AH ALL AND ANY ARE BAD BIG BUT BY CAN DID DO FOR GET GO HA HAS HE HER HEY HIM HIS HOW HUH IF IN IS
+ME MY NEW NO NOR NOT NOW OF OFF OH OLD ON ONE OUR OUT OW SHE SO THE TO TOO TWO UGH UP WAS WE WHY WOW
+YES YET YOU
+"""
+_EMPHASISED = frozenset(_EMPHASISED_WORDS.split())
+_FEWEST_PHONEMES = 4
+_WORD = re.compile(r"[A-Za-z]+")
+_TOKEN = re.compile(r"'?[A-Za-z]+(?:['-][A-Za-z]+)*|[,.!?-]")
+
+
+class Phonemized(NamedTuple):
+    """phonemes, the text they were read from, and the words whose sound was guessed."""
+
+    phonemes: list[str]
+    normalized: str
+    unknown: list[str]
+
+
+def clean(text: str, version: str) -> CleanText:
+    """What `mlx_vits.text.clean_text` calls; English is the same in every version.
+
+    Raises:
+        DataError: nothing in the text can be spoken in English.
+    """
+    spoken = phonemize(text)
+    return CleanText(spoken.phonemes, None, spoken.normalized)
+
+
+def normalize(text: str) -> str:
+    """The text as it is read aloud: words, `, . ! ?` and " - "; empty if there is no word.
+
+    Case is kept. Letters that are read by their names stand alone, as in "the F B I".
+    """
+    text = expand_abbreviations(plain_characters(text))
+    text = _spell_capitals(spell_amounts(text))
+    return _drop_outer_apostrophes(tidy_marks(text))
+
+
+def phonemize(text: str) -> Phonemized:
+    """The phonemes of an English text, each in the symbols of every version.
+
+    Fewer than four are led by a ",", as upstream does.
+
+    Raises:
+        DataError: nothing in the text can be spoken in English.
+    """
+    normalized = normalize(text)
+    phonemes: list[str] = []
+    unknown: list[str] = []
+    previous = ""
+    for token in _TOKEN.findall(normalized):
+        if not token[-1].isalpha():
+            phonemes.append(token)
+            previous = ""
+            continue
+        spoken = pronounce(token, previous)
+        phonemes += spoken.phonemes
+        unknown += [token] if spoken.guessed else []
+        previous = token
+    if not _WORD.search(normalized):
+        raise DataError(f"The transcript {text.strip()[:40]!r} has no word that English can read.")
+    if len(phonemes) < _FEWEST_PHONEMES:
+        phonemes.insert(0, ",")
+    return Phonemized(phonemes, normalized, unknown)
+
+
+def _spell_capitals(text: str) -> str:
+    """Letters apart where capitals are read one by one, and mixed case as separate words."""
+    shouted = text.upper() == text and any(
+        len(word) > 3 and is_known(word) for word in _WORD.findall(text)
+    )
+    return _WORD.sub(lambda m: _spell_if_letters(m[0], shouted), text)
+
+
+def _spell_if_letters(word: str, shouted: bool) -> str:
+    if word.isupper():
+        return " ".join(word) if _is_letters(word, shouted) else word
+    if word[:-1].isupper() and word[-1] == "s" and len(word) > 2:  # "CDs"
+        return " ".join(word[:-1]) + "'s"
+    pieces = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", word)
+    if len(pieces) == 1 or is_known(word):
+        return word
+    return " ".join(_spell_if_letters(piece, shouted) for piece in pieces)
+
+
+def _is_letters(word: str, shouted: bool) -> bool:
+    """Whether a word in capitals is read letter by letter."""
+    if len(word) < 4 and not shouted:
+        return word not in _EMPHASISED
+    return not is_known(word) and (len(word) < 6 or not re.search("[AEIOU]", word))
+
+
+def _drop_outer_apostrophes(text: str) -> str:
+    """Single quotes off; an apostrophe before a word stays where the dictionary has it ('twas)."""
+    text = re.sub(r"(?<=[A-Za-z])'(?![A-Za-z])", "", text)
+    leading = re.compile(r"(?<![A-Za-z])'([A-Za-z]+)")
+    return leading.sub(lambda m: m[0] if is_known(m[0]) else m[1], text)

@@ -1,0 +1,293 @@
+"""Trains the demo's base from scratch, with this project's own trainer, on an NVIDIA GPU or a Mac.
+
+    python scripts/make_demo_base.py --voices DIR --content-encoder DIR --output weights/demo/base
+
+DIR holds `kathleen` (CC0, dataset-voice-kathleen) and `kokoro` (output of Kokoro-82M, Apache-2.0;
+the speaker last in alphabetical order is left out), each with `transcripts.tsv`. Without a content
+encoder one with fixed random weights is made (see `distill_content_encoder.py` for a better one).
+A run that was cut off goes on from its last state in --work.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx_vits  # noqa: F401  (chooses the BLAS before mlx is imported)
+import mlx.core as mx
+import numpy as np
+import typer
+
+from mlx_vits.audio.files import read_speech
+from mlx_vits.audio.spectrogram import spectrogram
+from mlx_vits.checkpoints.base import load_content_encoder
+from mlx_vits.checkpoints.run import read_run_state, write_run_state
+from mlx_vits.checkpoints.state_dict import state_of
+from mlx_vits.checkpoints.tensors import write_tensors
+from mlx_vits.config import Config
+from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.models.hubert import HubertConfig, HubertModel
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.preprocessing.features import encoder_input
+from mlx_vits.preprocessing.levels import mix_level, to_int16
+from mlx_vits.text import clean_text, phonemes_to_ids
+from mlx_vits.training.batches import Item, Padding, Utterance, collate, epoch_batches
+from mlx_vits.training.step import Batch
+from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
+
+SEED = 1234
+BATCH_SIZE = 32
+PADDING = Padding(frames=128, phonemes=64)  # few shapes: each is traced and compiled once
+BOUNDARIES = (127, 255, 383, 511, 639)
+SHORTEST, LONGEST = 40, 511  # frames
+# Share of the steps, and learning rate of both nets.
+PHASES = ((0.45, 5e-4), (0.25, 2.5e-4), (0.2, 1e-4), (0.1, 3e-5))
+
+CONFIG: dict[str, Any] = {
+    "train": {"batch_size": BATCH_SIZE, "learning_rate": 5e-4, "fp16_run": False},
+    "model": {
+        "inter_channels": 64,
+        "hidden_channels": 64,
+        "filter_channels": 192,
+        "n_heads": 2,
+        "n_layers": 4,
+        "p_dropout": 0.0,
+        "upsample_initial_channel": 128,
+        "gin_channels": 128,
+        "version": "v2",
+    },
+    "reduced_dims": {
+        "mrte_hidden": 128,
+        "codebook_size": 512,
+        "style_hidden": 64,
+        "flow_wn_layers": 3,
+        "enc_q_wn_layers": 6,
+        "disc_width": 0.125,
+    },
+    "content_module": "demo",
+}
+
+
+class Spoken(NamedTuple):
+    """A clip to train on."""
+
+    name: str
+    path: Path
+    text: str
+
+
+def training_clips(voices: Path) -> list[Spoken]:
+    """kathleen, and kokoro without its last speaker."""
+
+    def rows(folder: str) -> list[list[str]]:
+        lines = (voices / folder / "transcripts.tsv").read_text("utf-8").splitlines()
+        return [line.split("\t") for line in lines if line.strip()]
+
+    kokoro = rows("kokoro")
+    unseen = max(row[1] for row in kokoro)
+    print(f"left out: {unseen}")
+    kept = [("kathleen", row) for row in rows("kathleen")]
+    kept += [("kokoro", row) for row in kokoro if row[1] != unseen]
+    return [Spoken(row[0], voices / folder / row[0], row[-1]) for folder, row in kept]
+
+
+class MemoryVoice:
+    """All clips in memory, under the interface of `PreparedVoice`; batches are made ahead."""
+
+    def __init__(self, config: Config, utterances: dict[str, Utterance]):
+        self.config, self._utterances = config, utterances
+        self.items = sorted(
+            Item(name, utterance.text.tolist(), len(utterance.spec))
+            for name, utterance in utterances.items()
+            if SHORTEST <= len(utterance.spec) <= LONGEST
+        )
+
+    def plan(self, batch_size: int, seed: int, epoch: int) -> list[list[Item]]:
+        return epoch_batches(self.items, batch_size, seed, epoch, BOUNDARIES)
+
+    def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        ready: queue.Queue[Batch | None] = queue.Queue(maxsize=3)
+
+        def make() -> None:
+            for items in self.plan(batch_size, seed, epoch)[start:]:
+                clips = [self._utterances[item.name] for item in items]
+                ready.put(collate(clips, self.config, PADDING))
+            ready.put(None)
+
+        threading.Thread(target=make, daemon=True).start()
+        while (batch := ready.get()) is not None:
+            yield batch
+
+
+def random_encoder() -> HubertModel:
+    """A content encoder with fixed random weights."""
+    mx.random.seed(SEED)
+    return HubertModel(
+        HubertConfig(
+            hidden_size=112,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=224,
+            conv_dim=(40,) * 7,
+            num_conv_pos_embeddings=32,
+            num_conv_pos_embedding_groups=8,
+        )
+    )
+
+
+def read_utterances(
+    clips: Sequence[Spoken], encoder: HubertModel, config: Config
+) -> dict[str, Utterance]:
+    """Decodes and encodes every clip."""
+    rate = config.data.sampling_rate
+
+    def load(clip: Spoken) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        wav = read_speech(clip.path, rate)
+        levelled = to_int16(mix_level(wav, clip.name)).astype(np.float32) / 32768
+        phonemes = clean_text(clip.text, "en", config.version).phonemes
+        ids = phonemes_to_ids(phonemes, config.version)
+        return levelled, encoder_input(wav, rate, clip.name), ids
+
+    utterances, started = {}, time.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        for clip, (wav, heard, ids) in zip(clips, pool.map(load, clips), strict=True):
+            # Lengths are rounded for the encoder, so that a GPU sees few shapes.
+            spec = spectrogram(mx.array(wav)[None], config.data)[0]
+            ssl = encoder(mx.array(heard)[None])[0]
+            mx.eval(spec, ssl)
+            features = np.array(ssl)
+            missing = len(spec) - len(features)
+            features = np.concatenate([features, features[-1:]]) if missing else features
+            text = np.array(ids, dtype=np.int32)
+            utterances[clip.name] = Utterance(features, np.array(spec), wav, text)
+            if len(utterances) % 500 == 0:
+                print(f"read {len(utterances)} clips, {time.monotonic() - started:.0f} s")
+    return utterances
+
+
+def fit_codebook(model: SynthesizerTrn, utterances: dict[str, Utterance]) -> None:
+    """Sets `ssl_proj` to the mean of two frames, and the codebook by k-means on what it gives."""
+    width = model.config.reduced_dims.ssl_dim
+    half = 0.5 * mx.eye(width)
+    model.ssl_proj["weight"] = mx.stack([half, half], axis=1)
+    model.ssl_proj["bias"] = mx.zeros((width,))
+    clips = [utterance.ssl for utterance in utterances.values()]
+    pairs = [ssl[: len(ssl) // 2 * 2].reshape(-1, 2, width).mean(axis=1) for ssl in clips]
+    points = mx.array(np.concatenate(pairs))
+    book = model.quantizer.codebook
+    random = np.random.default_rng(SEED)
+    entries = book.embed.shape[0]
+    book.embed = points[mx.array(random.permutation(len(points))[:entries])]
+    for _ in range(50):
+        codes = book.nearest(points)
+        counts = mx.zeros((entries,)).at[codes].add(1.0)
+        sums = mx.zeros((entries, width)).at[codes].add(points)
+        means = sums / mx.maximum(counts, 1)[:, None]
+        book.embed = mx.where(counts[:, None] > 0, means, book.embed)
+        mx.eval(book.embed, counts)
+    error = mx.mean(mx.square(points - book.embed[book.nearest(points)])).item()
+    print(
+        f"codebook: {int((counts > 0).sum().item())} of {entries} entries used, "
+        f"{1 - error / mx.mean(mx.var(points, axis=0)).item():.1%} of the variance explained"
+    )
+    book.embed_avg, book.cluster_size = book.embed * 1, mx.clip(counts, 2, 60000)
+    book.inited = mx.ones((1,))
+
+
+def write_base(
+    folder: Path, trainer: VITSTrainer, encoder: HubertModel, encoder_config: dict[str, Any]
+) -> None:
+    """Writes the base in fp16."""
+
+    def half(model: Any) -> dict[str, mx.array]:
+        return {name: array.astype(mx.float16) for name, array in state_of(model).items()}
+
+    make_folder(folder / "content_encoder")
+    for path, values in (
+        (folder / "config.json", trainer.generator.config.to_dict()),
+        (folder / "content_encoder" / "config.json", encoder_config),
+    ):
+        with atomic_write(path) as file:
+            file.write(json.dumps(values, indent=1).encode())
+    place = trainer.place
+    info = {"info": f"{place.epoch}epoch_{place.step}iteration", "format": "pt"}
+    write_tensors(folder / "generator.safetensors", half(trainer.generator), info)
+    write_tensors(folder / "discriminator.safetensors", half(trainer.discriminator), info)
+    write_tensors(folder / "content_encoder" / "weights.safetensors", half(encoder), info)
+
+
+def train(trainer: VITSTrainer, steps: int, work: Path, minutes: float) -> bool:
+    """Runs the phases from the trainer's place on; whether they were all done in time."""
+    started = saved = time.monotonic()
+    recent: list[dict[str, float]] = []
+    end = 0
+    for share, rate in PHASES:
+        end += round(share * steps)
+        trainer.config = replace(trainer.config, lr_g=rate, lr_d=rate, steps=end)
+        for record in trainer.steps():
+            recent.append(record.values)
+            now = time.monotonic()
+            if record.place.step % 100 == 0:
+                means = {k: np.mean([v[k] for v in recent]) for k in recent[0]}
+                names = ("mel", "fm", "gen", "kl", "d")
+                losses = "  ".join(f"{name} {means[f'loss_{name}']:.3f}" for name in names)
+                where = f"{record.place.step}/{steps}"
+                print(f"{where}  {losses}  lr {rate:.0e}  {now - started:.0f} s", flush=True)
+                recent = []
+            if now - saved > 120 or now - started > minutes * 60:
+                write_run_state(work / "state.safetensors", trainer.trees(), trainer.place)
+                saved = now
+            if now - started > minutes * 60:
+                return False
+    write_run_state(work / "state.safetensors", trainer.trees(), trainer.place)
+    return True
+
+
+def main(
+    voices: Path = typer.Option(..., help="Folder with kathleen/ and kokoro/."),
+    output: Path = typer.Option(..., help="Folder of the base."),
+    content_encoder: Path = typer.Option(None, help="Folder; without it a random one is made."),
+    work: Path = typer.Option(Path("runs/demo-base"), help="State between runs."),
+    steps: int = typer.Option(10000, help="Updates."),
+    minutes: float = typer.Option(1e9, help="Stop after so long; run again to go on."),
+) -> None:
+    """Trains the demo's base."""
+    encoder = load_content_encoder(content_encoder) if content_encoder else random_encoder()
+    shape = encoder.config
+    dims = CONFIG["reduced_dims"] | {"ssl_dim": shape.hidden_size}
+    config = Config.from_dict(CONFIG | {"reduced_dims": dims})
+    mx.random.seed(SEED)
+    generator, discriminator = SynthesizerTrn(config), MultiPeriodDiscriminator(config)
+    utterances = read_utterances(training_clips(voices), encoder, config)
+    fit_codebook(generator, utterances)
+    training = VITSTrainingConfig(
+        batch_size=BATCH_SIZE, text_low_lr_rate=1.0, pretrained_reg_strength=0.0, seed=SEED
+    )
+    voice: Any = MemoryVoice(config, utterances)
+    trainer = VITSTrainer(generator, discriminator, voice, training)
+    print(
+        f"{len(voice.items)} clips, {trainer.steps_per_epoch} steps an epoch, {mx.default_device()}"
+    )
+    make_folder(work)
+    state = work / "state.safetensors"
+    if state.is_file():
+        trainer.restore(read_run_state(state), str(state))
+        print(f"going on from step {trainer.place.step}")
+    done = train(trainer, steps, work, minutes)
+    values = {name: getattr(shape, name) for name in HubertConfig.__dataclass_fields__}
+    write_base(output, trainer, encoder, values)
+    if done:
+        shutil.rmtree(work, ignore_errors=True)
+    print("done" if done else f"stopped at step {trainer.place.step}; run again to go on")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""The pull toward the pretrained weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.nn.layers import Convolution
+from mlx_vits.training.regularization import (
+    effective_weights,
+    pretrained_regularization,
+    relative_drift,
+    take_anchor,
+)
+from mlx_vits.training.vits_trainer import freeze_for
+from tests.support.tiny import tiny_config
+
+
+def _generator(train: Any = "all") -> SynthesizerTrn:
+    mx.random.seed(0)
+    model = SynthesizerTrn(tiny_config())
+    freeze_for(model, train)
+    return model
+
+
+def _moved(model: SynthesizerTrn, share: float) -> SynthesizerTrn:
+    mx.random.seed(1)
+    for path, module in model.named_modules():
+        if isinstance(module, Convolution) and path.startswith("dec."):
+            name = "weight_v" if "weight_v" in module else "weight"
+            module[name] = module[name] + share * mx.random.normal(module[name].shape)
+    return model
+
+
+def test_value_is_the_mean_squared_relative_distance() -> None:
+    model = _generator()
+    anchor = take_anchor(model)
+    assert pretrained_regularization(model, anchor, 1.0).item() == 0.0
+    weights = {k: np.array(v, np.float64) for k, v in effective_weights(_moved(model, 0.1)).items()}
+    expected = np.mean(
+        [
+            np.sum((weights[k] - np.array(w0)) ** 2) / np.sum(np.array(w0, np.float64) ** 2)
+            for k, w0 in anchor.items()
+        ]
+    )
+    ours = pretrained_regularization(model, anchor, 0.001).item()
+    assert ours == pytest.approx(0.001 * expected, rel=1e-5)
+
+
+def test_what_is_anchored() -> None:
+    model = _generator()
+    anchored = set(take_anchor(model))
+    assert {"dec.ups.0", "dec.conv_pre", "enc_q.enc.cond_layer", "ref_enc.fc.fc"} <= anchored
+    # Frozen layers, embeddings, norms, and the coupling layers' zero-initialised output.
+    assert not anchored & {"ssl_proj", "enc_p.text_embedding", "flow.flows.0.post"}
+    assert not any("norm_layers" in path or "codebook" in path for path in anchored)
+    assert {path.split(".")[0] for path in take_anchor(_generator("decoder"))} == {"dec", "ref_enc"}
+
+
+def test_gradient_by_finite_differences() -> None:
+    model = _generator()
+    anchor = take_anchor(model)
+    _moved(model, 0.3)
+    loss, grads = nn.value_and_grad(model, lambda: pretrained_regularization(model, anchor, 1e3))()
+    direction = {}
+    mx.random.seed(2)
+    flat: Any = dict(tree_flatten(model.trainable_parameters()))
+    gradient: Any = dict(tree_flatten(grads))
+    for path, array in flat.items():
+        if path.startswith("dec.") and "bias" not in path:
+            direction[path] = mx.random.normal(array.shape) * 0.01
+    slope = sum(mx.sum(gradient[path] * d).item() for path, d in direction.items())
+
+    def at(scale: float) -> float:
+        moved = [(path, flat[path] + scale * d) for path, d in direction.items()]
+        model.update(tree_unflatten(moved))
+        return float(pretrained_regularization(model, anchor, 1e3).item())
+
+    measured = (at(1.0) - at(-1.0)) / 2
+    assert loss.item() > 0
+    assert measured == pytest.approx(slope, rel=2e-3)
+
+
+def test_drift_is_relative_and_by_layer() -> None:
+    model = _generator()
+    anchor = take_anchor(model)
+    model.dec.conv_pre["weight"] = model.dec.conv_pre["weight"] * 1.1
+    drift = relative_drift(model, anchor)
+    assert drift["dec.conv_pre"] == pytest.approx(0.1, rel=1e-4)
+    assert drift["dec.ups.0"] == 0.0
+
+
+def test_the_anchor_does_not_follow_the_weights() -> None:
+    model = _generator()
+    anchor = take_anchor(model)
+    before = np.array(anchor["dec.conv_pre"])
+    model.dec.conv_pre["weight"] = model.dec.conv_pre["weight"] + 1
+    assert np.array_equal(np.array(anchor["dec.conv_pre"]), before)

@@ -1,0 +1,394 @@
+"""`python -m mlx_vits.train` as a newcomer meets it: a whole run, mistakes, Ctrl-C, resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import mlx_vits
+from mlx_vits import finetune
+from mlx_vits.checkpoints.base import choose_base
+from mlx_vits.checkpoints.torch_archive import read_torch_archive
+from mlx_vits.errors import CheckpointError, UserError
+from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
+from tests.support.goldens import ROOT
+from tests.support.tiny import RATE, SEGMENT, TEXTS, hum, make_base, make_voice
+
+OPTIONS = """
+    --data-dir --base --pretrained --pretrained-d --content-encoder --output --epochs --steps
+    --batch-size --lr-g --lr-d --text-low-lr-rate --pretrained-reg --segment-size --log-every
+    --save-every --seed --resume --train --weight-norm --bias-correction
+"""
+QUICK = ["--batch-size", "2", "--segment-size", str(SEGMENT), "--log-every", "1"]
+
+
+class Place:
+    """A base, a voice, and the command run on them."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        make_base(root / "base")
+        self.voice = make_voice(root / "clips")
+
+    def command(self, *options: str) -> list[str]:
+        return [sys.executable, "-m", "mlx_vits.train", *options]
+
+    def environment(self) -> dict[str, str]:
+        home = {"MLX_VITS_HOME": str(self.root / "home"), "PYTHONPATH": str(ROOT)}
+        return os.environ | home | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+
+    def run(self, *options: str, limit: Callable[[], None] | None = None) -> Any:
+        return subprocess.run(
+            self.command(*options),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.root,
+            env=self.environment(),
+            preexec_fn=limit,
+        )
+
+    def finetune(self, output: str, *options: str, **more: Any) -> Any:
+        folders = ["--data-dir", str(self.voice), "--base", str(self.root / "base")]
+        return self.run(*folders, "--output", output, *QUICK, *options, **more)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: Any) -> Place:
+    return Place(tmp_path_factory.mktemp("command"))
+
+
+@pytest.fixture(scope="module")
+def finished(place: Place) -> tuple[Path, Any]:
+    done = place.finetune("runs/whole", "--steps", "4", "--save-every", "2")
+    assert done.returncode == 0, done.stderr
+    return place.root / "runs" / "whole", done
+
+
+def test_a_run_leaves_everything_that_was_promised(finished: Any) -> None:
+    folder, done = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "prepared",
+        "checkpoints",
+        "clips_e1_s4.pth",
+        "clips.safetensors",
+        "reference.wav",
+        "samples",
+        "losses.jsonl",
+        "scores.jsonl",
+        "verdict.json",
+        "report.html",
+        "run.json",
+    }
+    assert {path.name for path in (folder / "samples").iterdir()} == {
+        f"clip_4_{kind}.wav" for kind in ("recording", "base", "finetuned")
+    }
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {
+        "last.safetensors",
+        "best.safetensors",
+    }
+    assert "SMALL ONE, FOR TRYING" in done.stdout
+    assert "GPT-SoVITS itself cannot" in done.stdout
+    assert "SMALL ONE, FOR TRYING" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_losses_are_logged_for_every_step(finished: Any) -> None:
+    folder, done = finished
+    records = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    wanted = "loss_d loss_gen loss_fm loss_mel loss_kl loss_commit loss_reg loss_total grad_norm_g"
+    wanted += " grad_norm_d lr_g lr_d step epoch"
+    assert set(wanted.split()) <= set(records[0])
+    assert f"mel {records[3]['loss_mel']:.3f}" in done.stdout
+    assert "step 4/4" in done.stdout
+
+
+def test_the_verdict_compares_with_the_base(finished: Any) -> None:
+    folder, done = finished
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["steps"] == 4
+    assert verdict["clips"] == [{"name": "clip_4.wav", "text": TEXTS[4]}]
+    assert verdict["reference"] == "clip_0.wav"
+    assert verdict["base_is_reduced"]
+    for score in ("base_score", "final_score"):
+        assert verdict[score]["largest_sample"] > 0
+        assert verdict[score]["mel_distance"] > 0
+    assert all(words in done.stdout for words in (*verdict["words"], verdict["verdict"]))
+    assert {"dec.ups.0", "enc_p.proj"} <= set(verdict["drift"])
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert [score["step"] for score in scores] == [0, 2, 4]
+    assert scores[-1] == verdict["final_score"]
+
+
+def test_the_verdicts_numbers_are_those_of_convert(finished: Any, place: Place) -> None:
+    """Amplitude and mel distance are measured on what `convert` gives, raw."""
+    folder, _ = finished
+    verdict = json.loads((folder / "verdict.json").read_text())
+    voice = mlx_vits.load(folder)
+    assert voice.reference == folder / "reference.wav"
+    wav, rate = hum(2.0, 200), RATE  # clip_4, before it was written as 16 bit
+    spoken = voice.convert(wav, rate, TEXTS[4])
+    largest = float(np.abs(spoken).max()) * 32767
+    assert largest == pytest.approx(verdict["final_score"]["largest_sample"], rel=1e-2)
+
+
+def test_the_voice_has_upstreams_form_and_all_tensors(finished: Any) -> None:
+    folder, _ = finished
+    content = read_torch_archive(folder / "clips_e1_s4.pth")
+    assert content["info"] == "1epoch_4iteration"
+    assert content["config"]["reduced_dims"]["ssl_dim"] == 16
+    assert not any("enc_q" in name for name in content["weight"])
+    voice = load_file(folder / "clips.safetensors")
+    assert any("enc_q" in name for name in voice)
+    for name, array in content["weight"].items():
+        assert np.array_equal(voice[name].astype(np.float16), array), name
+
+
+def test_a_second_run_keeps_the_first(finished: Any, place: Place) -> None:
+    folder, _ = finished
+    (folder / "losses.jsonl").read_text()
+    done = place.finetune("runs/again", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    again = place.finetune("runs/again", "--steps", "1")
+    assert again.returncode == 0, again.stderr
+    assert "The earlier run is kept in" in again.stdout
+    kept = [p for p in (place.root / "runs").iterdir() if p.name.startswith("again-")]
+    assert len(kept) == 1
+    assert (kept[0] / "verdict.json").is_file()
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(finished: Any, place: Place) -> None:
+    """Ctrl-C in the middle of the epoch, as a shell sends it, and then --resume."""
+    folder, _ = finished
+    options = ["--data-dir", str(place.voice), "--base", str(place.root / "base"), *QUICK]
+    options += ["--steps", "4", "--save-every", "2", "--output", "runs/cut"]
+    process = subprocess.Popen(
+        place.command(*options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=place.root,
+        env=place.environment(),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 1/4"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    cut = place.root / "runs" / "cut"
+    stopped = len((cut / "losses.jsonl").read_text().splitlines())
+    assert 1 <= stopped < 4
+    assert mlx_vits.load(cut).info == f"1epoch_{stopped}iteration"
+    done = place.run("--resume", "runs/cut")
+    assert done.returncode == 0, done.stderr
+    assert f"Resuming at step {stopped}" in done.stdout
+    for name in ("losses.jsonl", "scores.jsonl"):
+        assert (cut / name).read_text() == (folder / name).read_text(), name
+    for name in ("checkpoints/last.safetensors", "clips.safetensors"):
+        ours, theirs = load_file(cut / name), load_file(folder / name)
+        assert set(ours) == set(theirs)
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs), name
+
+
+def test_a_run_can_be_made_longer(place: Place, finished: Any) -> None:
+    done = place.finetune("runs/longer", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    done = place.run("--resume", "runs/longer", "--steps", "4", "--save-every", "2")
+    assert done.returncode == 0, done.stderr
+    ours = (place.root / "runs" / "longer" / "losses.jsonl").read_text()
+    assert ours == (finished[0] / "losses.jsonl").read_text()
+
+
+def _mistakes(place: Place) -> list[tuple[list[str], str]]:
+    root = place.root
+    base, clips = str(root / "base"), str(place.voice)
+    broken = root / "broken.pth"
+    broken.write_bytes(b"PK\x03\x04 but no more")
+    exported = root / "exported.pth"
+    mlx_vits.load(root / "base").save(exported)
+    (root / "occupied").mkdir(exist_ok=True)
+    (root / "occupied" / "thesis.txt").write_text("do not touch")
+    make_base(root / "wider", ssl_dim=24)
+    prepared = str(root / "runs" / "whole" / "prepared")
+    good = ["--data-dir", clips, "--base", base, "--output", "runs/x"]
+    return [
+        ([], "give --voice NAME or --data-dir FOLDER"),
+        (["--voice", "nobody"], "nobody: there is no such voice"),
+        (["--data-dir", "nowhere"], "nowhere: there is no such folder"),
+        (["--data-dir", clips, "--base", "nowhere"], "nowhere: there is no such base"),
+        ([*good, "--pretrained", "nowhere.pth"], "nowhere.pth: there is no such file"),
+        ([*good, "--pretrained", str(broken)], "broken.pth"),
+        ([*good, "--pretrained", str(exported)], "without a posterior encoder"),
+        ([*good, "--train", "half"], "--train half: is not one of all, decoder"),
+        ([*good, "--weight-norm", "none"], "--weight-norm none: is not one of upstream"),
+        ([*good, "--segment-size", "20000"], "has to be a multiple of 640"),
+        ([*good, "--language", "xx"], "xx"),
+        (["--data-dir", clips, "--base", base, "--output", "occupied"], "is not empty"),
+        (["--data-dir", prepared, "--base", str(root / "wider")], "prepare the voice again"),
+        (["--resume", "nowhere"], "is not the folder of a run"),
+        (["--resume", "runs/whole", "--lr-g", "1"], "--lr-g: cannot be changed"),
+    ]
+
+
+def test_mistakes_get_one_sentence_and_leave_nothing(place: Place, finished: Any) -> None:
+    """In this process, for speed; a subprocess would only add the interpreter's start."""
+    from typer.testing import CliRunner
+
+    from mlx_vits.train import app
+
+    runner = CliRunner()
+    before = Path.cwd()
+    os.chdir(place.root)
+    try:
+        for options, words in _mistakes(place):
+            runs = sorted((place.root / "runs").rglob("*"))
+            done = runner.invoke(app, options)
+            assert done.exit_code == 1, (options, done.output)
+            error = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert len(error) == 1, (options, done.output)
+            assert words in error[0], error[0]
+            assert sorted((place.root / "runs").rglob("*")) == runs, options
+    finally:
+        os.chdir(before)
+    assert (place.root / "occupied" / "thesis.txt").read_text() == "do not touch"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(place: Place) -> None:
+    """Files longer than 100 kB cannot be written, as when the last bytes of a disk go."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = place.finetune("runs/full", "--steps", "2", limit=limit)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "cannot be written" in done.stderr
+    left = place.root / "runs" / "full"
+    assert not list(left.rglob("*.tmp")) if left.exists() else True
+    for path in (place.root / "runs").glob(".full.new"):
+        raise AssertionError(f"{path} is half a run")
+
+
+class Silent:
+    """A screen nobody looks at."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def preparing(self, done: int, count: int, name: str) -> None: ...
+    def step(self, record: Any, total: int) -> None: ...
+
+
+def _options(place: Place, output: str, **training: Any) -> finetune.FinetuneOptions:
+    quick = {"steps": 3, "batch_size": 2, "segment_size": SEGMENT} | training
+    return finetune.FinetuneOptions(
+        voice="clips",
+        data=place.voice,
+        base=choose_base(str(place.root / "base"), voice="clips"),
+        output=place.root / "runs" / output,
+        training=VITSTrainingConfig(**quick),
+        save_every=1,
+    )
+
+
+def test_a_voice_that_falls_silent_ends_the_run_and_keeps_the_last_good_weights(
+    place: Place, monkeypatch: Any
+) -> None:
+    update = VITSTrainer._update
+
+    def fading(self: VITSTrainer, batch: Any) -> Any:
+        record = update(self, batch)
+        if self.place.step == 2:
+            post = self.generator.dec.conv_post
+            post["weight"] = post["weight"] * 0.01
+        return record
+
+    monkeypatch.setattr(VITSTrainer, "_update", fading)
+    with pytest.raises(UserError, match=r"fell silent by step 2: .* try a lower --lr-g"):
+        finetune.start(_options(place, "silent"), Silent())
+    assert mlx_vits.load(place.root / "runs" / "silent").info == "1epoch_1iteration"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(
+    place: Place,
+) -> None:
+    with pytest.raises(UserError, match="no longer a number") as caught:
+        finetune.start(_options(place, "diverged", lr_g=1e30, lr_d=1e30, steps=6), Silent())
+    folder = place.root / "runs" / "diverged"
+    voice = load_file(folder / "clips.safetensors")
+    assert all(np.isfinite(array).all() for array in voice.values())
+    kept = mlx_vits.load(folder).info
+    assert f"the weights of step {kept.split('_')[1].removesuffix('iteration')}" in str(
+        caught.value
+    )
+
+
+def test_a_run_whose_base_changed_is_not_resumed(place: Place, tmp_path: Path) -> None:
+    make_base(tmp_path / "base")
+    options = _options(place, "moved", steps=1)
+    base = choose_base(str(tmp_path / "base"), voice="clips")
+    finetune.start(finetune.replace(options, base=base), Silent())
+    make_base(tmp_path / "new", seed=5)
+    generator = tmp_path / "new" / "generator.safetensors"
+    generator.replace(tmp_path / "base" / "generator.safetensors")
+    with pytest.raises(CheckpointError, match="is not the file that the run"):
+        finetune.resume(options.output, Silent())
+
+
+def test_a_missing_discriminator_is_said_aloud(place: Place) -> None:
+    said: list[str] = []
+
+    class Listening(Silent):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    options = _options(place, "fresh", steps=1)
+    base = finetune.replace(options.base, discriminator=None)
+    finetune.start(finetune.replace(options, base=base), Listening())
+    assert any("no pretrained discriminator" in text for text in said)
+
+
+def test_help_gives_every_option_its_default_and_unit(place: Place) -> None:
+    done = place.run("--help")
+    text = " ".join(done.stdout.split())
+    for option in OPTIONS.split():
+        assert option in text, option
+    for default in ("8", "4", "1e-05", "0.4", "0.001", "20480", "10", "100", "1234", "upstream"):
+        assert f"[default: ({default})]" in text, default
+
+
+def test_nothing_is_written_under_the_demo(place: Place) -> None:
+    demo = ROOT / "weights" / "demo"
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
+    started = time.time_ns()
+    done = place.run(
+        "--data-dir",
+        str(demo / "voice"),
+        "--base",
+        str(place.root / "base"),
+        *QUICK,
+        "--steps",
+        "1",
+        "--output",
+        "runs/demo",
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
+    assert all(stamp < started for stamp in before.values())
