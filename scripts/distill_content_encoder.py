@@ -3,9 +3,8 @@
     python scripts/distill_content_encoder.py --voices DIR --teacher FILE --output FOLDER
 
 The teacher is `whisper_base_encoder.safetensors` (MIT, OpenAI), its tensors under CTranslate2's
-names. Its features of every clip are reduced to their main directions, whitened, and learnt by
-regression; the head that does it is thrown away. Speech: the folders `kathleen` and `kokoro` of
-DIR, the last kokoro speaker left out.
+names. Its features of every clip are reduced to their main directions and learnt by regression.
+Speech: the folders `kathleen` and `kokoro` of DIR, the last kokoro speaker left out.
 """
 
 from __future__ import annotations
@@ -167,15 +166,41 @@ def teach(teacher: Teacher, clips: list[Path], cache: Path) -> list[np.ndarray]:
     return features
 
 
-def whiten(features: list[np.ndarray]) -> list[np.ndarray]:
-    """The main directions, each of unit variance, as float16."""
-    sample = np.concatenate(features[::4]).astype(np.float32)
-    mean = sample.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov((sample - mean).T))
-    top = vectors[:, ::-1][:, :DIRECTIONS] / np.sqrt(values[::-1][:DIRECTIONS])
-    kept = values[::-1][:DIRECTIONS].sum() / values.sum()
-    print(f"{DIRECTIONS} directions keep {kept:.1%} of the variance")
-    return [((f.astype(np.float32) - mean) @ top).astype(np.float16) for f in features]
+def window_positions(lengths: list[int]) -> np.ndarray:
+    """Where in its 30 s window each frame lay, by the packing of `teach`."""
+    positions, used = [], 0
+    for length in lengths:
+        if used + length > WINDOW_SECONDS * 50:
+            used = 0
+        positions.append(np.arange(used, used + length))
+        used += length
+    return np.concatenate(positions)
+
+
+def reduce(features: list[np.ndarray]) -> list[np.ndarray]:
+    """The main directions of what depends on the speech, unit variance in all, float16.
+
+    Over a third of the variance of Whisper's features says where in its window a frame lies, which
+    nobody can hear: the mean at each position is taken away first.
+    """
+    lengths = [len(f) for f in features]
+    x = np.concatenate(features).astype(np.float32)
+    x -= x.mean(axis=0)
+    positions = window_positions(lengths)
+    counts = np.bincount(positions, minlength=WINDOW_SECONDS * 50)
+    means = np.zeros((len(counts), x.shape[1]), np.float32)
+    np.add.at(means, positions, x)
+    means /= np.maximum(counts, 1)[:, None]
+    smooth = np.ones(51) / 51
+    means = np.stack([np.convolve(column, smooth, "same") for column in means.T], axis=1)
+    before = np.mean(np.square(x))
+    x -= means.astype(np.float32)[positions]
+    print(f"position explains {1 - np.mean(np.square(x)) / before:.1%}")
+    values, vectors = np.linalg.eigh(np.cov(x[::5].T))
+    print(f"{DIRECTIONS} directions keep {values[-DIRECTIONS:].sum() / values.sum():.1%}")
+    x = x @ vectors[:, ::-1][:, :DIRECTIONS].astype(np.float32)
+    x = (x / x.std()).astype(np.float16)
+    return np.split(x, np.cumsum(lengths)[:-1])
 
 
 class Student(nn.Module):
@@ -221,7 +246,7 @@ def main(
 ) -> None:
     """Distils the content encoder of the demo base."""
     clips = training_clips(voices)
-    targets = whiten(teach(Teacher(teacher), clips, cache))
+    targets = reduce(teach(Teacher(teacher), clips, cache))
     examples = [
         Example(mix_level(read_clip(path), path.name) * ENCODER_SCALE, target)
         for path, target in zip(clips, targets, strict=True)
@@ -242,7 +267,7 @@ def main(
     def loss_of(wav: mx.array, target: mx.array) -> mx.array:
         out = student(wav)
         frames = min(out.shape[1], target.shape[1])
-        return mx.mean(mx.abs(out[:, :frames] - target[:, :frames]))
+        return mx.mean(mx.square(out[:, :frames] - target[:, :frames]))
 
     grad = nn.value_and_grad(student, loss_of)
     started, recent = time.monotonic(), []
@@ -255,22 +280,27 @@ def main(
         if step % 100 == 0 or step == steps:
             batch = draw_batch(checked, 32, np.random.default_rng(1))
             print(
-                f"step {step}: {np.mean(recent):.4f}, unseen clips {loss_of(*batch).item():.4f}, "
+                f"step {step}: unexplained {np.mean(recent):.3f}, of unseen clips "
+                f"{loss_of(*batch).item():.3f}, "
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
             recent = []
         if step % 500 == 0 or step == steps:
-            write_encoder(student.encoder, output)
+            write_encoder(student, output)
 
 
-def write_encoder(encoder: HubertModel, folder: Path) -> None:
-    """Writes `config.json` and fp16 `weights.safetensors`."""
+def write_encoder(student: Student, folder: Path) -> None:
+    """Writes `config.json`, fp16 `weights.safetensors`, and the head beside them.
+
+    The head is no part of a content encoder; `make_demo_base.py` makes `ssl_proj` of it.
+    """
     make_folder(folder)
     with atomic_write(folder / "config.json") as file:
         file.write(json.dumps(STUDENT, indent=1).encode())
-    state = {name: array.astype(mx.float16) for name, array in state_of(encoder).items()}
+    state = {name: array.astype(mx.float16) for name, array in state_of(student.encoder).items()}
     write_tensors(folder / "weights.safetensors", state, {"format": "pt"})
+    write_tensors(folder / "head.safetensors", dict(student.head.parameters()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""python scripts/convert_mlx_to_torch.py IN OUT.pth"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from mlx_vits.checkpoints.convert import mlx_to_torch
+from mlx_vits.screen import report_errors
+
+
+@report_errors
+def main(
+    source: Path = typer.Argument(..., metavar="IN", help="A .safetensors, or a folder."),
+    output: Path = typer.Argument(..., metavar="OUT", help="The .pth to write."),
+) -> None:
+    """Convert a voice to the file that GPT-SoVITS opens; PyTorch is not needed."""
+    print(f"{output}: {mlx_to_torch(source, output)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
