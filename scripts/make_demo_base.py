@@ -31,7 +31,7 @@ from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.run import read_run_state, write_run_state
 from mlx_vits.checkpoints.state_dict import state_of
-from mlx_vits.checkpoints.tensors import write_tensors
+from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.config import Config
 from mlx_vits.files import atomic_write, make_folder
 from mlx_vits.models.hubert import HubertConfig, HubertModel
@@ -173,15 +173,25 @@ def read_utterances(
     return utterances
 
 
-def fit_codebook(model: SynthesizerTrn, utterances: dict[str, Utterance]) -> None:
-    """Sets `ssl_proj` to the mean of two frames, and the codebook by k-means on what it gives."""
+def set_ssl_proj(model: SynthesizerTrn, head: Path | None) -> None:
+    """`ssl_proj` as the mean of two frames, seen through the encoder's distillation head if any."""
     width = model.config.reduced_dims.ssl_dim
-    half = 0.5 * mx.eye(width)
-    model.ssl_proj["weight"] = mx.stack([half, half], axis=1)
-    model.ssl_proj["bias"] = mx.zeros((width,))
-    clips = [utterance.ssl for utterance in utterances.values()]
-    pairs = [ssl[: len(ssl) // 2 * 2].reshape(-1, 2, width).mean(axis=1) for ssl in clips]
-    points = mx.array(np.concatenate(pairs))
+    weight, bias = mx.eye(width), mx.zeros((width,))
+    if head is not None and head.is_file():
+        tensors = read_tensors(head).tensors
+        missing = width - tensors["bias"].shape[0]
+        weight = mx.pad(tensors["weight"], [(0, missing), (0, 0)])
+        bias = mx.pad(tensors["bias"], (0, missing))
+    model.ssl_proj["weight"] = mx.stack([weight / 2, weight / 2], axis=1)
+    model.ssl_proj["bias"] = bias
+
+
+def fit_codebook(model: SynthesizerTrn, utterances: dict[str, Utterance]) -> None:
+    """Fits the codebook by k-means on what `ssl_proj` gives."""
+    width = model.config.reduced_dims.ssl_dim
+    projected = [model.ssl_proj(mx.array(u.ssl)[None])[0] for u in utterances.values()]
+    points = mx.concatenate(projected)
+    mx.eval(points)
     book = model.quantizer.codebook
     random = np.random.default_rng(SEED)
     entries = book.embed.shape[0]
@@ -267,6 +277,7 @@ def main(
     mx.random.seed(SEED)
     generator, discriminator = SynthesizerTrn(config), MultiPeriodDiscriminator(config)
     utterances = read_utterances(training_clips(voices), encoder, config)
+    set_ssl_proj(generator, content_encoder and content_encoder / "head.safetensors")
     fit_codebook(generator, utterances)
     training = VITSTrainingConfig(
         batch_size=BATCH_SIZE, text_low_lr_rate=1.0, pretrained_reg_strength=0.0, seed=SEED

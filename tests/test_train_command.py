@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,7 @@ def test_a_run_whose_base_changed_is_not_resumed(place: Place, tmp_path: Path) -
     make_base(tmp_path / "base")
     options = _options(place, "moved", steps=1)
     base = choose_base(str(tmp_path / "base"), voice="clips")
-    finetune.start(finetune.replace(options, base=base), Silent())
+    finetune.start(replace(options, base=base), Silent())
     make_base(tmp_path / "new", seed=5)
     generator = tmp_path / "new" / "generator.safetensors"
     generator.replace(tmp_path / "base" / "generator.safetensors")
@@ -360,8 +361,8 @@ def test_a_missing_discriminator_is_said_aloud(place: Place) -> None:
             said.append(text)
 
     options = _options(place, "fresh", steps=1)
-    base = finetune.replace(options.base, discriminator=None)
-    finetune.start(finetune.replace(options, base=base), Listening())
+    base = replace(options.base, discriminator=None)
+    finetune.start(replace(options, base=base), Listening())
     assert any("no pretrained discriminator" in text for text in said)
 
 
