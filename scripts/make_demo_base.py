@@ -39,7 +39,13 @@ from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.preprocessing.features import encoder_input
 from mlx_vits.preprocessing.levels import mix_level, to_int16
 from mlx_vits.text import clean_text, phonemes_to_ids
-from mlx_vits.training.batches import Item, Padding, Utterance, collate, epoch_batches
+from mlx_vits.training.batches import (
+    Item,
+    Padding,
+    Utterance,
+    epoch_batches,
+    pad_utterances,
+)
 from mlx_vits.training.step import Batch
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
 
@@ -114,17 +120,17 @@ class MemoryVoice:
         return epoch_batches(self.items, batch_size, seed, epoch, BOUNDARIES)
 
     def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        ready: queue.Queue[Batch | None] = queue.Queue(maxsize=3)
+        ready: queue.Queue[dict[str, np.ndarray] | None] = queue.Queue(maxsize=3)
 
         def make() -> None:
             for items in self.plan(batch_size, seed, epoch)[start:]:
                 clips = [self._utterances[item.name] for item in items]
-                ready.put(collate(clips, self.config, PADDING))
+                ready.put(pad_utterances(clips, self.config, PADDING))
             ready.put(None)
 
         threading.Thread(target=make, daemon=True).start()
-        while (batch := ready.get()) is not None:
-            yield batch
+        while (fields := ready.get()) is not None:
+            yield Batch(**{name: mx.array(array) for name, array in fields.items()})
 
 
 def random_encoder() -> HubertModel:

@@ -197,6 +197,14 @@ class Padding(NamedTuple):
 
 def collate(utterances: list[Utterance], config: Config, padding: Padding | None = None) -> Batch:
     """Pads clips to a batch, longest first."""
+    fields = pad_utterances(utterances, config, padding)
+    return Batch(**{name: mx.array(array) for name, array in fields.items()})
+
+
+def pad_utterances(
+    utterances: list[Utterance], config: Config, padding: Padding | None = None
+) -> dict[str, np.ndarray]:
+    """The fields of a `Batch`, not yet MLX's: what may be done in another thread."""
     frame_step, text_step = padding or Padding()
     ordered = sorted(utterances, key=lambda utterance: len(utterance.spec), reverse=True)
     frames = _round_up(len(ordered[0].spec) + 1, frame_step)
@@ -204,26 +212,26 @@ def collate(utterances: list[Utterance], config: Config, padding: Padding | None
     # Segments end before the last valid frame, so samples beyond the padded frames are not needed.
     samples = frames * config.data.hop_length
 
-    def stack(arrays: list[np.ndarray], length: int) -> mx.array:
+    def stack(arrays: list[np.ndarray], length: int) -> np.ndarray:
         out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), dtype=arrays[0].dtype)
         for row, array in zip(out, arrays, strict=True):
             row[: min(len(array), length)] = array[:length]
-        return mx.array(out)
+        return out
 
-    def lengths(arrays: list[np.ndarray]) -> mx.array:
-        return mx.array([len(array) for array in arrays], dtype=mx.int32)
+    def lengths(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.array([len(array) for array in arrays], dtype=np.int32)
 
     specs = [utterance.spec for utterance in ordered]
     texts = [utterance.text for utterance in ordered]
-    return Batch(
-        ssl=stack([utterance.ssl for utterance in ordered], frames),
-        spec=stack(specs, frames),
-        spec_lengths=lengths(specs),
-        wav=stack([utterance.wav for utterance in ordered], samples)[..., None],
-        text=stack(texts, phonemes),
-        text_lengths=lengths(texts),
-        sv_emb=mx.zeros((len(ordered), 0)),
-    )
+    return {
+        "ssl": stack([utterance.ssl for utterance in ordered], frames),
+        "spec": stack(specs, frames),
+        "spec_lengths": lengths(specs),
+        "wav": stack([utterance.wav for utterance in ordered], samples)[..., None],
+        "text": stack(texts, phonemes),
+        "text_lengths": lengths(texts),
+        "sv_emb": np.zeros((len(ordered), 0), dtype=np.float32),
+    }
 
 
 def _round_up(value: int, step: int) -> int:
