@@ -51,9 +51,9 @@ from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
 
 SEED = 1234
 BATCH_SIZE = 32
-PADDING = Padding(frames=128, phonemes=64)  # few shapes: each is traced and compiled once
-BOUNDARIES = (127, 255, 383, 511, 639)
-SHORTEST, LONGEST = 40, 511  # frames
+PADDING = Padding(frames=128, phonemes=96)  # few shapes: each is traced and compiled once
+BOUNDARIES = (255, 383)
+SHORTEST, LONGEST = 40, 383  # frames
 # Share of the steps, and learning rate of both nets.
 PHASES = ((0.45, 5e-4), (0.25, 2.5e-4), (0.2, 1e-4), (0.1, 3e-5))
 
