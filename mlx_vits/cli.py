@@ -11,6 +11,7 @@ from mlx_vits import train
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.errors import UserError
+from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.screen import TerminalScreen, report_errors
 
@@ -29,14 +30,14 @@ def prepare(
     language: str | None = train.LANGUAGE,
 ) -> None:
     """Prepare clips for training, here or in GPT-SoVITS."""
-    chosen = choose_base(base, voice=source.resolve().name, content_encoder=content_encoder)
+    chosen = choose_base(base, content_encoder=content_encoder)
     config = chosen.read_generator().config
     prepare_voice(
         source,
         output,
         chosen,
         config,
-        language=language or "en",
+        language=language or FinetuneOptions.language,
         held_out=held_out,
         progress=TerminalScreen().preparing,
     )
@@ -63,7 +64,7 @@ def convert(
         heard.wav,
         heard.rate,
         text,
-        language=language or "en",
+        language=language or FinetuneOptions.language,
         refer=refer,
         noise_scale=noise_scale,
         speed=speed,

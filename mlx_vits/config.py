@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from mlx_vits.errors import CheckpointError
 VERSIONS = ("v1", "v2", "v2Pro", "v2ProPlus")
 
 Section = TypeVar("Section")
+_MAY_BE_ZERO = {"seed", "log_interval", "eval_interval", "epochs", "batch_size", "init_lr_ratio"}
 
 
 @dataclass(frozen=True)
@@ -213,13 +215,39 @@ class Config:
         if unknown:
             raise CheckpointError(f"{source}: reduced_dims has unknown keys {', '.join(unknown)}")
         known = ("train", "data", "model", "reduced_dims")
-        return cls(
+        config = cls(
             train=_section(TrainSection, values.get("train", {}), f"{source}: train"),
             data=_section(DataSection, values.get("data", {}), f"{source}: data"),
             model=model,
             reduced_dims=_section(ReducedDims, dims | given, f"{source}: reduced_dims"),
             extra={k: v for k, v in values.items() if k not in known},
         )
+        config._check(source)
+        return config
+
+    def _check(self, source: str) -> None:
+        """Refuses sizes that no model can have, before one is built of them.
+
+        Raises:
+            CheckpointError: lists differ in length, or a width cannot be divided.
+        """
+        model, dims = self.model, self.reduced_dims
+        lists = (model.upsample_rates, model.upsample_kernel_sizes)
+        blocks = (model.resblock_kernel_sizes, model.resblock_dilation_sizes)
+        hidden = model.upsample_initial_channel >> len(model.upsample_rates)
+        faults = {
+            "the upsampling lists differ in length": len(lists[0]) != len(lists[1]),
+            "the residual block lists differ in length": len(blocks[0]) != len(blocks[1]),
+            "upsample_initial_channel is too small to be halved so often": hidden < 1,
+            "n_heads does not divide hidden_channels": model.hidden_channels % model.n_heads,
+            "mrte_heads does not divide mrte_hidden": dims.mrte_hidden % dims.mrte_heads,
+            "style_heads does not divide style_hidden": dims.style_hidden % dims.style_heads,
+            "inter_channels is odd": model.inter_channels % 2,
+            "upsampling and hop_length differ": math.prod(lists[0]) != self.data.hop_length,
+        }
+        for fault, found in faults.items():
+            if found:
+                raise CheckpointError(f"{source}: {fault}; it describes no model")
 
     def to_dict(self) -> dict[str, Any]:
         """Upstream's nested dictionary; `reduced_dims` only where the model is reduced."""
@@ -240,16 +268,25 @@ class Config:
         Raises:
             CheckpointError: the file is missing, is not JSON, or does not describe a model.
         """
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: is not a model configuration")
-        return cls.from_dict(values, source=str(path))
+        return cls.from_dict(read_json_table(path), source=str(path))
+
+
+def read_json_table(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON file whose top level is a table.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or is something else.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: is not a configuration")
+    return values
 
 
 def _freeze(value: Any) -> Any:
@@ -278,7 +315,9 @@ def _section(kind: type[Section], values: Mapping[str, Any], source: str) -> Sec
     known = {name: _freeze(values[name]) for name in fields if name in values}
     for name, value in known.items():
         default = fields[name].default
-        if not _fits(value, default):
+        # Sizes are above 0; only what is 0 by default, or a share, may be 0.
+        is_size = type(default) is int and default > 0 and name not in _MAY_BE_ZERO
+        if not _fits(value, default) or (is_size and value < 1):
             raise CheckpointError(f"{source}.{name} is {value!r}, which is not like {default!r}")
     if any(f.name == "extra" for f in dataclasses.fields(kind)):  # type: ignore[arg-type]
         known["extra"] = {k: v for k, v in values.items() if k not in fields}

@@ -20,4 +20,12 @@ class DataError(UserError):
 
 
 class TrainingStopped(UserError):
-    """Training ended itself, because a loss stopped being a number or the voice fell silent."""
+    """Training ended itself: a loss stopped being a number, or the voice fell silent.
+
+    Attributes:
+        step: the update after which it did.
+    """
+
+    def __init__(self, cause: str, step: int):
+        super().__init__(f"{cause} at step {step}")
+        self.cause, self.step = cause, step

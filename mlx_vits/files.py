@@ -14,18 +14,18 @@ from typing import BinaryIO
 from mlx_vits.errors import UserError
 
 _CURES = {
-    errno.ENOSPC: "free some space or choose another --output",
-    errno.EDQUOT: "free some space or choose another --output",
-    errno.EFBIG: "choose an --output where larger files are allowed",
-    errno.ENOENT: "create the folder first or choose another --output",
-    errno.ENOTDIR: "create the folder first or choose another --output",
+    errno.ENOSPC: "free some space or write elsewhere",
+    errno.EDQUOT: "free some space or write elsewhere",
+    errno.EFBIG: "write where larger files are allowed",
+    errno.ENOENT: "make the folder first or write elsewhere",
+    errno.ENOTDIR: "make the folder first or write elsewhere",
     errno.EISDIR: "name a file, not a folder",
 }
 
 
 def _describe(path: Path, error: OSError) -> str:
     reason = error.strerror or type(error).__name__
-    cure = _CURES.get(error.errno or 0, "choose another --output")
+    cure = _CURES.get(error.errno or 0, "write elsewhere")
     return f"{path}: cannot be written ({reason}); {cure}"
 
 
@@ -80,15 +80,35 @@ def make_folder(path: Path) -> None:
         raise UserError(_describe(path, fault)) from fault
 
 
-def replace_folder(new: Path, path: Path) -> None:
-    """Gives a finished folder its name; what was there before is removed.
+def move_folder(folder: Path, to: Path) -> None:
+    """Gives a folder another name on the same disk; an empty folder of that name is replaced.
 
     Raises:
-        UserError: it cannot be done.
+        UserError: it cannot be done; both are as they were.
     """
     try:
-        if path.exists():
-            shutil.rmtree(path)
-        new.rename(path)
+        if to.is_dir() and not any(to.iterdir()):
+            to.rmdir()
+        folder.rename(to)
     except OSError as fault:
-        raise UserError(_describe(path, fault)) from fault
+        raise UserError(_describe(to, fault)) from fault
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Gives a finished folder its name; what was there before goes only when that is done.
+
+    Raises:
+        UserError: it cannot be done; what was there before still is.
+    """
+    if not path.exists():
+        move_folder(new, path)
+        return
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}.old")
+    move_folder(path, aside)
+    move_folder(new, path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A name beside `path`, hidden and not taken, to make something whole under."""
+    return path.with_name(f".{path.name}-{secrets.token_hex(4)}.new")

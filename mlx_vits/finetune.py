@@ -14,13 +14,13 @@ from typing import Any
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
 from mlx_vits.checkpoints.voice_file import VoiceFile
-from mlx_vits.config import Config
-from mlx_vits.errors import CheckpointError, UserError
-from mlx_vits.files import make_folder, replace_folder
-from mlx_vits.finetune_run import FinetuneOptions, FinetuneRun, Screen
+from mlx_vits.errors import CheckpointError, DataError, UserError
+from mlx_vits.files import make_folder, move_folder, temporary_sibling
+from mlx_vits.finetune_run import FinetuneOptions, FinetuneRun, Screen, load_nets
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.log import check_tensorboard
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 PREPARED = "prepared"
@@ -31,8 +31,10 @@ __all__ = ["FinetuneOptions", "Screen", "resume", "start"]
 def start(options: FinetuneOptions, screen: Screen) -> dict[str, Any]:
     """Prepares the data and runs a new fine-tune.
 
+    Everything given is read and checked before anything is made at `output`.
+
     Args:
-        options: what to do. A finished or interrupted run at `output` is moved aside first.
+        options: what to do. An earlier run at `output` is moved aside, not deleted.
 
     Returns:
         The verdict, as written to `verdict.json`.
@@ -40,123 +42,137 @@ def start(options: FinetuneOptions, screen: Screen) -> dict[str, Any]:
     Raises:
         UserError: something given cannot be used, or training stopped itself.
     """
-    if options.output.exists() and not is_run(options.output) and any(options.output.iterdir()):
-        raise UserError(
-            f"{options.output}: is not empty and not a run of mlx_vits; choose another --output"
-        )
-    file = _read_base(options)
-    fresh = options.output.with_name(f".{options.output.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    options = replace(options, output=options.output.resolve(), data=options.data.resolve())
+    _check_output(options)
+    if options.tensorboard:
+        check_tensorboard()
+    file = read_base(options)
+    nets = load_nets(options, file)
+    fresh = temporary_sibling(options.output)
     try:
         make_folder(fresh)
-        prepared = _prepare(options, file.config, fresh, screen)
+        info = _prepare(options, file, fresh, screen)
+        PreparedVoice(fresh / info.prepared, file.config)
+        info.write(fresh)
         _move_aside(options.output, screen)
-        replace_folder(fresh, options.output)
+        move_folder(fresh, options.output)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    info = _run_info(options, prepared, file)
-    info.write(options.output)
-    return FinetuneRun(options, info, file, screen).run(resumed=False)
+    return FinetuneRun(options, info, file.config, nets, screen).run(resumed=False)
 
 
 def resume(folder: Path, screen: Screen, **changes: Any) -> dict[str, Any]:
     """Continues a run from its last checkpoint.
 
     Args:
-        folder: the run's.
+        folder: the run's; it may have been moved.
         changes: `epochs`, `steps`, `save_every` or `tensorboard`, where they are to be different.
 
     Returns:
         The verdict.
 
     Raises:
-        UserError: the folder is not a run's, or its base is gone or changed.
+        UserError: the folder is not a run's, or its base or its data are gone or changed.
     """
-    info = RunInfo.read(folder)
-    base = Base(
-        info.base,
-        Path(info.generator),
-        Path(info.discriminator) if info.discriminator else None,
-        Path(info.content_encoder) if info.content_encoder else None,
-    )
-    training = VITSTrainingConfig(**info.options["training"])
-    given = {name: value for name, value in changes.items() if value is not None}
-    training = replace(training, **{k: given.pop(k) for k in ("epochs", "steps") if k in given})
+    folder = folder.resolve()
+    info = _changed(RunInfo.read(folder), changes)
     options = FinetuneOptions(
         voice=info.voice,
         data=Path(info.data),
-        base=base,
+        base=Base(
+            info.base,
+            Path(info.generator),
+            Path(info.discriminator) if info.discriminator else None,
+            Path(info.content_encoder) if info.content_encoder else None,
+        ),
         output=folder,
-        training=training,
+        training=VITSTrainingConfig(**info.options["training"]),
         language=info.language,
-        save_every=given.get("save_every", info.options["save_every"]),
-        tensorboard=given.get("tensorboard", info.options["tensorboard"]),
+        save_every=info.options["save_every"],
+        tensorboard=info.options["tensorboard"],
     )
-    file = _read_base(options)
+    if options.tensorboard:
+        check_tensorboard()
+    file = read_base(options)
     if file_sha256(file.source) != info.generator_sha256:
         raise CheckpointError(
             f"{file.source}: is not the file that the run in {folder} was started from; put that "
             "back, or start a new run"
         )
-    return FinetuneRun(options, info, file, screen).run(resumed=True)
+    prepared = folder / info.prepared
+    if not layout.is_prepared(prepared) or layout.fingerprint(prepared) != info.prepared_sha256:
+        raise DataError(
+            f"{prepared}: is not the data that the run in {folder} was started with; put that "
+            "back, or start a new run"
+        )
+    nets = load_nets(options, file)
+    info.write(folder)
+    return FinetuneRun(options, info, file.config, nets, screen).run(resumed=True)
 
 
-def _read_base(options: FinetuneOptions) -> VoiceFile:
+def read_base(options: FinetuneOptions) -> VoiceFile:
+    """The base's generator, if this voice can be trained from it.
+
+    Raises:
+        UserError: it cannot; the sentence says why.
+    """
     file = options.base.read_generator()
+    config = file.config
+    if config.model.is_pro:
+        raise CheckpointError(
+            f"{file.source}: is a {config.version} model, which mlx_vits speaks but cannot train "
+            "yet; give a v2 model"
+        )
     if not any(name.startswith("enc_q.") for name in file.tensors):
         raise CheckpointError(
             f"{file.source}: is an exported voice without a posterior encoder (enc_q), which "
             "training needs; give a pretrained s2G file"
         )
-    train = replace(file.config.train, segment_size=options.training.segment_size)
-    if train.segment_size % file.config.data.hop_length:
-        hop = file.config.data.hop_length
-        raise UserError(f"--segment-size {train.segment_size}: has to be a multiple of {hop}")
-    return file._replace(config=replace(file.config, train=train))
+    size, hop = options.training.segment_size, config.data.hop_length
+    if size % hop:
+        raise UserError(f"--segment-size {size}: has to be a multiple of {hop}")
+    return file._replace(config=replace(config, train=replace(config.train, segment_size=size)))
 
 
-def _prepare(options: FinetuneOptions, config: Config, fresh: Path, screen: Screen) -> Path:
-    """The prepared folder, at the place it will have once `fresh` has the run's name."""
+def _check_output(options: FinetuneOptions) -> None:
+    output = options.output
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file; choose a folder for --output")
+    if output.is_dir() and not is_run(output) and any(output.iterdir()):
+        raise UserError(
+            f"{output}: is not empty and not a run of mlx_vits; choose another --output"
+        )
+    if output == options.data or output in options.data.parents:
+        raise UserError(
+            f"{options.data}: lies within --output {output}, which a new run replaces; choose "
+            "another --output"
+        )
+
+
+def _prepare(options: FinetuneOptions, file: VoiceFile, fresh: Path, screen: Screen) -> RunInfo:
+    """Prepares the clips within `fresh`, or checks the folder that was given."""
+    base, config = options.base, file.config
     if layout.is_prepared(options.data):
-        encoder = options.base.content_encoder
+        encoder = base.content_encoder
         sha256 = file_sha256(content_encoder_file(encoder)) if encoder else None
-        layout.check_fits(options.data, config, sha256, options.base.name)
-        PreparedVoice(options.data, config)
-        return options.data.resolve()
-    prepare_voice(
-        options.data,
-        fresh / PREPARED,
-        options.base,
-        config,
-        language=options.language,
-        held_out=options.held_out,
-        progress=screen.preparing,
-    )
-    return options.output.resolve() / PREPARED
-
-
-def _move_aside(output: Path, screen: Screen) -> None:
-    if not output.exists():
-        return
-    if is_run(output):
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(output.stat().st_mtime))
-        aside = output.with_name(f"{output.name}-{stamp}")
-        number = 2
-        while aside.exists():
-            aside = output.with_name(f"{output.name}-{stamp}-{number}")
-            number += 1
-        output.rename(aside)
-        screen.say(f"The earlier run is kept in {aside}.")
+        layout.check_fits(options.data, config, sha256, base.name)
+        prepared = str(options.data)
     else:
-        output.rmdir()
-
-
-def _run_info(options: FinetuneOptions, prepared: Path, file: VoiceFile) -> RunInfo:
-    base = options.base
+        prepare_voice(
+            options.data,
+            fresh / PREPARED,
+            base,
+            config,
+            language=options.language,
+            held_out=options.held_out,
+            progress=screen.preparing,
+        )
+        prepared = PREPARED
     return RunInfo(
         voice=options.voice,
-        data=str(options.data.resolve()),
-        prepared=str(prepared),
+        data=str(options.data),
+        prepared=prepared,
+        prepared_sha256=layout.fingerprint(fresh / prepared),
         base=base.name,
         generator=str(base.generator.resolve()),
         discriminator=str(base.discriminator.resolve()) if base.discriminator else "",
@@ -169,3 +185,25 @@ def _run_info(options: FinetuneOptions, prepared: Path, file: VoiceFile) -> RunI
             "tensorboard": options.tensorboard,
         },
     )
+
+
+def _changed(info: RunInfo, changes: dict[str, Any]) -> RunInfo:
+    """The run's options with those that a resume may change."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    training = dict(info.options["training"])
+    if "epochs" in given:
+        training["steps"] = None  # a limit in steps would hide the new one
+    training |= {name: given.pop(name) for name in ("epochs", "steps") if name in given}
+    return replace(info, options=info.options | given | {"training": training})
+
+
+def _move_aside(output: Path, screen: Screen) -> None:
+    if not is_run(output):
+        return
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(output.stat().st_mtime))
+    aside, number = output.with_name(f"{output.name}-{stamp}"), 2
+    while aside.exists():
+        aside = output.with_name(f"{output.name}-{stamp}-{number}")
+        number += 1
+    move_folder(output, aside)
+    screen.say(f"The earlier run is kept in {aside}.")

@@ -7,6 +7,7 @@ notebook.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -25,14 +26,14 @@ from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
 from mlx_vits.config import Config
-from mlx_vits.errors import TrainingStopped, UserError
+from mlx_vits.errors import CheckpointError, TrainingStopped, UserError
 from mlx_vits.files import atomic_write, make_folder
-from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.reporting.report import write_report
 from mlx_vits.reporting.results import SAMPLES, VERDICT
 from mlx_vits.synthesis.loading import REFERENCE
-from mlx_vits.synthesis.scoring import Score, read_listening_clips, score_voice
+from mlx_vits.synthesis.scoring import Score, read_listening, score_voice
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.log import LOSSES, SCORES, JsonLines, TensorBoard
@@ -95,6 +96,28 @@ class FinetuneOptions:
     tensorboard: bool = False
 
 
+class Nets(NamedTuple):
+    """Both nets, with the base's weights."""
+
+    generator: SynthesizerTrn
+    discriminator: MultiPeriodDiscriminator
+
+
+def load_nets(options: FinetuneOptions, file: VoiceFile) -> Nets:
+    """Loads both nets; a discriminator that the base lacks starts from the run's seed.
+
+    Raises:
+        CheckpointError: a file is damaged, or does not fit.
+    """
+    mx.random.seed(options.training.seed)
+    generator = load_generator(file, options.training.weight_norm)
+    return Nets(generator, load_discriminator(options.base.discriminator, file.config))
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C, after everything was saved; the message says how to go on."""
+
+
 @contextmanager
 def _stop_on_interrupt() -> Iterator[list[int]]:
     """Gathers Ctrl-C instead of raising it; a second one ends the program at once."""
@@ -117,106 +140,128 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
 
 
 class FinetuneRun:
-    """A run whose data is prepared."""
+    """A run whose data is prepared and whose nets are loaded."""
 
-    def __init__(self, options: FinetuneOptions, info: RunInfo, file: VoiceFile, screen: Screen):
-        self.options, self.info, self.screen = options, info, screen
-        self.folder = options.output
-        training, config = options.training, file.config
-        mx.random.seed(training.seed)  # initial values of whatever the base lacks
-        self.generator: SynthesizerTrn = load_generator(file, training.weight_norm)
-        discriminator = load_discriminator(options.base.discriminator, config)
+    def __init__(
+        self,
+        options: FinetuneOptions,
+        info: RunInfo,
+        config: Config,
+        nets: Nets,
+        screen: Screen,
+    ):
+        self.options, self.screen, self.config = options, screen, config
+        self.folder, self.generator = options.output, nets.generator
+        self.base_warning = _small_base_warning(options.base.name) if config.is_reduced else ""
         if options.base.discriminator is None:
-            screen.warn(
-                "There is no pretrained discriminator: a fresh one first has to learn, and judges "
-                "badly for hundreds of steps. Give --pretrained-d with an s2D file."
-            )
-        if config.is_reduced:
-            screen.warn(_small_base_warning(options.base.name))
-        freeze_for(self.generator, training.train)
+            screen.warn(_FRESH_DISCRIMINATOR)
+        if self.base_warning:
+            screen.warn(self.base_warning)
+        freeze_for(self.generator, options.training.train)
         self.anchor = take_anchor(self.generator)
-        self.voice = PreparedVoice(Path(info.prepared), config)
-        self.trainer = VITSTrainer(self.generator, discriminator, self.voice, training, self.anchor)
-        self._prepare_listening(config)
+        prepared = self.folder / info.prepared
+        self.trainer = VITSTrainer(
+            self.generator,
+            nets.discriminator,
+            PreparedVoice(prepared, config),
+            options.training,
+            self.anchor,
+        )
+        self.listening = read_listening(prepared, config)
+        self.reference_wav = prepared / layout.WAV_FOLDER / self.listening.reference
+        recording = read_audio(self.reference_wav)
+        self.reference = self._speaker().reference_spectrogram(recording.wav)
+        self.saved_step = 0
+        self.base_score: Score
+        self.last_score: tuple[int, Score] | None = None
 
-    def _prepare_listening(self, config: Config) -> None:
-        folder = Path(self.info.prepared)
-        self.clips = read_listening_clips(folder, config)
-        held_out = folder / layout.HELD_OUT_FOLDER / layout.TEXT_FILE
-        self.on_training_clips = not (held_out.is_file() and layout.read_text_lines(held_out))
-        manifest = layout.Manifest.read(folder)
-        names = {item.name for item in self.voice.items}
-        ordered = [clip.name for clip in manifest.sources] if manifest else sorted(names)
-        self.reference_name = next(name for name in ordered if name in names)
-        recording = read_audio(folder / layout.WAV_FOLDER / self.reference_name)
-        self.reference_wav = recording.wav
-        self.reference = self._listener().reference_spectrogram(recording.wav)
-
-    def _listener(self) -> Voice:
+    def _speaker(self) -> Voice:
         return Voice(self.generator, name=self.options.voice)
 
     def _score(self) -> Score:
-        return score_voice(self._listener(), self.clips, self.reference)
+        """Of the present weights; the same weights are not listened to twice."""
+        step = self.trainer.place.step
+        if self.last_score is None or self.last_score[0] != step:
+            score = score_voice(self._speaker(), self.listening.clips, self.reference)
+            self.last_score = (step, score)
+        return self.last_score[1]
 
     def run(self, resumed: bool) -> dict[str, Any]:
+        """Trains to the end and judges; see `finetune.start`."""
         started = time.monotonic()
         self.base_score = self._score()
-        rate = self.generator.config.data.sampling_rate
-        write_wav(self.folder / REFERENCE, self.reference_wav, rate)
+        state = self.folder / CHECKPOINTS / LAST
         if resumed:
-            state = self.folder / CHECKPOINTS / LAST
+            if not state.is_file():
+                raise CheckpointError(f"{self.folder}: has no checkpoint yet; start the run again")
             self.trainer.restore(read_run_state(state), str(state))
+            self.saved_step = self.trainer.place.step
+            self.last_score = None
             self.screen.say(f"Resuming at step {self.trainer.place.step}.")
-        keep_to = self.trainer.place.step if resumed else None
-        self.losses = JsonLines(self.folder / LOSSES, keep_to)
-        self.scores = JsonLines(self.folder / SCORES, keep_to)
-        if not resumed:
-            self.scores.write(score_record(0, self.base_score))
-        board = None
-        if self.options.tensorboard:
-            board = TensorBoard(self.folder / "tensorboard", self.trainer.place.step)
-        try:
-            self._train(board)
-        finally:
-            self.losses.close()
-            self.scores.close()
-            if board:
-                board.close()
+        else:
+            with atomic_write(self.folder / REFERENCE) as file:
+                file.write(self.reference_wav.read_bytes())
+            self._save()  # from here on the run can be resumed
+        with self._logs(resumed) as log:
+            if not resumed:
+                log.scores.write(score_record(0, self.base_score))
+            self._train(log)
         return self._finish(time.monotonic() - started)
 
-    def _train(self, board: TensorBoard | None) -> None:
+    @contextmanager
+    def _logs(self, resumed: bool) -> Iterator[_Logs]:
+        step = self.trainer.place.step
+        keep_to = step if resumed else None
+        board = TensorBoard(self.folder / "tensorboard", step) if self.options.tensorboard else None
+        log = _Logs(
+            JsonLines(self.folder / LOSSES, keep_to),
+            JsonLines(self.folder / SCORES, keep_to),
+            board,
+        )
+        try:
+            yield log
+        finally:
+            for part in log:
+                if part is not None:
+                    part.close()
+
+    def _train(self, log: _Logs) -> None:
         trainer, total = self.trainer, self.trainer.total_steps
         with _stop_on_interrupt() as interrupted:
             try:
                 for record in trainer.steps():
-                    self.losses.write(record.values)
-                    if board:
-                        board.write(record.values)
+                    log.losses.write(record.values)
+                    if log.board is not None:
+                        log.board.write(record.values)
                     self.screen.step(record, total)
                     step = trainer.place.step
                     is_due = step in (EARLY_STEP, total) or step % self.options.save_every == 0
                     if is_due:
-                        self._listen()
+                        self._listen(log)
                     if is_due or interrupted:
                         self._save()
-                    if interrupted:
-                        raise KeyboardInterrupt
-            except TrainingStopped:
-                self._save()
-                raise
+                    if interrupted and step < total:
+                        raise RunInterrupted(
+                            f"stopped at step {step}; go on with --resume {self.folder}"
+                        )
+            except TrainingStopped as stopped:
+                raise UserError(
+                    f"Training stopped itself: {stopped}. The weights of step {self.saved_step} "
+                    f"are kept in {self.folder}; try a lower --lr-g and --lr-d"
+                ) from stopped
 
-    def _listen(self) -> None:
-        """Scores the present weights, and ends the run if the voice fell silent."""
+    def _listen(self, log: _Logs) -> None:
+        """Scores the present weights, and ends the run if the voice is gone."""
         score, step = self._score(), self.trainer.place.step
+        if not math.isfinite(score.mel_distance + score.largest_sample):
+            raise TrainingStopped("what the voice says is no longer sound", step)
         if score.largest_sample < COLLAPSE_RATIO * self.base_score.largest_sample:
-            kept = self.folder / CHECKPOINTS / LAST
-            raise _Collapsed(
-                f"The voice fell silent by step {step}: its largest sample is "
-                f"{score.largest_sample:,.0f} of 32,767 where the base's was "
-                f"{self.base_score.largest_sample:,.0f}; the last good weights are in {kept}; "
-                "try a lower --lr-g"
+            raise TrainingStopped(
+                f"the voice fell silent (largest sample {score.largest_sample:,.0f} of 32,767, the "
+                f"base's {self.base_score.largest_sample:,.0f})",
+                step,
             )
-        self.scores.write(score_record(step, score))
+        log.scores.write(score_record(step, score))
         if self.trainer.note_score(score.mel_distance):
             self._write_voice(self.folder / CHECKPOINTS / BEST)
 
@@ -224,19 +269,20 @@ class FinetuneRun:
         path = self.folder / CHECKPOINTS / LAST
         write_run_state(path, self.trainer.trees(), self.trainer.place)
         self._write_voice(self.folder / f"{self.options.voice}.safetensors")
+        self.saved_step = self.trainer.place.step
 
     def _write_voice(self, path: Path) -> None:
         make_folder(path.parent)
         place = self.trainer.place
         info = f"{place.epoch}epoch_{place.step}iteration"
         state = state_of(self.generator)
-        write_voice(path, state, self.generator.config, info=info, name=self.options.voice)
+        write_voice(path, state, self.config, info=info, name=self.options.voice)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
-        place, voice = self.trainer.place, self.options.voice
-        exported = self.folder / f"{voice}_e{place.epoch}_s{place.step}.pth"
+        place = self.trainer.place
+        exported = self.folder / f"{self.options.voice}_e{place.epoch}_s{place.step}.pth"
         self._write_voice(exported)
-        if self.generator.config.is_reduced:
+        if self.config.is_reduced:
             self.screen.say(
                 f"{exported.name} comes from a small base and carries `reduced_dims`: mlx_vits "
                 "opens it, GPT-SoVITS itself cannot."
@@ -246,15 +292,15 @@ class FinetuneRun:
         verdict = self._verdict(final, seconds)
         with atomic_write(self.folder / VERDICT) as file:
             file.write(json.dumps(verdict, indent=1).encode())
-        write_report(self.folder)
-        for words in (*verdict["words"], verdict["verdict"]):
+        report = write_report(self.folder)
+        for words in (*verdict["words"], verdict["verdict"], f"Open {report}"):
             self.screen.say(words)
         return verdict
 
     def _write_samples(self, final: Score) -> None:
-        folder, rate = self.folder / SAMPLES, self.generator.config.data.sampling_rate
+        folder, rate = self.folder / SAMPLES, self.config.data.sampling_rate
         make_folder(folder)
-        kinds = zip(self.clips, self.base_score.clips, final.clips, strict=True)
+        kinds = zip(self.listening.clips, self.base_score.clips, final.clips, strict=True)
         for clip, base, tuned in kinds:
             stem = Path(clip.name).stem
             write_wav(folder / f"{stem}_recording.wav", clip.wav, rate)
@@ -266,10 +312,10 @@ class FinetuneRun:
         findings = [
             judge_loudness(self.base_score, final),
             judge_level(final),
-            judge_mel_distance(self.base_score, final, self.on_training_clips),
+            judge_mel_distance(self.base_score, final, self.listening.are_held_out),
             judge_drift(drift),
         ]
-        place, config = self.trainer.place, self.generator.config
+        place = self.trainer.place
         return {
             "verdict": conclude(findings),
             "words": [finding.words for finding in findings],
@@ -277,18 +323,16 @@ class FinetuneRun:
             "findings": {f.name: {"passed": f.passed, "words": f.words} for f in findings},
             "voice": self.options.voice,
             "base": self.options.base.name,
-            "base_is_reduced": config.is_reduced,
-            "base_warning": _small_base_warning(self.options.base.name)
-            if config.is_reduced
-            else "",
-            "version": config.version,
+            "base_is_reduced": self.config.is_reduced,
+            "base_warning": self.base_warning,
+            "version": self.config.version,
             "steps": place.step,
             "epochs": place.epoch,
             "seconds": round(seconds, 1),
             "options": asdict(self.options.training),
-            "reference": self.reference_name,
-            "clips": [{"name": clip.name, "text": clip.text} for clip in self.clips],
-            "clips_are_held_out": not self.on_training_clips,
+            "reference": self.listening.reference,
+            "clips": [{"name": c.name, "text": c.text} for c in self.listening.clips],
+            "clips_are_held_out": self.listening.are_held_out,
             "base_score": score_record(0, self.base_score),
             "final_score": score_record(place.step, final),
             "best": {"step": place.best_step, "mel_distance": place.best_score},
@@ -296,8 +340,16 @@ class FinetuneRun:
         }
 
 
-class _Collapsed(UserError):
-    """The voice fell silent; what was saved last stays as it is."""
+class _Logs(NamedTuple):
+    losses: JsonLines
+    scores: JsonLines
+    board: TensorBoard | None
+
+
+_FRESH_DISCRIMINATOR = (
+    "There is no pretrained discriminator: a fresh one first has to learn, and judges badly for "
+    "hundreds of steps. Give --pretrained-d with an s2D file."
+)
 
 
 def _small_base_warning(base: str) -> str:

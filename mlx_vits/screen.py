@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mlx_vits._backend import BLAS
 from mlx_vits.errors import UserError
 from mlx_vits.training.vits_trainer import StepRecord
 
@@ -31,7 +32,7 @@ def report_errors(command: Command) -> Command:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            print("stopped.", file=sys.stderr)
+            print(str(error) or "stopped.", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from error
 
     return wrapped  # type: ignore[return-value]
@@ -44,11 +45,18 @@ class TerminalScreen:
         log_every: steps between two lines.
     """
 
-    def __init__(self, log_every: int = 10):
+    LOG_EVERY = 10
+
+    def __init__(self, log_every: int = LOG_EVERY):
         self._log_every = log_every
         self._console = Console(highlight=False)
         self._progress: Progress | None = None
         self._times: list[float] = []
+        if BLAS.name == "wheel":
+            self.warn(
+                f"MLX runs on its own slow BLAS ({BLAS.note}): install libopenblas, or the package "
+                "mkl on x86-64, for a speed up to forty times higher."
+            )
 
     def say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False)

@@ -14,6 +14,7 @@ import typer
 from mlx_vits import finetune
 from mlx_vits.checkpoints.base import DEMO, choose_base, weights_home
 from mlx_vits.errors import DataError, UserError
+from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from mlx_vits.screen import TerminalScreen, report_errors
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
@@ -23,6 +24,7 @@ SUGGESTED = "finetune.json"  # beside a voice's clips: options of its own
 
 _CHOICES = {"train": ("all", "decoder"), "weight_norm": NORM_SCHEMES}
 _CHANGEABLE = {"epochs", "steps", "save_every", "tensorboard"}  # when a run is resumed
+_RUN_OPTIONS = ("language", "held_out", "save_every", "tensorboard")
 _DEFAULT = VITSTrainingConfig()
 
 
@@ -53,8 +55,10 @@ PULL = _option(
     min=0,
 )
 SEGMENT = _option("Samples decoded of each clip, at 32 kHz.", _DEFAULT.segment_size, min=1280)
-LOG_EVERY = _option("Steps between two lines on screen.", 10, min=1)
-SAVE_EVERY = _option("Steps between two checkpoints, each with a score.", 100, min=1)
+LOG_EVERY = _option("Steps between two lines on screen.", TerminalScreen.LOG_EVERY, min=1)
+SAVE_EVERY = _option(
+    "Steps between two checkpoints, each with a score.", FinetuneOptions.save_every, min=1
+)
 SEED = _option("Of batches, noise, slices, dropout.", _DEFAULT.seed, min=0, max=2**31 - 1)
 RESUME = _option("Continue the run in this folder from its last checkpoint.")
 TRAIN = _option("What is trained: all, or decoder (dec and ref_enc).", _DEFAULT.train)
@@ -66,7 +70,7 @@ BIAS_CORRECTION = typer.Option(
     show_default="on",
 )
 HELD_OUT = _option("Clips, from the last, only listened to.", "a tenth of 4 or more", min=0)
-LANGUAGE = _option("Language of the transcripts.", "en")
+LANGUAGE = _option("Language of the transcripts.", FinetuneOptions.language)
 TENSORBOARD = typer.Option(None, "--tensorboard", help="Also write TensorBoard files.")
 
 
@@ -104,7 +108,7 @@ def main(
         if given.get(name, choices[0]) not in choices:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {given[name]}: is not one of {', '.join(choices)}")
-    screen = TerminalScreen(given.pop("log_every", 10))
+    screen = TerminalScreen(given.pop("log_every", TerminalScreen.LOG_EVERY))
     try:
         if resume is not None:
             _resume(given, screen)
@@ -123,7 +127,7 @@ def _resume(given: dict[str, Any], screen: TerminalScreen) -> None:
     finetune.resume(folder, screen, **given)
 
 
-def _options(given: dict[str, Any]) -> finetune.FinetuneOptions:
+def _options(given: dict[str, Any]) -> FinetuneOptions:
     name, folder = _find_data(given.get("voice"), given.get("data_dir"))
     if "pretrained_reg" in given:
         given["pretrained_reg_strength"] = given["pretrained_reg"]
@@ -133,16 +137,14 @@ def _options(given: dict[str, Any]) -> finetune.FinetuneOptions:
     if "epochs" in wished:
         suggested.pop("steps", None)
     parts = ("pretrained", "pretrained_d", "content_encoder")
-    return finetune.FinetuneOptions(
+    is_demo = folder.resolve() == (weights_home() / DEMO / "voice").resolve()
+    return FinetuneOptions(
         voice=name,
         data=folder,
-        base=choose_base(given.get("base"), voice=name, **{k: given.get(k) for k in parts}),
+        base=choose_base(given.get("base"), for_demo=is_demo, **{k: given.get(k) for k in parts}),
         output=given.get("output", RUNS / name),
         training=VITSTrainingConfig(**(suggested | wished)),
-        language=given.get("language", "en"),
-        held_out=given.get("held_out"),
-        save_every=given.get("save_every", 100),
-        tensorboard=given.get("tensorboard", False),
+        **{key: given[key] for key in _RUN_OPTIONS if key in given},
     )
 
 
@@ -168,9 +170,13 @@ def _find_data(voice: str | None, data_dir: Path | None) -> tuple[str, Path]:
 
 
 def _name_of(folder: Path) -> str:
-    name = folder.resolve().name
-    # A demo voice given by its path is still called by the name of its folder under weights/.
-    return folder.resolve().parent.name if name == "voice" else name
+    folder = folder.resolve()
+    # A shipped voice lies in weights/NAME/voice.
+    if folder.name == "voice" and folder.parent.parent == weights_home().resolve():
+        return folder.parent.name
+    if not folder.name:
+        raise DataError(f"{folder}: has no name to call the voice by; give --voice as well")
+    return folder.name
 
 
 def _suggested(folder: Path) -> dict[str, Any]:
@@ -181,7 +187,7 @@ def _suggested(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         VITSTrainingConfig(**values)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: cannot be used ({error}); mend it or take it away") from error
     return values
 

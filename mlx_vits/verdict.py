@@ -40,14 +40,14 @@ def judge_loudness(base: Score, tuned: Score) -> Finding:
 def judge_level(tuned: Score) -> Finding:
     """Whether the voice is loud at all."""
     loud = tuned.largest_sample > LEAST_LARGEST_SAMPLE
-    words = f"It is {'above' if loud else 'NOT above'} {LEAST_LARGEST_SAMPLE:,}."
+    words = f"The largest sample is {'above' if loud else 'NOT above'} {LEAST_LARGEST_SAMPLE:,}."
     return Finding("loud enough", loud, words)
 
 
-def judge_mel_distance(base: Score, tuned: Score, on_training_clips: bool) -> Finding:
+def judge_mel_distance(base: Score, tuned: Score, are_held_out: bool) -> Finding:
     """Whether the voice came nearer to the recordings."""
     change = _ratio(tuned.mel_distance, base.mel_distance) - 1
-    clips = "training clips, as none was held out" if on_training_clips else "held-out clips"
+    clips = "held-out clips" if are_held_out else "training clips, as none was held out"
     words = (
         f"The mel distance to the {clips} went from {base.mel_distance:.3f} to "
         f"{tuned.mel_distance:.3f} ({change:+.1%})."

@@ -20,9 +20,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import typer
+from demo_clips import training_clips
 
 from mlx_vits.audio.files import read_audio, resample
-from mlx_vits.audio.spectrogram import _filterbank_of
+from mlx_vits.audio.spectrogram import mel_filterbank
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.files import atomic_write, make_folder
@@ -65,18 +66,6 @@ class Example(NamedTuple):
     target: np.ndarray
 
 
-def training_clips(voices: Path) -> list[Path]:
-    """The clips a base may see: kathleen, and kokoro without its last speaker."""
-    rows = [
-        line.split("\t")
-        for line in (voices / "kokoro" / "transcripts.tsv").read_text("utf-8").splitlines()
-    ]
-    unseen = max(row[1] for row in rows)
-    kokoro = [voices / "kokoro" / row[0] for row in rows if row[1] != unseen]
-    kathleen = sorted((voices / "kathleen").glob("*.ogg"))
-    return kathleen + sorted(kokoro)
-
-
 def whisper_mel(wav: np.ndarray) -> mx.array:
     """Whisper's log-mel of up to 30 s at 16 kHz, padded: `(1, 3000, 80)`."""
     samples = WINDOW_SECONDS * ENCODER_RATE
@@ -85,7 +74,7 @@ def whisper_mel(wav: np.ndarray) -> mx.array:
     frames = np.lib.stride_tricks.sliding_window_view(padded, 400)[::160][:3000]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     power = mx.square(mx.abs(mx.fft.rfft(mx.array((frames * window).astype(np.float32)))))
-    mel = power @ _filterbank_of(ENCODER_RATE, 400, 80, 0.0, 8000.0).T
+    mel = power @ mel_filterbank(ENCODER_RATE, 400, 80, 0.0, 8000.0).T
     log = mx.log10(mx.maximum(mel, 1e-10))
     return ((mx.maximum(log, mx.max(log) - 8) + 4) / 4)[None]
 
@@ -245,7 +234,7 @@ def main(
     seed: int = typer.Option(0),
 ) -> None:
     """Distils the content encoder of the demo base."""
-    clips = training_clips(voices)
+    clips = [clip.path for clip in training_clips(voices)]
     targets = reduce(teach(Teacher(teacher), clips, cache))
     examples = [
         Example(mix_level(read_clip(path), path.name) * ENCODER_SCALE, target)

@@ -10,21 +10,22 @@ A run that was cut off goes on from its last state in --work.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
-import queue
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx_vits  # noqa: F401  (chooses the BLAS before mlx is imported)
 import mlx.core as mx
 import numpy as np
 import typer
+from demo_clips import Spoken, training_clips
 
 from mlx_vits.audio.files import read_speech
 from mlx_vits.audio.spectrogram import spectrogram
@@ -36,7 +37,7 @@ from mlx_vits.config import Config
 from mlx_vits.files import atomic_write, make_folder
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
-from mlx_vits.preprocessing.features import encoder_input
+from mlx_vits.preprocessing.features import align_features, encoder_input
 from mlx_vits.preprocessing.levels import mix_level, to_int16
 from mlx_vits.text import clean_text, phonemes_to_ids
 from mlx_vits.training.batches import (
@@ -82,29 +83,6 @@ CONFIG: dict[str, Any] = {
 }
 
 
-class Spoken(NamedTuple):
-    """A clip to train on."""
-
-    name: str
-    path: Path
-    text: str
-
-
-def training_clips(voices: Path) -> list[Spoken]:
-    """kathleen, and kokoro without its last speaker."""
-
-    def rows(folder: str) -> list[list[str]]:
-        lines = (voices / folder / "transcripts.tsv").read_text("utf-8").splitlines()
-        return [line.split("\t") for line in lines if line.strip()]
-
-    kokoro = rows("kokoro")
-    unseen = max(row[1] for row in kokoro)
-    print(f"left out: {unseen}")
-    kept = [("kathleen", row) for row in rows("kathleen")]
-    kept += [("kokoro", row) for row in kokoro if row[1] != unseen]
-    return [Spoken(row[0], voices / folder / row[0], row[-1]) for folder, row in kept]
-
-
 class MemoryVoice:
     """All clips in memory, under the interface of `PreparedVoice`; batches are made ahead."""
 
@@ -120,17 +98,19 @@ class MemoryVoice:
         return epoch_batches(self.items, batch_size, seed, epoch, BOUNDARIES)
 
     def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        ready: queue.Queue[dict[str, np.ndarray] | None] = queue.Queue(maxsize=3)
+        plan = self.plan(batch_size, seed, epoch)[start:]
 
-        def make() -> None:
-            for items in self.plan(batch_size, seed, epoch)[start:]:
-                clips = [self._utterances[item.name] for item in items]
-                ready.put(pad_utterances(clips, self.config, PADDING))
-            ready.put(None)
+        def pad(items: list[Item]) -> dict[str, np.ndarray]:
+            clips = [self._utterances[item.name] for item in items]
+            return pad_utterances(clips, self.config, PADDING)
 
-        threading.Thread(target=make, daemon=True).start()
-        while (fields := ready.get()) is not None:
-            yield Batch(**{name: mx.array(array) for name, array in fields.items()})
+        with ThreadPoolExecutor(1) as pool:
+            ahead = collections.deque(pool.submit(pad, items) for items in plan[:2])
+            waiting = iter(plan[2:])
+            while ahead:
+                fields = ahead.popleft().result()
+                ahead.extend(pool.submit(pad, items) for items in itertools.islice(waiting, 1))
+                yield Batch(**{name: mx.array(array) for name, array in fields.items()})
 
 
 def random_encoder() -> HubertModel:
@@ -165,13 +145,10 @@ def read_utterances(
     utterances, started = {}, time.monotonic()
     with ThreadPoolExecutor(16) as pool:
         for clip, (wav, heard, ids) in zip(clips, pool.map(load, clips), strict=True):
-            # Lengths are rounded for the encoder, so that a GPU sees few shapes.
             spec = spectrogram(mx.array(wav)[None], config.data)[0]
             ssl = encoder(mx.array(heard)[None])[0]
             mx.eval(spec, ssl)
-            features = np.array(ssl)
-            missing = len(spec) - len(features)
-            features = np.concatenate([features, features[-1:]]) if missing else features
+            features = align_features(np.array(ssl), len(spec), clip.name)
             text = np.array(ids, dtype=np.int32)
             utterances[clip.name] = Utterance(features, np.array(spec), wav, text)
             if len(utterances) % 500 == 0:

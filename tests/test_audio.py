@@ -51,7 +51,10 @@ def test_spectrogram_and_mel() -> None:
 def test_mel_of_a_segment_and_its_gradients() -> None:
     data = tensors("mel", "mel.safetensors")
     y = data["in/y_slice"]
-    assert_close(last(mel_spectrogram(y, DATA)), data["out/slice_mel"], atol=5e-3)
+    ours, theirs = last(mel_spectrogram(y, DATA)), data["out/slice_mel"]
+    assert_close(ours, theirs, atol=5e-3)
+    assert mx.mean((mx.abs(ours - theirs) <= 1e-3).astype(mx.float32)).item() >= 0.999
+    assert_close(ours[1], theirs[1], atol=1e-4)  # broadband noise: no empty bins
 
     def l1(y: mx.array) -> mx.array:
         return 45 * mel_loss(last(data["in/mel_target"]), mel_spectrogram(y, DATA))
@@ -64,7 +67,7 @@ def test_mel_of_a_segment_and_its_gradients() -> None:
     for ours, name in ((gradient, "l1_mel_grad_y"), (mx.grad(product)(y), "mel_vjp_grad_y")):
         theirs = data[f"out/{name}"]
         assert relative_l2(ours, theirs) <= 5e-3
-        assert relative_l2(ours[1], theirs[1]) <= 1e-4  # broadband noise: no empty bins
+        assert relative_l2(ours[1], theirs[1]) <= 1e-4
 
 
 @pytest.mark.parametrize("samples", [705, 1279, 1280, 20480, 20481])

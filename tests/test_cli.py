@@ -73,8 +73,9 @@ def test_a_golden_pth_goes_to_mlx_and_back_bit_for_bit(tmp_path: Path) -> None:
     source = golden("sovits_v2", "golden_v2_e8_s64.pth")
     for form in ("voice.safetensors", "voice"):
         assert torch_to_mlx(source, tmp_path / form) == "v2 generator, 601 tensors"
-        assert mlx_to_torch(tmp_path / form, tmp_path / "back.pth") == "v2 voice"
-        theirs, ours = read_torch_archive(source), read_torch_archive(tmp_path / "back.pth")
+        back = tmp_path / f"{form}.pth"
+        assert mlx_to_torch(tmp_path / form, back) == "v2 voice"
+        theirs, ours = read_torch_archive(source), read_torch_archive(back)
         assert list(ours["weight"]) == list(theirs["weight"])
         for name, array in theirs["weight"].items():
             assert ours["weight"][name].dtype == array.dtype
@@ -97,6 +98,20 @@ def test_what_cannot_be_converted_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has to end in \.pth"):
         mlx_to_torch(tmp_path / "a.safetensors", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_converter_never_writes_over_anything(base: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken.safetensors"
+    taken.write_text("precious")
+    source = golden("sovits_v2", "golden_v2_e8_s64.pth")
+    with pytest.raises(CheckpointError, match="is there already"):
+        torch_to_mlx(source, taken)
+    with pytest.raises(CheckpointError, match="is there already"):
+        mlx_to_torch(base, source)
+    assert taken.read_text() == "precious"
+    mlx_to_torch(base / "discriminator.safetensors", tmp_path / "d.pth")
+    with pytest.raises(CheckpointError, match=r"needs a name in \.safetensors"):
+        torch_to_mlx(tmp_path / "d.pth", tmp_path / "folder")
 
 
 @pytest.mark.parametrize("script", ["convert_torch_to_mlx", "convert_mlx_to_torch"])

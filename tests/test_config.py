@@ -48,6 +48,10 @@ def test_sizes_follow_the_version() -> None:
         ({"model": {"upsample_rates": [10, "8"]}}, "upsample_rates"),
         ({"train": []}, "`train` of the configuration is not a table"),
         ({"reduced_dims": {"ssl_width": 3}}, "unknown keys ssl_width"),
+        ({"model": {"upsample_rates": [10, 8]}}, "upsampling lists differ in length"),
+        ({"model": {"n_heads": 5}}, "n_heads does not divide"),
+        ({"model": {"n_layers": 0}}, "n_layers is 0"),
+        ({"model": {"upsample_initial_channel": 16}}, "too small to be halved"),
     ],
 )
 def test_what_does_not_fit_is_named(given: dict, words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_vits.checkpoints.state_dict import expected_shapes
@@ -24,11 +25,22 @@ def test_scores_and_feature_maps(folder: str) -> None:
             assert_near(judgement.score, data[f"logits_{kind}/{index}"], SHARE)
             period = getattr(model.discriminators[index], "period", None)
             for layer, ours in enumerate(judgement.features):
-                flat = _upstream_order(ours, wav.shape[0], period).flatten()
+                ordered = _upstream_order(ours, wav.shape[0], period)
+                flat = ordered.flatten()
                 name = f"fmap_{kind}/{index}_{layer}"
+                _assert_statistics(ordered, meta["fmap_stats"][name])
                 theirs = data[f"{name}/value"]
                 atol = SHARE * mx.max(mx.abs(flat)).item()
                 assert mx.max(mx.abs(flat[data[f"{name}/index"]] - theirs)).item() <= atol, name
+
+
+def _assert_statistics(features: mx.array, theirs: dict[str, Any]) -> None:
+    array = np.array(features, dtype=np.float64)
+    assert list(array.shape) == theirs["shape"]
+    largest = theirs["abs_mean"]
+    assert np.mean(array) == pytest.approx(theirs["mean"], abs=1e-4 * largest)
+    assert np.mean(np.abs(array)) == pytest.approx(largest, rel=1e-4)
+    assert np.linalg.norm(array) == pytest.approx(theirs["l2"], rel=1e-4)
 
 
 def _upstream_order(features: mx.array, batch: int, period: int | None) -> mx.array:

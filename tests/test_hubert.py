@@ -13,14 +13,14 @@ from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.hubert import HubertConfig, HubertModel
-from tests.support.goldens import assert_close, golden, last, tensors
+from tests.support.goldens import assert_close, golden, last, tensors, values
 
 ATOL = 1e-4
 
 
 @pytest.fixture(scope="module")
 def model() -> HubertModel:
-    hubert = HubertModel(HubertConfig.read(golden("hubert", "config.json")))
+    hubert = HubertModel(HubertConfig.from_dict(values("hubert", "config.json")))
     load_state(hubert, tensors("hubert", "weights.safetensors"), source="hubert")
     return hubert
 
@@ -63,9 +63,14 @@ def test_names_of_other_transformers_versions(model: HubertModel, tmp_path) -> N
 
 
 def test_another_topology_is_refused(tmp_path) -> None:
-    (tmp_path / "config.json").write_text('{"feat_extract_norm": "layer"}')
-    with pytest.raises(CheckpointError, match="feat_extract_norm is 'layer'"):
-        load_content_encoder(tmp_path)
+    for content, words in (
+        ('{"feat_extract_norm": "layer"}', "feat_extract_norm is 'layer'"),
+        ('{"hidden_size": "wide"}', "hidden_size is 'wide'"),
+        ("[]", "is not a configuration"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=words):
+            load_content_encoder(tmp_path)
 
 
 def test_a_missing_tensor_is_named(model: HubertModel, tmp_path) -> None:

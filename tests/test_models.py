@@ -207,6 +207,9 @@ def test_full_size_forward() -> None:
     assert_close(last(out.y_hat), data["out/y_hat"], atol=WAVE_ATOL)
     codes = model.extract_latent(last(data["in/ssl"]))
     assert mx.array_equal(codes[:, None], data["out/codes"])
+    spec = last(data["in/spec"])
+    style = model.embed_style(spec, mx.ones((1, spec.shape[1], 1)))
+    assert_near(last(style), data["out/ge"])
     for name, expected in stats.items():
         ours = out.quantized if name == "stats_ssl" else getattr(out, name)
         first = last(ours).flatten()

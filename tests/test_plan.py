@@ -54,7 +54,7 @@ def run(tmp_path_factory: Any) -> Finetune:
     options = finetune.FinetuneOptions(
         voice="demo",
         data=DEMO / "voice",
-        base=choose_base(str(DEMO), voice="demo"),
+        base=choose_base(str(DEMO)),
         output=folder,
         training=CONFIG,
         save_every=50,
@@ -97,7 +97,7 @@ def test_quality(run: Finetune) -> None:
 @pytest.mark.parametrize("scheme", NORM_SCHEMES)
 def test_weight_loading(scheme: Any) -> None:
     """Effective weights equal the file's folded ones, in whichever form the model holds them."""
-    file = choose_base(str(DEMO), voice="demo").read_generator()
+    file = choose_base(str(DEMO)).read_generator()
     model = load_generator(file, scheme)
     stored = {k: np.array(v, dtype=np.float64) for k, v in file.tensors.items()}
     compared = 0
@@ -122,7 +122,7 @@ def test_training(run: Finetune) -> None:
     """Normed and folded runs start from the same function, learn, and then part."""
     records, weights = {}, {}
     for scheme in ("upstream", "folded"):
-        file = choose_base(str(DEMO), voice="demo").read_generator()
+        file = choose_base(str(DEMO)).read_generator()
         config = replace(CONFIG, steps=8, weight_norm=scheme, lr_g=1e-4)  # type: ignore[arg-type]
         model = load_generator(file, config.weight_norm)
         freeze_for(model, "all")

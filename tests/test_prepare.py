@@ -100,6 +100,24 @@ def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(
     assert "another text" in (output / "2-name2text.txt").read_text()
 
 
+def test_nothing_that_is_not_ours_is_replaced(base: Any, tmp_path: Path) -> None:
+    source = make_voice(tmp_path / "clips", clips=2)
+    (tmp_path / "docs").mkdir()
+    thesis = tmp_path / "docs" / "thesis.txt"
+    thesis.write_text("precious")
+    for output, words in (
+        (tmp_path / "docs", "holds something else"),
+        (thesis, "is a file"),
+        (source, "same place as the clips"),
+        (source / "prepared", "same place as the clips"),
+        (tmp_path, "same place as the clips"),
+    ):
+        with pytest.raises(DataError, match=words):
+            prepare_voice(source, output, base, tiny_config())
+    assert thesis.read_text() == "precious"
+    assert len(list(source.iterdir())) == 3
+
+
 def _write(folder: Path, name: str, wav: np.ndarray, rate: int = RATE) -> None:
     soundfile.write(folder / name, wav, rate)
 
@@ -132,6 +150,7 @@ def _faults(folder: Path) -> list[tuple[str, str]]:
     _write(voice("silence"), "clip_0.wav", np.zeros(RATE * 2))
     _write(voice("telephone"), "clip_0.wav", np.stack([hum(2, rate=8000)] * 2, axis=1), 8000)
     voice("signs", "clip_0.wav\t☃\n")
+    _write(voice("twins", good + "clip_0.flac\ttwo\n"), "clip_0.flac", hum(1.2))
     return [
         ("nowhere", "no such folder"),
         ("empty", "empty of recordings"),
@@ -149,6 +168,7 @@ def _faults(folder: Path) -> list[tuple[str, str]]:
         ("silence", "clip_0.wav: is silent"),
         ("telephone", "clip_0.wav: was recorded at 8000 Hz"),
         ("signs", "clip_0.wav"),
+        ("twins", "differ in ending only"),
     ]
 
 
@@ -171,8 +191,11 @@ def test_clips_to_listen_to_can_be_named(tmp_path: Path) -> None:
     (source / "held_out.txt").write_text("clip_9.wav\n")
     with pytest.raises(DataError, match=r"names clip_9\.wav"):
         read_voice_source(source)
-    with pytest.raises(DataError, match="no clip is left"):
-        read_voice_source(source, 5)
+    for count in (5, 7):
+        with pytest.raises(DataError, match="no clip is left"):
+            read_voice_source(source, count)
+    (source / "._clip_0.wav").write_bytes(b"what macOS leaves on other disks")
+    assert len(read_voice_source(source, 0).training) == 5
 
 
 def test_few_clips_are_all_trained_on(tmp_path: Path) -> None:

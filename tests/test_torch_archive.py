@@ -219,7 +219,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None
             write_torch_archive(path, tree())
     assert str(caught.value) == (
         f"{path}: cannot be written (No space left on device); "
-        "free some space or choose another --output"
+        "free some space or write elsewhere"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["voice.pth"]
     assert path.read_bytes() == b"the old one"
@@ -247,7 +247,7 @@ except CheckpointError as error:
 
 
 def test_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="create the folder"):
+    with pytest.raises(CheckpointError, match="make the folder"):
         write_torch_archive(tmp_path / "no/voice.pth", {})
 
 

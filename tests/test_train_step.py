@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.checkpoints.state_dict import state_of
+from mlx_vits.models.vits import slice_segments
 from mlx_vits.nn.layout import to_torch, torch_name
 from mlx_vits.training.step import Batch, Draws, GANStep, build_optimizers, set_learning_rates
 from mlx_vits.training.vits_trainer import freeze_for
 from tests.support.goldens import (
+    assert_close,
     discriminator,
     generator,
     golden,
@@ -169,10 +172,10 @@ def test_phonemes_that_were_not_read_only_decay(trained: Trained) -> None:
     np.testing.assert_allclose(after, before * (1 - 0.4 * META["lr_d"] * 0.01), rtol=2e-7)
 
 
-def test_segments_at_the_first_step(trained: Trained) -> None:
-    """What was compared: the true and the generated segment, before any update."""
-    model = generator("sovits_v2")
-    batch = _batch()
+def test_segments_and_mels_of_the_first_step() -> None:
+    """What was compared: true and generated segment, and their mels, before any update."""
+    model, batch = generator("sovits_v2"), _batch()
+    starts, config = DATA["in/ids_slice_step1"], model.config
     out = model(
         batch.ssl,
         batch.spec,
@@ -180,6 +183,12 @@ def test_segments_at_the_first_step(trained: Trained) -> None:
         batch.text,
         batch.text_lengths,
         noise=last(DATA["in/noise_q_step1"]),
-        ids_slice=DATA["in/ids_slice_step1"],
+        ids_slice=starts,
     )
-    np.testing.assert_allclose(np.array(last(out.y_hat)), np.array(DATA["step1/y_hat"]), atol=1e-4)
+    real = slice_segments(batch.wav, starts * 640, config.train.segment_size)
+    spec = slice_segments(batch.spec, starts, config.segment_frames)
+    assert_close(last(out.y_hat), DATA["step1/y_hat"], atol=1e-4)
+    assert_close(last(real), DATA["step1/y"])
+    assert_close(last(mel_of_spectrogram(spec, config.data)), DATA["step1/y_mel"], atol=5e-3)
+    generated = mel_spectrogram(out.y_hat[..., 0], config.data)
+    assert_close(last(generated), DATA["step1/y_hat_mel"], atol=5e-3)

@@ -109,12 +109,20 @@ def test_rates_decay_by_epoch_from_the_first_and_text_is_slower(place: Place) ->
     assert rest["step"].item() == 2 * per_epoch
 
 
-@pytest.mark.parametrize("scheme", ["upstream", "folded"])
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize(
+    ("stop", "changes"),
+    [
+        (1, {}),
+        (3, {}),
+        (2, {"weight_norm": "folded", "train": "decoder", "bias_correction": False}),
+        (2, {"compiled": True}),
+    ],
+    ids=str,
+)
 def test_a_resumed_run_equals_the_run_that_never_stopped(
-    place: Place, tmp_path: Path, stop: int, scheme: Any
+    place: Place, tmp_path: Path, stop: int, changes: Any
 ) -> None:
-    config = replace(QUICK, weight_norm=scheme)
+    config = replace(QUICK, **changes)
     whole = place.trainer(config)
     records = _run(whole)
     first = place.trainer(config)
@@ -148,19 +156,18 @@ def test_seeds_differ_and_repeat(place: Place) -> None:
 
 
 def test_a_compiled_step_gives_the_same(place: Place) -> None:
-    """Eager and compiled agree to rounding: fused kernels contract multiply and add."""
-    eager, compiled = (
-        _run(place.trainer(replace(QUICK, compiled=flag, steps=1)))[0] for flag in (False, True)
-    )
-    for name, value in eager.items():
-        assert compiled[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
+    """To rounding: fused kernels contract multiply and add, and Adam turns that into signs."""
+    runs = [_run(place.trainer(replace(QUICK, compiled=flag, steps=3))) for flag in (False, True)]
+    for step, (eager, compiled) in enumerate(zip(*runs, strict=True)):
+        rel = 2e-5 if step == 0 else 2e-3
+        for name, value in eager.items():
+            if name not in ("loss_reg", "grad_norm_reg"):  # squares of differences this small
+                assert compiled[name] == pytest.approx(value, rel=rel, abs=1e-6), name
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_weights(place: Place) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(place: Place) -> None:
     trainer = place.trainer()
     _run(trainer, 2)
-    good = _flat(trainer)
-    # A divergence that only shows in the next step's loss.
     batches = trainer.voice.batches
 
     def poisoned(*args: Any) -> Any:
@@ -168,14 +175,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_weights(place: Pla
             yield batch._replace(spec=batch.spec * mx.array(float("nan")))
 
     trainer.voice.batches = poisoned  # type: ignore[method-assign]
-    with pytest.raises(TrainingStopped, match=r"no longer a number at step 3; .* of step 2"):
+    with pytest.raises(TrainingStopped, match="no longer a number at step 3") as caught:
         _run(trainer)
+    assert caught.value.step == 3
     assert trainer.place.step == 2
-    after = _flat(trainer)
-    for name, array in good.items():
-        assert np.array_equal(after[name], array), name
-    del trainer.voice.batches
-    assert _run(trainer, 1)[0]["step"] == 3
 
 
 def test_a_strong_pull_halves_the_drift(place: Place) -> None:
@@ -213,15 +216,13 @@ def test_slices_lie_within_the_clip_and_cover_it(place: Place) -> None:
 
 
 def test_dropout_and_noise_come_from_the_key(place: Place) -> None:
-    trainer = place.trainer()
-    batch = next(trainer.voice.batches(2, 1, 1))
-    draws = [draw_step(mx.random.key(i), batch, trainer.generator.config) for i in (1, 1, 2)]
+    first = place.trainer()
+    batch = next(first.voice.batches(2, 1, 1))
+    draws = [draw_step(mx.random.key(i), batch, first.generator.config) for i in (1, 1, 2)]
     assert mx.array_equal(draws[0].noise, draws[1].noise)
     assert not mx.array_equal(draws[0].noise, draws[2].noise)
-    step = trainer._step
-    before = trainer._snapshot()
     losses = []
-    for draw in draws:
+    for draw in draws:  # the same noise, only dropout differs
+        step = place.trainer()._step
         losses.append(step.run(batch, draw._replace(noise=draws[0].noise)).losses.loss_kl.item())
-        trainer._put_back(before)
     assert losses[0] == losses[1] != losses[2]

@@ -245,6 +245,18 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path: Path) -> 
     shutil.rmtree(tmp_path)
 
 
+def test_an_exported_voice_is_saved_without_what_it_never_had(tmp_path: Path) -> None:
+    """Not with a random posterior encoder, which would look fit for training."""
+    voice = mlx_vits.load(_golden_pth("v2"))
+    for form in ("voice.safetensors", "voice"):
+        path = voice.save(tmp_path / form)
+        names = read_voice(path).tensors
+        assert not any(name.startswith("enc_q") for name in names)
+        assert len(names) == 601
+    with pytest.raises(mlx_vits.UserError, match="holds something else"):
+        voice.save(tmp_path)
+
+
 def test_state_of_a_loaded_voice_is_whole() -> None:
     """Every tensor is saved, not only the trained ones."""
     names = set(state_of(mlx_vits.load(_golden_pth("v2")).model))

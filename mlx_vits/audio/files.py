@@ -6,6 +6,8 @@ Libraries: soundfile (libsndfile) and soxr, the resampler that upstream's libros
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,21 +42,38 @@ def read_audio(path: str | Path) -> Recording:
             number.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such recording; check the path")
-    try:
+    with _naming(path):
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: is not audio that can be read; give it as {', '.join(SUFFIXES[:4])} "
-            "or take it out of the folder"
-        ) from error
     if not len(samples):
         raise DataError(f"{path}: holds no sound; take it out of the folder")
     wav = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if not np.isfinite(wav).all():
         raise DataError(f"{path}: holds samples that are not numbers; record or export it again")
     return Recording(np.ascontiguousarray(wav, dtype=np.float32), int(rate))
+
+
+def read_seconds(path: str | Path) -> float:
+    """How long a recording is, from its header.
+
+    Raises:
+        DataError: the file is missing or is not audio.
+    """
+    with _naming(Path(path)):
+        return float(soundfile.info(path).duration)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes one sentence of what libsndfile says."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such recording; check the path")
+    try:
+        yield
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: is not audio that can be read; give it as {', '.join(SUFFIXES[:4])} "
+            "or take it out of the folder"
+        ) from error
 
 
 def read_speech(path: str | Path, rate: int) -> np.ndarray:

@@ -79,7 +79,8 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _filterbank_of(rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> mx.array:
+def mel_filterbank(rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> mx.array:
+    """Triangles of equal area on Slaney's scale: `(n_mels, n_fft // 2 + 1)`, frequencies in Hz."""
     bins = np.arange(n_fft // 2 + 1) * rate / n_fft
     low, high = _hz_to_mel(np.array([fmin, fmax], dtype=np.float64))
     edges = _mel_to_hz(np.linspace(low, high, n_mels + 2))
@@ -92,8 +93,8 @@ def _filterbank_of(rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float)
 
 
 def _filterbank(data: DataSection) -> mx.array:
-    """Triangles `(M, F)` of equal area."""
+    """`(M, F)`."""
     fmax = data.mel_fmax if data.mel_fmax is not None else data.sampling_rate / 2
-    return _filterbank_of(
+    return mel_filterbank(
         data.sampling_rate, data.filter_length, data.n_mel_channels, data.mel_fmin, fmax
     )

@@ -20,7 +20,7 @@ from mlx_vits.checkpoints.state_dict import load_state
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice
-from mlx_vits.config import Config
+from mlx_vits.config import Config, read_json_table
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
@@ -36,11 +36,17 @@ def weights_home() -> Path:
     wish = os.environ.get("MLX_VITS_HOME")
     if wish:
         return Path(wish).expanduser()
-    checkout = Path(__file__).resolve().parents[2]
-    for folder in (checkout, Path.cwd()):
-        if (folder / "pyproject.toml").is_file() and (folder / "weights").is_dir():
+    for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if _is_checkout(folder):
             return folder / "weights"
     return Path.home() / ".cache" / "mlx_vits"
+
+
+def _is_checkout(folder: Path) -> bool:
+    project = folder / "pyproject.toml"
+    if not project.is_file() or not (folder / "weights").is_dir():
+        return False
+    return 'name = "mlx-vits"' in project.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,15 @@ def find_base(name_or_path: str) -> Base:
         CheckpointError: there is none, or its folder is not a base.
     """
     folder = Path(name_or_path).expanduser()
-    if not folder.is_dir() and len(folder.parts) == 1:
-        home = weights_home() / name_or_path
-        # The demo keeps its base beside its voice.
-        folder = home / "base" if (home / "base" / "config.json").is_file() else home
-    elif (folder / "base" / "config.json").is_file():
+    if len(folder.parts) == 1 and (weights_home() / folder).is_dir():
+        folder = weights_home() / folder
+    # The demo keeps its base beside its voice.
+    if (folder / "base" / "config.json").is_file():
         folder = folder / "base"
     if not folder.is_dir():
         raise CheckpointError(
-            f"{name_or_path}: there is no such base (looked for {folder}); give the folder of one, "
-            "or `--pretrained` with an s2G file"
+            f"{name_or_path}: there is no such base, here or in {weights_home()}; give the folder "
+            "of one, or `--pretrained` with an s2G file"
         )
     if not (folder / "generator.safetensors").is_file():
         raise CheckpointError(
@@ -104,7 +109,7 @@ def find_base(name_or_path: str) -> Base:
 def choose_base(
     name: str | None,
     *,
-    voice: str,
+    for_demo: bool = False,
     pretrained: Path | None = None,
     pretrained_d: Path | None = None,
     content_encoder: Path | None = None,
@@ -114,7 +119,7 @@ def choose_base(
     Args:
         name: as the user gave it; None chooses `demo` for the demo voice, otherwise `v2` where it
             is there, and else `demo`.
-        voice: the voice's name.
+        for_demo: whether the voice is the demo's.
         pretrained: replaces the generator; the discriminator is then fresh unless given.
         pretrained_d: replaces the discriminator.
         content_encoder: replaces the content encoder.
@@ -129,7 +134,7 @@ def choose_base(
         base = Base(pretrained.name, pretrained, None, None)
     else:
         has_full = (weights_home() / FULL_SIZE).is_dir()
-        base = find_base(name or (FULL_SIZE if has_full and voice != DEMO else DEMO))
+        base = find_base(name or (FULL_SIZE if has_full and not for_demo else DEMO))
         if pretrained is not None:
             base = replace(base, generator=pretrained, discriminator=None)
     if pretrained_d is not None:
@@ -140,13 +145,16 @@ def choose_base(
 
 
 def load_generator(file: VoiceFile, norm_scheme: NormScheme = "upstream") -> SynthesizerTrn:
-    """A generator with a file's weights; `enc_q` may be absent and then keeps initial values.
+    """A generator with a file's weights; without `enc_q` where the file has none.
 
     Raises:
         CheckpointError: the tensors do not fit the configuration.
     """
     model = SynthesizerTrn(file.config, norm_scheme)
-    load_state(model, file.tensors, source=str(file.source), may_lack=("enc_q.",))
+    if not any(name.startswith("enc_q.") for name in file.tensors):
+        # An exported voice: it speaks, but it is no longer trained, and is saved as it is.
+        model.pop("enc_q")
+    load_state(model, file.tensors, source=str(file.source))
     return model
 
 
@@ -185,12 +193,15 @@ def load_content_encoder(folder: Path) -> HubertModel:
     Raises:
         CheckpointError: a file is missing or damaged, or the topology is another.
     """
-    model = HubertModel(HubertConfig.read(folder / "config.json"))
+    config = folder / "config.json"
+    model = HubertModel(HubertConfig.from_dict(read_json_table(config), source=str(config)))
     path = content_encoder_file(folder)
     if path.suffix == ".safetensors":
         tensors: Any = read_tensors(path).tensors
     else:
         tensors = read_torch_archive(path)
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path}: is not a content encoder, which is a table of tensors")
     load_state(model, _hugging_face_names(tensors), source=str(path), may_lack=("masked_spec",))
     return model
 
@@ -223,9 +234,16 @@ def _hugging_face_names(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()

@@ -27,7 +27,7 @@ def torch_to_mlx(source: Path, output: Path) -> str:
 
     Args:
         source: the `.pth`.
-        output: `.safetensors`, or for a generator a folder.
+        output: `.safetensors`, or for a generator a folder; nothing may be there yet.
 
     Returns:
         What was converted, in words.
@@ -35,9 +35,12 @@ def torch_to_mlx(source: Path, output: Path) -> str:
     Raises:
         CheckpointError: the file is neither, damaged or refused; nothing is written.
     """
+    _check_new(output)
     content = read_torch_archive(source)
     tensors = content.get("weight") if isinstance(content, dict) else None
     if isinstance(tensors, dict) and _is_discriminator(tensors):
+        if output.suffix != ".safetensors":
+            raise CheckpointError(f"{output}: a discriminator needs a name in .safetensors")
         write_tensors(output, _arrays(tensors), {"format": "pt"})
         return f"discriminator, {len(tensors)} tensors"
     file = read_voice(source)
@@ -50,7 +53,8 @@ def mlx_to_torch(source: Path, output: Path) -> str:
 
     Args:
         source: `.safetensors`, or a folder (a base gives its generator).
-        output: the `.pth`: fp16, and without the posterior encoder, as upstream's inference wants.
+        output: the `.pth`: fp16, and without the posterior encoder, as upstream's inference wants;
+            nothing may be there yet.
 
     Returns:
         What was converted, in words.
@@ -58,6 +62,7 @@ def mlx_to_torch(source: Path, output: Path) -> str:
     Raises:
         CheckpointError: the file is neither, or damaged; nothing is written.
     """
+    _check_new(output)
     if output.suffix != ".pth":
         raise CheckpointError(f"{output}: has to end in .pth")
     if source.suffix == ".safetensors":
@@ -69,6 +74,11 @@ def mlx_to_torch(source: Path, output: Path) -> str:
     file = read_voice(source)
     write_voice(output, _checked(file), file.config, info=file.info, name=source.stem)
     return f"{file.config.version} voice"
+
+
+def _check_new(output: Path) -> None:
+    if output.exists():
+        raise CheckpointError(f"{output}: is there already; take it away or choose another name")
 
 
 def _is_discriminator(tensors: Mapping[str, Any]) -> bool:

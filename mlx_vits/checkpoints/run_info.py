@@ -20,7 +20,8 @@ class RunInfo:
     Attributes:
         voice: its name, which the files it writes carry.
         data: the clips or the prepared folder.
-        prepared: the prepared folder that is trained on.
+        prepared: the prepared folder, relative to the run's where it lies within.
+        prepared_sha256: of what it holds, see `fingerprint`.
         base: its name.
         generator, discriminator, content_encoder: paths of the base's parts, "" for none.
         generator_sha256: of the file that the pretrained weights came from.
@@ -31,6 +32,7 @@ class RunInfo:
     voice: str
     data: str
     prepared: str
+    prepared_sha256: str
     base: str
     generator: str
     discriminator: str
@@ -57,7 +59,9 @@ class RunInfo:
         """
         path = folder / RUN_FILE
         if not path.is_file():
-            raise CheckpointError(f"{folder}: is not the folder of a run (no {RUN_FILE})")
+            raise CheckpointError(
+                f"{folder}: is not the folder of a run (no {RUN_FILE}); check the path"
+            )
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:

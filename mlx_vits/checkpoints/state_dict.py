@@ -172,4 +172,7 @@ def state_of(model: nn.Module) -> dict[str, mx.array]:
 def _refuse(source: str, verb: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        raise CheckpointError(f"{source}: {verb} {', '.join(names[:_LISTED])}{more}")
+        raise CheckpointError(
+            f"{source}: {verb} {', '.join(names[:_LISTED])}{more}; the file is damaged, or "
+            "belongs to another model or version"
+        )

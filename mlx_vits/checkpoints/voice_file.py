@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,12 @@ from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import Config, ReducedDims
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
 
 # Upstream takes a file that starts with `PK` for v1 below this size, and for v2 from it on.
 _V2_LEAST_BYTES = 82978 * 1024
 _VERSION_CODES = {"v2Pro": "05", "v2ProPlus": "06"}
+_FOLDER_FILES = {"config.json", "weights.safetensors"}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
 
 # What inference reads besides the sections, with upstream's values for a run without a resume.
@@ -114,28 +116,35 @@ def _voice_of(
     bad = [name for name, value in tensors.items() if not hasattr(value, "shape")]
     if "enc_p.text_embedding.weight" not in tensors or bad:
         raise CheckpointError(f"{path}: is not a SoVITS generator (no enc_p.text_embedding)")
-    model = dict(values.get("model") or {})
-    model["version"] = detect_version(tensors)
-    values = dict(values) | {"model": model}
+    model = values.get("model") or {}
+    if not isinstance(model, Mapping):
+        raise CheckpointError(f"{path}: `model` of the configuration is not a table")
+    version = detect_version(tensors)
+    values = dict(values) | {"model": dict(model) | {"version": version}}
     if "reduced_dims" not in values:
-        values["reduced_dims"] = dataclasses.asdict(infer_dims(tensors, model["version"]))
+        try:
+            values["reduced_dims"] = dataclasses.asdict(infer_dims(tensors, version))
+        except (KeyError, IndexError) as error:
+            raise CheckpointError(f"{path}: lacks {error}, or has it misshapen") from error
     return VoiceFile(Config.from_dict(values, source=str(path)), tensors, info, path)
 
 
 def detect_version(tensors: Mapping[str, Any]) -> str:
     """The version by content: rows of the phoneme table, tensors and widths of Pro models."""
     if "sv_emb.weight" in tensors:
-        plus = tensors["dec.ups.0.weight_v"].shape[-1] == 20
-        return "v2ProPlus" if plus else "v2Pro"
+        first = tensors.get("dec.ups.0.weight_v")
+        return "v2ProPlus" if first is not None and first.shape[-1] == 20 else "v2Pro"
     return "v1" if tensors["enc_p.text_embedding.weight"].shape[0] == 322 else "v2"
 
 
 def infer_dims(tensors: Mapping[str, Any], version: str) -> ReducedDims:
-    """The sizes that upstream hard-codes, from the tensors of a file that does not state them."""
+    """The sizes that upstream hard-codes, from the tensors of a file that does not state them.
+
+    Raises:
+        KeyError, IndexError: a tensor is missing, or has too few axes.
+    """
 
     def shape(name: str) -> tuple[int, ...]:
-        if name not in tensors:
-            raise CheckpointError(f"the file lacks {name}")
         return tuple(tensors[name].shape)
 
     def count(pattern: str) -> int:
@@ -188,10 +197,21 @@ def write_voice(
         }
         write_tensors(path, state, metadata)
     else:
-        make_folder(path)
-        with atomic_write(path / "config.json") as file:
+        _write_folder(path, state, config, info)
+
+
+def _write_folder(path: Path, state: Mapping[str, mx.array], config: Config, info: str) -> None:
+    if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _FOLDER_FILES):
+        raise CheckpointError(f"{path}: holds something else; choose another name")
+    fresh = temporary_sibling(path)
+    try:
+        make_folder(fresh)
+        with atomic_write(fresh / "config.json") as file:
             file.write(json.dumps(_stated(config), indent=1).encode())
-        write_tensors(path / "weights.safetensors", state, {"info": info, "format": "pt"})
+        write_tensors(fresh / "weights.safetensors", state, {"info": info, "format": "pt"})
+        replace_folder(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _stated(config: Config) -> dict[str, Any]:

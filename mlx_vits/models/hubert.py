@@ -8,10 +8,8 @@ C channels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -58,27 +56,14 @@ class HubertConfig:
                     f"{source}: {key} is {values[key]!r}; only the topology of "
                     f"chinese-hubert-base ({key} = {expected!r}) is supported"
                 )
-        known = {f.name for f in fields(cls)}
+        known = {f.name: f.default for f in fields(cls)}
         sizes: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
         }
+        for key, value in sizes.items():
+            if type(value) is not type(known[key]):
+                raise CheckpointError(f"{source}: {key} is {value!r}, not like {known[key]!r}")
         return cls(**sizes)
-
-    @classmethod
-    def read(cls, path: str | Path) -> HubertConfig:
-        """Reads a `config.json`.
-
-        Raises:
-            CheckpointError: the file is missing, is not JSON, or is another topology.
-        """
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
-        return cls.from_dict(values, source=str(path))
 
 
 class _GroupNorm(nn.Module):

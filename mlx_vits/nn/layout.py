@@ -59,19 +59,9 @@ def channels_last(array: Array) -> Array:
     return array.swapaxes(1, 2)
 
 
-def channels_first(array: Array) -> Array:
-    """Activations `(B, T, C)` as `[B, C, T]`."""
-    return array.swapaxes(1, 2)
-
-
 def torch_name(path: str) -> str:
     """Upstream's state-dict name of a parameter path.
 
     MLX hides attributes that begin with an underscore, so `_codebook` is `codebook` here.
     """
     return path.replace(".codebook.", "._codebook.")
-
-
-def mlx_path(name: str) -> str:
-    """The parameter path of an upstream state-dict name: the inverse of `torch_name`."""
-    return name.replace("._codebook.", ".codebook.")

@@ -43,6 +43,23 @@ def speech_features(encoder: HubertModel, wav: np.ndarray, rate: int, name: str)
     return features
 
 
+def align_features(features: np.ndarray, frames: int, name: str) -> np.ndarray:
+    """Features `(S, C)` as long as the spectrogram, which may have one frame more.
+
+    Source: GPT-SoVITS `module/data_utils.py`: the last frame is repeated.
+
+    Raises:
+        DataError: the lengths do not belong together.
+    """
+    missing = frames - len(features)
+    if missing not in (0, 1):
+        raise DataError(
+            f"{name}: has {len(features)} frames where the recording has {frames}; prepare the "
+            "voice again"
+        )
+    return np.concatenate([features, features[-1:]]) if missing else features
+
+
 def encoder_input(wav: np.ndarray, rate: int, name: str) -> np.ndarray:
     """A clip `(N,)` at `rate` Hz as the content encoder hears it: `(N,)` at 16 kHz, levelled.
 

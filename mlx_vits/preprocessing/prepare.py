@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_vits.audio.files import read_speech, write_wav
+from mlx_vits.audio.files import read_seconds, read_speech, write_wav
 from mlx_vits.checkpoints.base import (
     Base,
     content_encoder_file,
@@ -21,7 +21,7 @@ from mlx_vits.checkpoints.base import (
 )
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import make_folder, replace_folder
+from mlx_vits.files import make_folder, replace_folder, temporary_sibling
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.features import speech_features
@@ -30,8 +30,6 @@ from mlx_vits.preprocessing.prepared import Manifest, SourceClip, TextLine
 from mlx_vits.preprocessing.sources import Clip, VoiceSource, read_voice_source
 from mlx_vits.text import CleanText, clean_text
 
-_SHORTEST_FRAMES = 33  # the sampler drops clips of 32 frames and less
-_LONGEST_FRAMES = 1900
 Progress = Callable[[int, int, str], None]
 
 
@@ -58,7 +56,8 @@ def prepare_voice(
 
     Args:
         source: clips with `transcripts.tsv`.
-        output: the prepared folder; an older one that does not fit is replaced.
+        output: the prepared folder. An older one that this project prepared and that no longer
+            fits is replaced once the new one is whole; anything else there is refused.
         base: gives the content encoder.
         config: of the base's generator.
         language: of the transcripts.
@@ -69,16 +68,23 @@ def prepare_voice(
         `output`.
 
     Raises:
-        DataError: a clip or transcript cannot be used; it is named, and nothing is written.
-        CheckpointError: the base has no content encoder.
+        DataError: a clip or transcript cannot be used, or `output` holds something else; it is
+            named, and nothing is written.
+        CheckpointError: the base has no content encoder, or one of another width.
     """
     voice = read_voice_source(source, held_out)
+    _check_output(source.resolve(), output.resolve())
     manifest = _manifest(voice, base, config, language)
     if layout.is_prepared(output) and Manifest.read(output) == manifest:
         return output
     encoder = load_content_encoder(_encoder_folder(base))
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if encoder.config.hidden_size != config.reduced_dims.ssl_dim:
+        raise CheckpointError(
+            f"{base.content_encoder}: gives features {encoder.config.hidden_size} wide, the "
+            f"generator {base.generator} needs {config.reduced_dims.ssl_dim}; give the content "
+            "encoder that it was trained with"
+        )
+    partial = temporary_sibling(output)
     try:
         _write_all(partial, voice, encoder, config, language, progress)
         manifest.write(partial)
@@ -86,6 +92,18 @@ def prepare_voice(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def _check_output(source: Path, output: Path) -> None:
+    if output == source or output in source.parents or source in output.parents:
+        raise DataError(f"{output}: lies in the same place as the clips; choose another folder")
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise DataError(f"{output}: is a file; choose a folder")
+    ours = layout.is_prepared(output) and (output / layout.MANIFEST).is_file()
+    if any(output.iterdir()) and not ours:
+        raise DataError(f"{output}: holds something else; choose an empty or a new folder")
 
 
 def _encoder_folder(base: Base) -> Path:
@@ -98,14 +116,11 @@ def _encoder_folder(base: Base) -> Path:
 
 
 def _manifest(voice: VoiceSource, base: Base, config: Config, language: str) -> Manifest:
-    rate = config.data.sampling_rate
     held_out = {clip.name for clip in voice.held_out}
     sources = []
-    for clip in sorted(voice.training + voice.held_out):
-        seconds = len(read_speech(clip.path, rate)) / rate
-        sources.append(
-            SourceClip(clip.name, file_sha256(clip.path), seconds, clip.text, clip.name in held_out)
-        )
+    for clip in voice.clips:
+        seconds, sha256 = round(read_seconds(clip.path), 3), file_sha256(clip.path)
+        sources.append(SourceClip(clip.name, sha256, seconds, clip.text, clip.name in held_out))
     return Manifest(
         content_encoder=base.name,
         content_encoder_sha256=file_sha256(content_encoder_file(_encoder_folder(base))),
@@ -124,7 +139,7 @@ def _write_all(
     language: str,
     progress: Progress | None,
 ) -> None:
-    done, count = 0, len(voice.training) + len(voice.held_out)
+    done, count = 0, len(voice.clips)
     for part, clips in (
         (folder, voice.training),
         (folder / layout.HELD_OUT_FOLDER, voice.held_out),
@@ -150,14 +165,14 @@ def _prepare_clip(clip: Clip, encoder: HubertModel, config: Config, language: st
     data = config.data
     wav = read_speech(clip.path, data.sampling_rate)
     frames = len(wav) // data.hop_length
-    shortest = _SHORTEST_FRAMES * data.hop_length / data.sampling_rate
-    longest = _LONGEST_FRAMES * data.hop_length / data.sampling_rate
-    if frames < _SHORTEST_FRAMES:
+    shortest = layout.SHORTEST_FRAMES * data.hop_length / data.sampling_rate
+    longest = layout.LONGEST_FRAMES * data.hop_length / data.sampling_rate
+    if frames < layout.SHORTEST_FRAMES:
         raise DataError(
             f"{clip.path}: is {len(wav) / data.sampling_rate:.2f} s long; clips need at least "
             f"{shortest:.2f} s, so take it out or join it with the next"
         )
-    if frames > _LONGEST_FRAMES:
+    if frames > layout.LONGEST_FRAMES:
         raise DataError(
             f"{clip.path}: is {len(wav) / data.sampling_rate:.0f} s long; cut it into clips of 3 "
             f"to 10 s (at most {longest:.0f} s)"

@@ -13,6 +13,7 @@ Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ SSL_FOLDER = "4-cnhubert"
 WAV_FOLDER = "5-wav32k"
 HELD_OUT_FOLDER = "held_out"
 MANIFEST = "mlx_vits.json"
+SHORTEST_FRAMES, LONGEST_FRAMES = 33, 1900  # of a clip: upstream's sampler drops the others
 _FORMAT = 1
 
 
@@ -100,6 +102,18 @@ class Manifest:
             return cls(sources=sources, **values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: is damaged; prepare the voice again") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """Hexadecimal SHA-256 of texts, manifest, and names and sizes of recordings and features."""
+    digest = hashlib.sha256()
+    for name in (TEXT_FILE, MANIFEST):
+        path = folder / name
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    for part in (WAV_FOLDER, SSL_FOLDER):
+        for path in sorted((folder / part).glob("*")):
+            digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
 
 
 def is_prepared(folder: Path) -> bool:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,9 @@ class Clip(NamedTuple):
 
 
 class VoiceSource(NamedTuple):
-    """Clips in file order, split into those to train on and those only to listen to."""
+    """Clips in the order of the transcripts: all, those to train on, those only to listen to."""
 
+    clips: list[Clip]
     training: list[Clip]
     held_out: list[Clip]
 
@@ -58,11 +60,11 @@ def read_voice_source(folder: Path, held_out: int | None = None) -> VoiceSource:
             raise DataError(f"{listed}: names {unknown[0]}, which {TRANSCRIPTS} does not list")
     else:
         count = held_out if held_out is not None else _default_held_out(len(clips))
-        names = [clip.name for clip in clips[len(clips) - count :]]
+        names = [clip.name for clip in clips[max(0, len(clips) - count) :]]
     training = [clip for clip in clips if clip.name not in names]
     if not training:
         raise DataError(f"{folder}: no clip is left to train on; hold out fewer of {len(clips)}")
-    return VoiceSource(training, [clip for clip in clips if clip.name in names])
+    return VoiceSource(clips, training, [clip for clip in clips if clip.name in names])
 
 
 def _default_held_out(clips: int) -> int:
@@ -72,7 +74,12 @@ def _default_held_out(clips: int) -> int:
 def _read_clips(folder: Path) -> list[Clip]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; check the path")
-    audio = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    # Names with a leading dot are macOS's own companions of files on other disks.
+    audio = [n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
     transcripts = folder / TRANSCRIPTS
     if not audio and not transcripts.is_file():
         raise DataError(
@@ -93,6 +100,10 @@ def _read_clips(folder: Path) -> list[Clip]:
         raise DataError(
             f"{folder / untold[0]}: has no line in {TRANSCRIPTS}; add one or take the clip out"
         )
+    stems = Counter(Path(clip.name).stem for clip in clips)
+    twins = [clip.name for clip in clips if stems[Path(clip.name).stem] > 1]
+    if twins:
+        raise DataError(f"{folder}: {twins[0]} and {twins[1]} differ in ending only; rename one")
     return clips
 
 

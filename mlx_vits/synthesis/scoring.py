@@ -20,6 +20,7 @@ from mlx_vits.synthesis.voice import Voice
 from mlx_vits.text import phonemes_to_ids
 
 FULL_SCALE = 32767
+_FEW = 3  # training clips to listen to where none was held out
 
 
 class ListeningClip(NamedTuple):
@@ -74,38 +75,51 @@ class Score(NamedTuple):
     clips: list[ClipScore]
 
 
-def read_listening_clips(folder: Path, config: Config) -> list[ListeningClip]:
-    """The clips of a prepared folder that are only listened to; the first training clips if none.
+class Listening(NamedTuple):
+    """What a voice is judged on.
+
+    Attributes:
+        clips: those held out; the first training clips where none was.
+        are_held_out: whether they were never trained on.
+        reference: name of the first training clip, whose style all are spoken in.
+    """
+
+    clips: list[ListeningClip]
+    are_held_out: bool
+    reference: str
+
+
+def read_listening(folder: Path, config: Config) -> Listening:
+    """What a prepared folder gives to listen to.
 
     Raises:
         DataError: a file is damaged.
     """
-    held_out = folder / layout.HELD_OUT_FOLDER
-    lines = []
-    if (held_out / layout.TEXT_FILE).is_file():
-        lines = layout.read_text_lines(held_out / layout.TEXT_FILE)
-    if not lines:
-        held_out = folder
-        lines = layout.read_text_lines(folder / layout.TEXT_FILE)[:3]
-    return [
+    trained = layout.read_text_lines(folder / layout.TEXT_FILE)
+    apart = folder / layout.HELD_OUT_FOLDER
+    listed = apart / layout.TEXT_FILE
+    held_out = layout.read_text_lines(listed) if listed.is_file() else []
+    part, lines = (apart, held_out) if held_out else (folder, trained[:_FEW])
+    clips = [
         ListeningClip(
             line.name,
             line.text,
-            read_audio(held_out / layout.WAV_FOLDER / line.name).wav,
+            read_audio(part / layout.WAV_FOLDER / line.name).wav,
             layout.read_features(
-                held_out / layout.SSL_FOLDER / f"{line.name}.pt", config.reduced_dims.ssl_dim
+                part / layout.SSL_FOLDER / f"{line.name}.pt", config.reduced_dims.ssl_dim
             ),
             phonemes_to_ids(line.phonemes, config.version),
         )
         for line in lines
     ]
+    return Listening(clips, bool(held_out), trained[0].name)
 
 
 def score_voice(voice: Voice, clips: list[ListeningClip], reference: mx.array) -> Score:
     """Scores a voice.
 
     Args:
-        clips: from `read_listening_clips`.
+        clips: from `read_listening`.
         reference: linear spectrogram [1, 1025, T] of the first training clip.
     """
     scored = [_score_clip(voice, clip, reference) for clip in clips]

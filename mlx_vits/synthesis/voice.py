@@ -203,12 +203,14 @@ class Voice:
         audio = np.asarray(wav, dtype=np.float32)
         if audio.ndim != 1 or not np.isfinite(audio).all():
             raise DataError("the recording is not one channel of numbers; give an array (N,)")
-        features = speech_features(self.content_encoder, audio, sample_rate, "the recording")
+        # By way of the voice's rate, as preparation goes, so that both hear the same.
+        audio = resample(audio, sample_rate, self.sample_rate)
+        features = speech_features(self.content_encoder, audio, self.sample_rate, "the recording")
         phonemes = clean_text(text, language, self.version).phonemes
         return self.speak_features(
             features,
             phonemes_to_ids(phonemes, self.version),
-            self._reference(refer, audio, sample_rate),
+            self._reference(refer, audio),
             noise_scale=noise_scale,
             speed=speed,
             seed=seed,
@@ -247,11 +249,11 @@ class Voice:
             speed=speed,
         )
 
-    def _reference(self, refer: Any, audio: np.ndarray, rate: int) -> Array:
+    def _reference(self, refer: Any, audio: np.ndarray) -> Array:
         if refer is None and self.reference is not None:
             refer = self.reference
         if refer is None:
-            return self.reference_spectrogram(resample(audio, rate, self.sample_rate))
+            return self.reference_spectrogram(audio)
         if isinstance(refer, (str, Path)):
             return self.reference_spectrogram(read_speech(refer, self.sample_rate))
         return refer

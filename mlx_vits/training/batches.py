@@ -23,11 +23,13 @@ from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.config import Config
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing import prepared as layout
+from mlx_vits.preprocessing.features import align_features
 from mlx_vits.text import phonemes_to_ids
 from mlx_vits.training.step import Batch
 
-_BOUNDARIES = (32, *range(300, 2000, 100))  # frames
+_BOUNDARIES = (layout.SHORTEST_FRAMES - 1, *range(300, layout.LONGEST_FRAMES + 1, 100))  # frames
 _FEWEST_ITEMS = 100
+_WAV_HEADER_BYTES = 44
 
 
 class Utterance(NamedTuple):
@@ -119,14 +121,7 @@ class PreparedVoice:
         spec = np.array(spectrogram(mx.array(recording.wav)[None], data)[0])
         ssl_path = self.folder / layout.SSL_FOLDER / f"{item.name}.pt"
         ssl = layout.read_features(ssl_path, self.config.reduced_dims.ssl_dim)
-        missing = len(spec) - len(ssl)
-        if missing not in (0, 1):
-            raise DataError(
-                f"{ssl_path}: has {len(ssl)} frames where the recording has {len(spec)}; prepare "
-                "the voice again"
-            )
-        if missing:
-            ssl = np.concatenate([ssl, ssl[-1:]])
+        ssl = align_features(ssl, len(spec), str(ssl_path))
         return Utterance(ssl, spec, recording.wav, np.array(item.ids, dtype=np.int32))
 
 
@@ -145,12 +140,16 @@ def _read_items(folder: Path, config: Config) -> list[Item]:
         if not (0.6 < seconds < 54) or not (_BOUNDARIES[0] < frames <= _BOUNDARIES[-1]):
             dropped.append(f"{line.name} is {seconds:.2f} s long")
             continue
+        # The header counts in upstream's lengths, but not in the spectrogram's.
+        if (size - _WAV_HEADER_BYTES) // (2 * config.data.hop_length) < config.segment_frames:
+            dropped.append(f"{line.name} is shorter than a segment of {config.train.segment_size}")
+            continue
         items.append(Item(line.name, phonemes_to_ids(line.phonemes, config.version), frames))
     if not items:
         reason = f" ({dropped[0]})" if dropped else ""
         raise DataError(f"{folder}: holds no clip to train on{reason}; prepare the voice again")
     if dropped:
-        raise DataError(f"{folder}: {dropped[0]}; prepare the voice again")
+        raise DataError(f"{folder}: {dropped[0]}; take it out and prepare the voice again")
     return sorted(items)
 
 

@@ -6,11 +6,13 @@ that the file is the one the run that never stopped would have written.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from mlx_vits.errors import UserError
+from mlx_vits.files import atomic_write
 
 LOSSES = "losses.jsonl"
 SCORES = "scores.jsonl"
@@ -42,12 +44,9 @@ class JsonLines:
     def __init__(self, path: Path, keep_to: int | None = None):
         self.path = path
         kept = [] if keep_to is None else [r for r in read_lines(path) if r["step"] <= keep_to]
-        try:
-            self._file = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-        for record in kept:
-            self.write(record)
+        with atomic_write(path) as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds a line.
@@ -80,16 +79,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def check_tensorboard() -> None:
+    """Whether TensorBoard's files can be written.
+
+    Raises:
+        UserError: the optional package is not installed.
+    """
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise UserError(
+            "--tensorboard needs the package tensorboardX; install mlx-vits[tensorboard]"
+        )
+
+
 class TensorBoard:
     """Scalars under upstream's tags, through the optional package tensorboardX."""
 
     def __init__(self, folder: Path, resumed_at: int):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "--tensorboard needs the package tensorboardX; install mlx-vits[tensorboard]"
-            ) from error
+        check_tensorboard()
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
     def write(self, record: dict[str, Any]) -> None:

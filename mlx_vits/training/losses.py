@@ -1,7 +1,8 @@
 """The loss terms, one pure function each.
 
 Source: GPT-SoVITS `module/losses.py`; HiFi-GAN, arXiv:2010.05646; VITS, arXiv:2106.06103. Every
-function returns a scalar. The weights that make the generator's total are in `GENERATOR_WEIGHTS`.
+function returns a scalar. Mel and KL are weighted in `step.py` by the configuration's `c_mel` and
+`c_kl`; the factor of the feature loss is upstream's source, and here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import mlx.core as mx
 
 from mlx_vits.models.discriminator import Judgement
 
-# Mel and KL come from the configuration (`c_mel`, `c_kl`), the rest is upstream's source.
 FEATURE_WEIGHT = 2.0
 
 

@@ -190,6 +190,25 @@ class GANStep:
             self.optimizers.discriminator.state,
         ]
 
+    def set_moments(self, generator: dict[str, Any], discriminator: dict[str, Any]) -> None:
+        """Continues with the moments, steps and learning rates of another run.
+
+        The dictionaries are filled in place: a compiled step holds on to them.
+
+        Raises:
+            ValueError: the states belong to other parameters.
+        """
+        parts = [
+            *zip(self.optimizers.generator.state["states"], generator["states"], strict=True),
+            (self.optimizers.discriminator.state, discriminator),
+        ]
+        for ours, theirs in parts:
+            if _shapes(ours) != _shapes(theirs):
+                raise ValueError("the optimizer's moments are of other parameters")
+        for ours, theirs in parts:
+            ours.clear()
+            ours.update(theirs)
+
     def __call__(self, batch: Batch, key: mx.array) -> VITSLosses:
         """Updates both nets; nothing is evaluated yet."""
         return self._step(batch, key)
@@ -283,6 +302,11 @@ class GANStep:
             self.generator,
             lambda: pretrained_regularization(self.generator, self.anchor, self.reg_strength),
         )()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves: Any = tree_flatten(tree)
+    return {name: array.shape for name, array in leaves}
 
 
 def global_norm(tree: Any) -> mx.array:

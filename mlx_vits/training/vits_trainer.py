@@ -1,19 +1,17 @@
 """The training loop: one GAN step after another, from a prepared voice.
 
 It decides what comes next and stops when the numbers do; it draws no curve, writes no file and
-prints nothing. `mlx_vits/finetune.py` drives it.
+prints nothing. `mlx_vits/finetune_run.py` drives it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_map
 
 from mlx_vits.checkpoints.run import Place, RunState
 from mlx_vits.errors import CheckpointError, TrainingStopped
@@ -60,6 +58,18 @@ class VITSTrainingConfig:
     weight_norm: NormScheme = "upstream"
     bias_correction: bool = True
     compiled: bool | None = None
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if str(spec.type) == "float":
+                fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+            elif str(spec.type) == "int":
+                fits = type(value) is int
+            else:
+                fits = True
+            if not fits:
+                raise ValueError(f"{spec.name} is {value!r}")
 
 
 class StepRecord(NamedTuple):
@@ -124,8 +134,7 @@ class VITSTrainer:
         """Runs on from the present place to the end, yielding after every update.
 
         Raises:
-            TrainingStopped: a loss or a gradient is no longer a number; both nets and both
-                optimizers are back where they were before that update.
+            TrainingStopped: a loss or a gradient is no longer a number; nor are the weights now.
         """
         while self.place.step < self.total_steps:
             epoch = self.place.epoch
@@ -138,18 +147,13 @@ class VITSTrainer:
 
     def _update(self, batch: Batch) -> StepRecord:
         rates = self._set_rates()
-        before = self._snapshot()
         key = mx.random.key((self.config.seed << 32) + self.place.step)
         losses = self._step(batch, key)
         mx.eval(losses, self._step.state())
         values = {name: array.item() for name, array in losses._asdict().items()}
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
-            self._put_back(before)
-            raise TrainingStopped(
-                f"{broken[0]} is no longer a number at step {self.place.step + 1}; the weights of "
-                f"step {self.place.step} are kept; try a lower --lr-g and --lr-d"
-            )
+            raise TrainingStopped(f"{broken[0]} is no longer a number", self.place.step + 1)
         self.place = replace(self.place, step=self.place.step + 1, batch=self.place.batch + 1)
         values |= rates | {"step": self.place.step, "epoch": self.place.epoch}
         return StepRecord(values, self.place)
@@ -177,22 +181,15 @@ class VITSTrainer:
         Raises:
             CheckpointError: the state belongs to a run of another shape.
         """
-        nets: tuple[tuple[str, nn.Module], ...] = (
-            ("generator", self.generator),
-            ("discriminator", self.discriminator),
-        )
         try:
-            for part, net in nets:
-                net.update(state.trees[part], strict=True)
-            self._step.optimizers.generator.state = state.trees["optimizer_g"]
-            self._step.optimizers.discriminator.state = state.trees["optimizer_d"]
+            # The moments first: they tell another kind of run before anything is changed.
+            self._step.set_moments(state.trees["optimizer_g"], state.trees["optimizer_d"])
+            self.generator.update(state.trees["generator"], strict=True)
+            self.discriminator.update(state.trees["discriminator"], strict=True)
         except (ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{source}: belongs to a run with other settings ({error}); resume it with the "
-                "options it was started with"
+                f"{source}: belongs to a run with other settings ({error}); start a new run"
             ) from error
-        self._step.optimizers.generator.init(self.generator.trainable_parameters())
-        self._step.optimizers.discriminator.init(self.discriminator.trainable_parameters())
         self.place = state.place
 
     def note_score(self, score: float) -> bool:
@@ -202,16 +199,6 @@ class VITSTrainer:
             return False
         self.place = replace(self.place, best_score=score, best_step=self.place.step)
         return True
-
-    def _snapshot(self) -> dict[str, Any]:
-        """The arrays as they are; arrays are never changed in place, so this copies nothing."""
-        return tree_map(lambda array: array, self.trees())
-
-    def _put_back(self, trees: dict[str, Any]) -> None:
-        self.generator.update(trees["generator"])
-        self.discriminator.update(trees["discriminator"])
-        self._step.optimizers.generator.state = trees["optimizer_g"]
-        self._step.optimizers.discriminator.state = trees["optimizer_d"]
 
 
 def freeze_for(generator: SynthesizerTrn, train: TrainedPart) -> None:
