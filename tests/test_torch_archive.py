@@ -218,8 +218,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None
         with pytest.raises(CheckpointError) as caught:
             write_torch_archive(path, tree())
     assert str(caught.value) == (
-        f"{path}: cannot be written (No space left on device); "
-        "free some space or write elsewhere"
+        f"{path}: cannot be written (No space left on device); free some space or write elsewhere"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["voice.pth"]
     assert path.read_bytes() == b"the old one"

@@ -298,10 +298,7 @@ def _mistakes(place: Place) -> list[tuple[list[str], str]]:
         (["--data-dir", clips, "--base", base, "--output", "occupied"], "is not empty"),
         (["--data-dir", prepared, "--base", str(root / "wider")], "prepare the voice again"),
         ([*good, "--pretrained-d", str(broken)], "broken.pth"),
-        (
-            [*good, "--content-encoder", str(root / "wider" / "content_encoder")],
-            "gives features 24",
-        ),
+        ([*good, "--content-encoder", wider], "gives features 24"),
         ([*good, "--segment-size", "81920"], "is shorter than a segment of 81920"),
         (["--data-dir", clips, "--base", base, "--output", str(broken)], "is a file"),
         (
