@@ -228,7 +228,7 @@ def train(trainer: VITSTrainer, steps: int, work: Path, minutes: float) -> bool:
         for record in trainer.steps():
             recent.append(record.values)
             now = time.monotonic()
-            if record.place.step % 100 == 0:
+            if record.place.step % 50 == 0:
                 means = {k: np.mean([v[k] for v in recent]) for k in recent[0]}
                 names = ("mel", "fm", "gen", "kl", "d")
                 losses = "  ".join(f"{name} {means[f'loss_{name}']:.3f}" for name in names)
