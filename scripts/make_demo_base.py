@@ -5,7 +5,8 @@
 DIR holds `kathleen` (CC0, dataset-voice-kathleen) and `kokoro` (output of Kokoro-82M, Apache-2.0;
 the speaker last in alphabetical order is left out), each with `transcripts.tsv`. Without a content
 encoder one with fixed random weights is made (see `distill_content_encoder.py` for a better one).
-A run that was cut off goes on from its last state in --work.
+A run that was cut off goes on from its last state in --work; `--start BASE` goes on from a finished
+base, with new moments.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from mlx_vits.audio.files import read_speech
 from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.run import read_run_state, write_run_state
-from mlx_vits.checkpoints.state_dict import state_of
+from mlx_vits.checkpoints.state_dict import load_state, state_of
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.config import Config
 from mlx_vits.files import atomic_write, make_folder
@@ -47,19 +48,20 @@ from mlx_vits.training.batches import (
     epoch_batches,
     pad_utterances,
 )
-from mlx_vits.training.step import Batch
+from mlx_vits.training.step import Batch, GANStep
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
 
 SEED = 1234
-BATCH_SIZE = 32
-PADDING = Padding(frames=128, phonemes=96)  # few shapes: each is traced and compiled once
+PADDING = Padding(frames=32, phonemes=96)
 BOUNDARIES = (255, 383)
-SHORTEST, LONGEST = 40, 383  # frames
-# Share of the steps, and learning rate of both nets.
-PHASES = ((0.45, 5e-4), (0.25, 2.5e-4), (0.2, 1e-4), (0.1, 3e-5))
+SHORTEST = 40  # frames
+# Share of the steps, and what it takes of the learning rate of both nets.
+PHASES = ((0.45, 1.0), (0.25, 0.5), (0.2, 0.25), (0.1, 0.0625))
+RESIDUAL_GAIN = 0.3  # of the second convolution of a residual pair, at first
+LOUDNESS = 0.1  # of the untrained decoder
 
 CONFIG: dict[str, Any] = {
-    "train": {"batch_size": BATCH_SIZE, "learning_rate": 5e-4, "fp16_run": False},
+    "train": {"batch_size": 4, "fp16_run": False},
     "model": {
         "inter_channels": 64,
         "hidden_channels": 64,
@@ -86,22 +88,26 @@ CONFIG: dict[str, Any] = {
 class MemoryVoice:
     """All clips in memory, under the interface of `PreparedVoice`; batches are made ahead."""
 
-    def __init__(self, config: Config, utterances: dict[str, Utterance]):
-        self.config, self._utterances = config, utterances
+    def __init__(
+        self, config: Config, utterances: dict[str, Utterance], longest: int, window: int | None
+    ):
+        self.config, self._utterances, self._window = config, utterances, window
         self.items = sorted(
             Item(name, utterance.text.tolist(), len(utterance.spec))
             for name, utterance in utterances.items()
-            if SHORTEST <= len(utterance.spec) <= LONGEST
+            if SHORTEST <= len(utterance.spec) <= longest
         )
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> list[list[Item]]:
         return epoch_batches(self.items, batch_size, seed, epoch, BOUNDARIES)
 
     def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        plan = self.plan(batch_size, seed, epoch)[start:]
+        plan = list(enumerate(self.plan(batch_size, seed, epoch)))[start:]
 
-        def pad(items: list[Item]) -> dict[str, np.ndarray]:
-            clips = [self._utterances[item.name] for item in items]
+        def pad(numbered: tuple[int, list[Item]]) -> dict[str, np.ndarray]:
+            number, items = numbered
+            random = np.random.default_rng([seed, epoch, number])
+            clips = [self._cut(self._utterances[item.name], random) for item in items]
             return pad_utterances(clips, self.config, PADDING)
 
         with ThreadPoolExecutor(1) as pool:
@@ -111,6 +117,38 @@ class MemoryVoice:
                 fields = ahead.popleft().result()
                 ahead.extend(pool.submit(pad, items) for items in itertools.islice(waiting, 1))
                 yield Batch(**{name: mx.array(array) for name, array in fields.items()})
+
+    def _cut(self, clip: Utterance, random: np.random.Generator) -> Utterance:
+        """A random window of a clip, with the whole clip's text."""
+        frames = len(clip.spec)
+        if self._window is None or frames <= self._window:
+            return clip
+        hop = self.config.data.hop_length
+        first = 2 * int(random.integers(0, (frames - self._window) // 2 + 1))
+        last = first + self._window
+        return Utterance(
+            clip.ssl[first:last],
+            clip.spec[first:last],
+            clip.wav[first * hop : last * hop],
+            clip.text,
+        )
+
+
+class ReconstructionStep(GANStep):
+    """A step of the generator alone, without the discriminator: the first thousands of updates
+    from scratch go faster so."""
+
+    def _update_discriminator(self, real: mx.array, fake: mx.array) -> tuple[mx.array, Any]:
+        return mx.array(0.0), {}
+
+    def _judge(self, real: mx.array, fake: mx.array) -> dict[str, mx.array]:
+        return {"loss_gen": mx.array(0.0), "loss_fm": mx.array(0.0)}
+
+
+class ReconstructionTrainer(VITSTrainer):
+    """Trains the generator alone."""
+
+    step_class = ReconstructionStep
 
 
 def random_encoder() -> HubertModel:
@@ -169,6 +207,39 @@ def set_ssl_proj(model: SynthesizerTrn, head: Path | None) -> None:
     model.ssl_proj["bias"] = bias
 
 
+def draw_decoder(model: SynthesizerTrn) -> None:
+    """Initial values of the decoder that keep the signal's variance from stage to stage.
+
+    Upstream's suit 512 channels. In a decoder this narrow the biases drown what comes from the
+    latent, and thousands of updates pass before it is heard.
+    """
+    random = np.random.default_rng(SEED)
+    tensors = {name: np.array(array) for name, array in state_of(model).items()}
+    rates = model.config.model.upsample_rates
+    for name in [name for name in tensors if name.startswith("dec.")]:
+        stem, _, kind = name.rpartition(".")
+        if kind == "bias":
+            tensors[name] = np.zeros_like(tensors[name])
+        if kind not in ("weight", "weight_v"):
+            continue
+        shape = tensors[name].shape
+        fan_in = shape[1] * shape[2]
+        gain = 2.0  # He et al. 2015, arXiv:1502.01852
+        if stem.startswith("dec.ups."):
+            fan_in = shape[0] * shape[2] / rates[int(stem.rpartition(".")[2])]
+        elif ".convs2." in stem:
+            gain *= RESIDUAL_GAIN**2
+        elif stem == "dec.conv_post":
+            gain *= LOUDNESS**2
+        elif stem in ("dec.conv_pre", "dec.cond"):
+            gain = 1.0
+        weight = random.normal(0, np.sqrt(gain / fan_in), shape).astype(np.float32)
+        tensors[name] = weight
+        if kind == "weight_v":
+            tensors[f"{stem}.weight_g"] = np.sqrt(np.sum(weight**2, axis=(1, 2), keepdims=True))
+    load_state(model, tensors, source="the drawn decoder")
+
+
 def fit_codebook(model: SynthesizerTrn, utterances: dict[str, Utterance]) -> None:
     """Fits the codebook by k-means on what `ssl_proj` gives."""
     width = model.config.reduced_dims.ssl_dim
@@ -217,13 +288,20 @@ def write_base(
     write_tensors(folder / "content_encoder" / "weights.safetensors", half(encoder), info)
 
 
-def train(trainer: VITSTrainer, steps: int, work: Path, minutes: float) -> bool:
+def train(
+    trainer: VITSTrainer,
+    steps: int,
+    learning_rate: float,
+    minutes: float,
+    save: Callable[[], None],
+) -> bool:
     """Runs the phases from the trainer's place on; whether they were all done in time."""
     started = saved = time.monotonic()
     recent: list[dict[str, float]] = []
     end = 0
-    for share, rate in PHASES:
+    for share, factor in PHASES:
         end += round(share * steps)
+        rate = factor * learning_rate
         trainer.config = replace(trainer.config, lr_g=rate, lr_d=rate, steps=end)
         for record in trainer.steps():
             recent.append(record.values)
@@ -235,12 +313,12 @@ def train(trainer: VITSTrainer, steps: int, work: Path, minutes: float) -> bool:
                 where = f"{record.place.step}/{steps}"
                 print(f"{where}  {losses}  lr {rate:.0e}  {now - started:.0f} s", flush=True)
                 recent = []
-            if now - saved > 120 or now - started > minutes * 60:
-                write_run_state(work / "state.safetensors", trainer.trees(), trainer.place)
+            if now - saved > 300 or now - started > minutes * 60:
+                save()
                 saved = now
             if now - started > minutes * 60:
                 return False
-    write_run_state(work / "state.safetensors", trainer.trees(), trainer.place)
+    save()
     return True
 
 
@@ -249,24 +327,49 @@ def main(
     output: Path = typer.Option(..., help="Folder of the base."),
     content_encoder: Path = typer.Option(None, help="Folder; without it a random one is made."),
     work: Path = typer.Option(Path("runs/demo-base"), help="State between runs."),
+    start: Path = typer.Option(None, help="Base to go on from."),
+    new_decoder: bool = typer.Option(False, help="With --start: begin the decoder again."),
     steps: int = typer.Option(10000, help="Updates."),
+    batch_size: int = typer.Option(32, help="Clips."),
+    learning_rate: float = typer.Option(5e-4, help="Of the first phase."),
     minutes: float = typer.Option(1e9, help="Stop after so long; run again to go on."),
+    adversarial: bool = typer.Option(True, help="With the discriminator."),
+    kl_weight: float = typer.Option(1.0, help="Of the KL term; upstream's is 1."),
+    segment_size: int = typer.Option(20480, help="Samples decoded of each clip."),
+    longest: int = typer.Option(383, help="Frames of the longest clip."),
+    window: int = typer.Option(None, help="Frames cut from each clip. [default: whole clips]"),
+    compiled: bool = typer.Option(None, help="Compile the step. [default: on a GPU]"),
 ) -> None:
     """Trains the demo's base."""
     encoder = load_content_encoder(content_encoder) if content_encoder else random_encoder()
     shape = encoder.config
     dims = CONFIG["reduced_dims"] | {"ssl_dim": shape.hidden_size}
-    config = Config.from_dict(CONFIG | {"reduced_dims": dims})
+    settings = CONFIG["train"] | {"segment_size": segment_size, "c_kl": kl_weight}
+    config = Config.from_dict(CONFIG | {"reduced_dims": dims, "train": settings})
     mx.random.seed(SEED)
     generator, discriminator = SynthesizerTrn(config), MultiPeriodDiscriminator(config)
     utterances = read_utterances(training_clips(voices), encoder, config)
-    set_ssl_proj(generator, content_encoder and content_encoder / "head.safetensors")
-    fit_codebook(generator, utterances)
+    if start:
+        for model, name in ((generator, "generator"), (discriminator, "discriminator")):
+            load_state(
+                model, read_tensors(start / f"{name}.safetensors").tensors, source=str(start)
+            )
+    if not start or new_decoder:
+        draw_decoder(generator)
+    if not start:
+        set_ssl_proj(generator, content_encoder and content_encoder / "head.safetensors")
+        fit_codebook(generator, utterances)
     training = VITSTrainingConfig(
-        batch_size=BATCH_SIZE, text_low_lr_rate=1.0, pretrained_reg_strength=0.0, seed=SEED
+        batch_size=batch_size,
+        text_low_lr_rate=1.0,
+        pretrained_reg_strength=0.0,
+        segment_size=segment_size,
+        seed=SEED,
+        compiled=compiled,
     )
-    voice: Any = MemoryVoice(config, utterances)
-    trainer = VITSTrainer(generator, discriminator, voice, training)
+    voice: Any = MemoryVoice(config, utterances, longest, window)
+    kind = VITSTrainer if adversarial else ReconstructionTrainer
+    trainer = kind(generator, discriminator, voice, training)
     print(
         f"{len(voice.items)} clips, {trainer.steps_per_epoch} steps an epoch, {mx.default_device()}"
     )
@@ -275,9 +378,13 @@ def main(
     if state.is_file():
         trainer.restore(read_run_state(state), str(state))
         print(f"going on from step {trainer.place.step}")
-    done = train(trainer, steps, work, minutes)
     values = {name: getattr(shape, name) for name in HubertConfig.__dataclass_fields__}
-    write_base(output, trainer, encoder, values)
+
+    def save() -> None:
+        write_run_state(state, trainer.trees(), trainer.place)
+        write_base(output, trainer, encoder, values)
+
+    done = train(trainer, steps, learning_rate, minutes, save)
     if done:
         shutil.rmtree(work, ignore_errors=True)
     print("done" if done else f"stopped at step {trainer.place.step}; run again to go on")

@@ -32,7 +32,9 @@ TRANSPOSED = [
 ]
 
 
-def _compare(function, x: mx.array, w: mx.array, bias: mx.array, **geometry: int) -> None:
+def assert_backends_agree(
+    function, x: mx.array, w: mx.array, bias: mx.array, **geometry: int
+) -> None:
     def objective(x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
         return mx.sum(mx.sin(function(x, w, bias, **geometry)))
 
@@ -56,7 +58,7 @@ def test_convolution(case: tuple[int, ...]) -> None:
     w = mx.random.normal((outputs, kernel, inputs // groups)) / kernel**0.5
     bias = mx.random.normal((outputs,))
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    _compare(conv1d, x, w, bias, **geometry)
+    assert_backends_agree(conv1d, x, w, bias, **geometry)
 
 
 @pytest.mark.parametrize("case", TRANSPOSED, ids=str)
@@ -67,7 +69,7 @@ def test_transposed_convolution(case: tuple[int, ...]) -> None:
     w = mx.random.normal((outputs // groups, kernel, inputs)) / kernel**0.5
     bias = mx.random.normal((outputs,))
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    _compare(conv_transpose1d, x, w, bias, **geometry)
+    assert_backends_agree(conv_transpose1d, x, w, bias, **geometry)
 
 
 def test_the_cpu_formulation_compiles_to_the_same_numbers() -> None:

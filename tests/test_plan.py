@@ -26,6 +26,7 @@ from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.regularization import effective_weights, take_anchor
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig, freeze_for
 from tests.support.goldens import ROOT
+from tests.support.tiny import Silent
 
 DEMO = ROOT / "weights" / "demo"
 STEPS = 100
@@ -41,13 +42,6 @@ class Finetune(NamedTuple):
     verdict: dict[str, Any]
 
 
-class Quiet:
-    def say(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def preparing(self, done: int, count: int, name: str) -> None: ...
-    def step(self, record: Any, total: int) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: Any) -> Finetune:
     folder = tmp_path_factory.mktemp("plan") / "demo"
@@ -59,7 +53,7 @@ def run(tmp_path_factory: Any) -> Finetune:
         training=CONFIG,
         save_every=50,
     )
-    verdict = finetune.start(options, Quiet())
+    verdict = finetune.start(options, Silent())
     losses, scores = (
         [json.loads(line) for line in (folder / name).read_text().splitlines()]
         for name in ("losses.jsonl", "scores.jsonl")

@@ -8,7 +8,6 @@ import os
 import pickle
 import resource
 import struct
-import time
 import zipfile
 from collections.abc import Iterator
 from functools import cache
@@ -93,11 +92,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def read_error(path: Path) -> str:
-    """The one sentence of a refusal, which took neither long nor much memory."""
-    start, before = time.monotonic(), peak_bytes()
+    """The one sentence of a refusal, which did not take much memory."""
+    before = peak_bytes()
     with pytest.raises(CheckpointError) as caught:
         read_torch_archive(path)
-    assert time.monotonic() - start < 10
     assert peak_bytes() - before < 400 << 20
     return check_sentence(path, caught.value)
 

@@ -84,7 +84,7 @@ class DiscriminatorP(nn.Module):
 
         self.convs = [
             conv(inputs, outputs, _KERNEL, stride)
-            for inputs, outputs, stride in zip(channels, channels[1:], strides, strict=False)
+            for inputs, outputs, stride in zip(channels[:-1], channels[1:], strides, strict=True)
         ]
         self.conv_post = conv(channels[-1], 1, 3)
 

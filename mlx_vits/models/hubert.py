@@ -96,8 +96,8 @@ class _ConvLayer(nn.Module):
 class _FeatureExtractor(nn.Module):
     def __init__(self, config: HubertConfig):
         super().__init__()
-        channels = (1, *config.conv_dim)
-        sizes = zip(channels, config.conv_dim, config.conv_kernel, config.conv_stride, strict=False)
+        inputs = (1, *config.conv_dim[:-1])
+        sizes = zip(inputs, config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
         self.conv_layers = [_ConvLayer(*size, index == 0) for index, size in enumerate(sizes)]
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -280,7 +280,6 @@ class GANStep:
         self, out: SynthesizerOutput, real: mx.array, batch: Batch, draws: Draws
     ) -> dict[str, mx.array]:
         config = self.config
-        on_real, on_fake = self.discriminator(real), self.discriminator(out.y_hat)
         spec = slice_segments(batch.spec, draws.ids_slice, config.segment_frames)
         mel = losses.mel_loss(
             mel_of_spectrogram(spec, config.data),
@@ -288,11 +287,17 @@ class GANStep:
         )
         kl = losses.kl_loss(out.z_p, out.logs_q, out.m_p, out.logs_p, out.mask)
         return {
-            "loss_gen": losses.generator_loss(losses.scores(on_fake)),
-            "loss_fm": losses.feature_loss(losses.features(on_real), losses.features(on_fake)),
+            **self._judge(real, out.y_hat),
             "loss_mel": config.train.c_mel * mel,
             "loss_kl": config.train.c_kl * kl,
             "loss_commit": out.commit_loss,
+        }
+
+    def _judge(self, real: mx.array, fake: mx.array) -> dict[str, mx.array]:
+        on_real, on_fake = self.discriminator(real), self.discriminator(fake)
+        return {
+            "loss_gen": losses.generator_loss(losses.scores(on_fake)),
+            "loss_fm": losses.feature_loss(losses.features(on_real), losses.features(on_fake)),
         }
 
     def _regularization(self) -> tuple[mx.array, dict[str, Any]]:

@@ -95,6 +95,8 @@ class VITSTrainer:
         anchor: the base's weights, from `take_anchor` on a generator that `freeze_for` has seen.
     """
 
+    step_class: type[GANStep] = GANStep
+
     def __init__(
         self,
         generator: SynthesizerTrn,
@@ -110,7 +112,7 @@ class VITSTrainer:
         compiled = config.compiled
         if compiled is None:
             compiled = mx.default_device().type == mx.DeviceType.gpu
-        self._step = GANStep(
+        self._step = self.step_class(
             generator,
             discriminator,
             build_optimizers(generator.config, bias_correction=config.bias_correction),

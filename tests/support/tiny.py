@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -107,3 +108,12 @@ def make_voice(folder: Path, clips: int = 5) -> Path:
         lines.append(f"{name}\t{TEXTS[index % len(TEXTS)]}\n")
     (folder / "transcripts.tsv").write_text("".join(lines))
     return folder
+
+
+class Silent:
+    """A screen nobody looks at."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def preparing(self, done: int, count: int, name: str) -> None: ...
+    def step(self, record: Any, total: int) -> None: ...
