@@ -274,9 +274,12 @@ def write_base(
     def half(model: Any) -> dict[str, mx.array]:
         return {name: array.astype(mx.float16) for name, array in state_of(model).items()}
 
+    config = trainer.generator.config
+    # How this stage was trained is nobody's default.
+    config = replace(config, train=Config.from_dict(CONFIG).train)
     make_folder(folder / "content_encoder")
     for path, values in (
-        (folder / "config.json", trainer.generator.config.to_dict()),
+        (folder / "config.json", config.to_dict()),
         (folder / "content_encoder" / "config.json", encoder_config),
     ):
         with atomic_write(path) as file:
