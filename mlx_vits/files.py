@@ -105,7 +105,11 @@ def replace_folder(new: Path, path: Path) -> None:
         return
     aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}.old")
     move_folder(path, aside)
-    move_folder(new, path)
+    try:
+        move_folder(new, path)
+    except UserError:
+        move_folder(aside, path)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -32,7 +32,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> float:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What the issue's numbers are, out of a run's own files."""
+    """Loudness, mel distance and mel loss, out of a run's own files."""
     scores, losses = (
         [json.loads(line) for line in (folder / name).read_text().splitlines()]
         for name in ("scores.jsonl", "losses.jsonl")

@@ -20,7 +20,8 @@ from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import detect_version, read_voice, write_voice
-from mlx_vits.errors import CheckpointError
+from mlx_vits.errors import CheckpointError, UserError
+from mlx_vits.files import replace_folder
 from tests.support.goldens import SHARED, assert_close, generator, golden, tensors
 from tests.support.tiny import make_base, tiny_config
 
@@ -262,3 +263,13 @@ def test_state_of_a_loaded_voice_is_whole() -> None:
     names = set(state_of(mlx_vits.load(_golden_pth("v2")).model))
     assert "quantizer.vq.layers.0._codebook.cluster_size" in names
     assert "ssl_proj.bias" in names
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    kept = tmp_path / "voice"
+    kept.mkdir()
+    (kept / "weights").write_text("old")
+    with pytest.raises(UserError, match="voice: cannot be written"):
+        replace_folder(tmp_path / "never made", kept)
+    assert [path.name for path in tmp_path.iterdir()] == ["voice"]
+    assert (kept / "weights").read_text() == "old"

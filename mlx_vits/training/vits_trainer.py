@@ -95,7 +95,7 @@ class VITSTrainer:
         anchor: the base's weights, from `take_anchor` on a generator that `freeze_for` has seen.
     """
 
-    step_class: type[GANStep] = GANStep
+    step_class: type[GANStep] = GANStep  # another recipe of a step is a subclass of both
 
     def __init__(
         self,
