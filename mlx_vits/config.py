@@ -1,7 +1,8 @@
 """Configuration of a SoVITS model: upstream's JSON keys as frozen dataclasses.
 
 Source: GPT-SoVITS `configs/s2.json`, `s2v2Pro.json`, `s2v2ProPlus.json`. This file is the only home
-of default values. Three things differ from upstream's files:
+of default values: those of the classes are v1's and v2's, `_VERSION_MODEL` has what the Pro models
+change. Three things differ from upstream's files:
 
 * `version` is always present (upstream's WebUI injects it);
 * `reduced_dims` names the sizes that upstream hard-codes in its source. It is absent, or equal to
@@ -22,6 +23,14 @@ from typing import Any, TypeVar
 from mlx_vits.errors import CheckpointError
 
 VERSIONS = ("v1", "v2", "v2Pro", "v2ProPlus")
+
+# Keys of `model` in which a version's own JSON differs from `s2.json`.
+_PRO_MODEL = {"p_dropout": 0.0, "gin_channels": 1024}
+_VERSION_MODEL: dict[str, dict[str, Any]] = {
+    "v2Pro": _PRO_MODEL,
+    "v2ProPlus": _PRO_MODEL
+    | {"upsample_initial_channel": 768, "upsample_kernel_sizes": (20, 16, 8, 2, 2)},
+}
 
 Section = TypeVar("Section")
 _MAY_BE_ZERO = {"seed", "log_interval", "eval_interval", "epochs", "batch_size", "init_lr_ratio"}
@@ -203,6 +212,7 @@ class Config:
                 raise CheckpointError(f"{source}: `{name}` of the configuration is not a table")
         model_values = dict(values.get("model", {}))
         model_values.setdefault("version", values.get("version") or "v2")
+        model_values = _VERSION_MODEL.get(str(model_values["version"]), {}) | model_values
         model = _section(ModelSection, model_values, f"{source}: model")
         if model.version not in VERSIONS:
             raise CheckpointError(

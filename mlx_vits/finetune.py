@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
+from mlx_vits.checkpoints.contents import has_posterior
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
 from mlx_vits.checkpoints.voice_file import VoiceFile
 from mlx_vits.errors import CheckpointError, DataError, UserError
@@ -123,7 +124,7 @@ def read_base(options: FinetuneOptions) -> VoiceFile:
             f"{file.source}: is a {config.version} model, which mlx_vits speaks but cannot train "
             "yet; give a v2 model"
         )
-    if not any(name.startswith("enc_q.") for name in file.tensors):
+    if not has_posterior(file.tensors):
         raise CheckpointError(
             f"{file.source}: is an exported voice without a posterior encoder (enc_q), which "
             "training needs; give a pretrained s2G file"

@@ -1,4 +1,4 @@
-"""python scripts/convert_mlx_to_torch.py IN OUT.pth"""
+"""python scripts/convert_mlx_to_torch.py [--whole] IN OUT.pth"""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from mlx_vits.screen import report_errors
 def main(
     source: Path = typer.Argument(..., metavar="IN", help="A .safetensors, or a folder."),
     output: Path = typer.Argument(..., metavar="OUT", help="The .pth to write."),
+    whole: bool = typer.Option(
+        False, "--whole", help="Keep precision and posterior encoder, to train from (s2G's form)."
+    ),
 ) -> None:
-    """Convert a voice to the file that GPT-SoVITS opens; PyTorch is not needed."""
-    print(f"{output}: {mlx_to_torch(source, output)}")
+    """Convert a voice or a discriminator to GPT-SoVITS's file; PyTorch is not needed."""
+    print(f"{output}: {mlx_to_torch(source, output, whole=whole)}")
 
 
 if __name__ == "__main__":

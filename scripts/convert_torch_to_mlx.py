@@ -15,7 +15,7 @@ def main(
     source: Path = typer.Argument(..., metavar="IN", help="A .pth of GPT-SoVITS."),
     output: Path = typer.Argument(..., metavar="OUT", help="A .safetensors, or a folder."),
 ) -> None:
-    """Convert a voice, a pretrained generator or a discriminator; PyTorch is not needed."""
+    """Convert a generator, discriminator or voice of any version; PyTorch is not needed."""
     print(f"{output}: {torch_to_mlx(source, output)}")
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import mlx_vits
+from mlx_vits.checkpoints.contents import detect_version
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
-from mlx_vits.checkpoints.voice_file import detect_version, read_voice, write_voice
+from mlx_vits.checkpoints.voice_file import read_voice, write_voice
 from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.files import replace_folder
 from tests.support.goldens import SHARED, assert_close, generator, golden, tensors
@@ -27,6 +28,7 @@ from tests.support.tiny import make_base, tiny_config
 
 VERSIONS = ["v2", "v1", "v2Pro", "v2ProPlus"]
 WAVE_ATOL = 1e-4
+TABLE = "enc_p.text_embedding.weight"
 
 
 def _golden_pth(version: str) -> Path:
@@ -105,9 +107,10 @@ def test_only_reduced_models_state_their_sizes_in_the_export(tmp_path: Path) -> 
 
 
 def test_versions_are_told_by_content() -> None:
-    assert detect_version({"enc_p.text_embedding.weight": np.zeros((322, 2))}) == "v1"
-    assert detect_version({"enc_p.text_embedding.weight": np.zeros((732, 2))}) == "v2"
+    assert detect_version({TABLE: np.zeros((322, 2))}) == "v1"
+    assert detect_version({TABLE: np.zeros((732, 2))}) == "v2"
     pro = {"sv_emb.weight": np.zeros(1), "dec.ups.0.weight_v": np.zeros((4, 2, 16))}
+    pro[TABLE] = np.zeros((732, 2))
     assert detect_version(pro) == "v2Pro"
     pro["dec.ups.0.weight_v"] = np.zeros((4, 2, 20))
     assert detect_version(pro) == "v2ProPlus"
@@ -124,6 +127,14 @@ def test_a_pth_without_sizes_gets_them_from_its_tensors() -> None:
     ("content", "words"),
     [
         ({"weight": {"a": np.zeros(1)}, "config": {}}, "not a SoVITS generator"),
+        ({"weight": {"a": 3}, "config": {}}, "hold 'a', which is no tensor"),
+        ({"weight": {"cfm.x": np.zeros(1), TABLE: np.zeros((732, 2))}}, "is a v3 or v4 model"),
+        ({"weight": {TABLE: np.zeros(732)}}, "not a SoVITS generator"),
+        ({"weight": {TABLE: np.zeros((732, 2))}, "config": {"model": 3}}, "not a table"),
+        ({"weight": {TABLE: np.zeros((732, 2))}, "config": 3}, "configuration is damaged"),
+        ({"weight": {TABLE: np.zeros((732, 2))}}, "lacks 'enc_p.encoder_text"),
+        ({"weight": {"discriminators.0.x": np.zeros(1)}}, "is a discriminator, not a voice"),
+        ({"model": {TABLE: np.zeros((732, 2))}, "optimizer": {}}, "lacks iteration"),
         ({"model": {}, "iteration": 3}, "holds model, iteration"),
         ([1, 2], "holds something else"),
     ],

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_vits.checkpoints.state_dict import load_state
+from mlx_vits.checkpoints.contents import discriminator_family, has_posterior, is_discriminator
+from mlx_vits.checkpoints.state_dict import load_state, parameter_paths
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
+from mlx_vits.checkpoints.upstream import read_upstream
 from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice
 from mlx_vits.config import Config, read_json_table
 from mlx_vits.errors import CheckpointError
@@ -28,6 +31,7 @@ from mlx_vits.nn.weight_norm import NormScheme
 
 DEMO = "demo"
 FULL_SIZE = "v2"  # the base that a voice other than the demo is made from, where it is there
+_DISCRIMINATOR_WIDTH = 1024  # of the layer before the scores, at full size
 _ENCODER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
@@ -144,17 +148,24 @@ def choose_base(
     return base
 
 
-def load_generator(file: VoiceFile, norm_scheme: NormScheme = "upstream") -> SynthesizerTrn:
+def load_generator(
+    file: VoiceFile, norm_scheme: NormScheme = "upstream", *, consume: bool = False
+) -> SynthesizerTrn:
     """A generator with a file's weights; without `enc_q` where the file has none.
+
+    Args:
+        file: from `read_voice`.
+        norm_scheme: the layers that carry weight norm in the model.
+        consume: empties `file.tensors` meanwhile, for a caller that is done with them.
 
     Raises:
         CheckpointError: the tensors do not fit the configuration.
     """
     model = SynthesizerTrn(file.config, norm_scheme)
-    if not any(name.startswith("enc_q.") for name in file.tensors):
+    if not has_posterior(file.tensors):
         # An exported voice: it speaks, but it is no longer trained, and is saved as it is.
         model.pop("enc_q")
-    load_state(model, file.tensors, source=str(file.source))
+    load_state(model, file.tensors, source=str(file.source), consume=consume)
     return model
 
 
@@ -162,24 +173,60 @@ def load_discriminator(path: Path | None, config: Config) -> MultiPeriodDiscrimi
     """A discriminator with a file's weights, or a fresh one where there is no file.
 
     Args:
-        path: safetensors, or upstream's `.pth` with a `weight` table.
+        path: safetensors, or upstream's `.pth`: pretrained, or a resume file.
+        config: of the generator that it judges.
 
     Raises:
         CheckpointError: the file is missing, damaged, or belongs to another version or width.
     """
-    model = MultiPeriodDiscriminator(config)
     if path is None:
+        model = MultiPeriodDiscriminator(config)
         mx.eval(model.parameters())
         return model
-    tensors: Any
+    model = load_discriminator_tensors(_discriminator_tensors(path), path)
+    family = discriminator_family(parameter_paths(model))
+    if config.version not in family.split(" and "):
+        raise CheckpointError(
+            f"{path}: is a discriminator of {family}, but the generator is {config.version}; give "
+            f"that of {config.version}"
+        )
+    return model
+
+
+def _discriminator_tensors(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
-        tensors = read_tensors(path).tensors
+        tensors: Mapping[str, Any] = read_tensors(path).tensors
     else:
-        content = read_torch_archive(path)
-        tensors = content.get("weight") if isinstance(content, dict) else None
-        if not isinstance(tensors, dict):
-            raise CheckpointError(f"{path}: is not a discriminator, which holds `weight`")
-    load_state(model, tensors, source=str(path))
+        tensors = read_upstream(path).tensors
+    if not is_discriminator(tensors):
+        raise CheckpointError(
+            f"{path}: is not a discriminator; give an s2D or D_ file, or its .safetensors"
+        )
+    return tensors
+
+
+def load_discriminator_tensors(
+    tensors: Mapping[str, Any], source: str | Path
+) -> MultiPeriodDiscriminator:
+    """A discriminator of the version and width that its tensors have.
+
+    Args:
+        tensors: PyTorch's axes.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: they are no discriminator of any version.
+    """
+    last = tensors.get("discriminators.0.conv_post.weight_v")
+    if last is None or len(last.shape) != 3:
+        raise CheckpointError(
+            f"{source}: lacks discriminators.0.conv_post.weight_v, or has it misshapen; copy or "
+            "download it again"
+        )
+    version = discriminator_family(tensors).split(" and ")[-1]
+    dims = {"disc_width": last.shape[1] / _DISCRIMINATOR_WIDTH}
+    model = MultiPeriodDiscriminator(Config.from_dict({"version": version, "reduced_dims": dims}))
+    load_state(model, tensors, source=str(source))
     return model
 
 

@@ -1,6 +1,7 @@
 """Files of PyTorch to files of MLX and back, tensors unchanged bit for bit.
 
-Both sides hold upstream's names and PyTorch's axes; only the container differs.
+Both sides hold upstream's names and PyTorch's axes; only the container differs. What a resume file
+holds besides weights stays behind: `upstream_run.py` moves whole runs.
 """
 
 from __future__ import annotations
@@ -10,51 +11,55 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from mlx_vits.checkpoints.base import load_generator
+from mlx_vits.checkpoints.base import load_discriminator_tensors, load_generator
+from mlx_vits.checkpoints.contents import discriminator_family, is_discriminator
 from mlx_vits.checkpoints.state_dict import expected_shapes
-from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
-from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
-from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice, write_voice
+from mlx_vits.checkpoints.tensors import read_tensors, to_numpy, write_tensors
+from mlx_vits.checkpoints.torch_archive import write_torch_archive
+from mlx_vits.checkpoints.upstream import read_upstream
+from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice, voice_of, write_voice
 from mlx_vits.errors import CheckpointError
-
-_DISCRIMINATOR = "discriminators."
 
 
 def torch_to_mlx(source: Path, output: Path) -> str:
-    """Converts a generator (`s2G*.pth`, an exported voice) or a discriminator (`s2D*.pth`).
+    """Converts any `.pth` of GPT-SoVITS's SoVITS stage, of every version.
 
     Args:
-        source: the `.pth`.
+        source: a pretrained generator or discriminator, a resume file of either, an exported voice.
         output: `.safetensors`, or for a generator a folder; nothing may be there yet.
 
     Returns:
         What was converted, in words.
 
     Raises:
-        CheckpointError: the file is neither, damaged or refused; nothing is written.
+        CheckpointError: the file is none of them, damaged or refused; nothing is written.
     """
     _check_new(output)
-    content = read_torch_archive(source)
-    tensors = content.get("weight") if isinstance(content, dict) else None
-    if isinstance(tensors, dict) and _is_discriminator(tensors):
+    content = read_upstream(source)
+    left = ", without the optimizer's state" if content.form == "resume" else ""
+    if content.net == "discriminator":
         if output.suffix != ".safetensors":
             raise CheckpointError(f"{output}: a discriminator needs a name in .safetensors")
-        write_tensors(output, _arrays(tensors), {"format": "pt"})
-        return f"discriminator, {len(tensors)} tensors"
-    file = read_voice(source)
+        arrays = _checked_discriminator(content.tensors, source)
+        family = discriminator_family(arrays)
+        write_tensors(output, arrays, {"format": "pt", "versions": family})
+        return f"discriminator of {family}, {len(arrays)} tensors{left}"
+    file = voice_of(content)
     write_voice(output, _checked(file), file.config, info=file.info, name=source.stem)
-    return f"{file.config.version} generator, {len(file.tensors)} tensors"
+    what = "voice" if content.form == "exported" else "generator"
+    return f"{file.config.version} {what}, {len(file.tensors)} tensors{left}"
 
 
-def mlx_to_torch(source: Path, output: Path) -> str:
+def mlx_to_torch(source: Path, output: Path, *, whole: bool = False) -> str:
     """Converts a voice to the `.pth` that GPT-SoVITS opens, or a discriminator to `s2D`'s form.
 
     Args:
         source: `.safetensors`, or a folder (a base gives its generator).
-        output: the `.pth`: fp16, and without the posterior encoder, as upstream's inference wants;
-            nothing may be there yet.
+        output: the `.pth`; nothing may be there yet. A voice becomes fp16 and loses its posterior
+            encoder, as upstream's inference wants; a discriminator keeps its precision.
+        whole: a generator keeps its precision and its posterior encoder, as upstream's training
+            wants (`s2G`'s form).
 
     Returns:
         What was converted, in words.
@@ -67,13 +72,15 @@ def mlx_to_torch(source: Path, output: Path) -> str:
         raise CheckpointError(f"{output}: has to end in .pth")
     if source.suffix == ".safetensors":
         tensors = read_tensors(source).tensors
-        if _is_discriminator(tensors):
-            halves = {name: np.array(a.astype(mx.float16)) for name, a in tensors.items()}
-            write_torch_archive(output, {"weight": halves})
-            return f"discriminator, {len(tensors)} tensors"
+        if is_discriminator(tensors):
+            arrays = _checked_discriminator(tensors, source)
+            weight = {name: to_numpy(array) for name, array in arrays.items()}
+            write_torch_archive(output, {"weight": weight})
+            return f"discriminator of {discriminator_family(arrays)}, {len(arrays)} tensors"
     file = read_voice(source)
-    write_voice(output, _checked(file), file.config, info=file.info, name=source.stem)
-    return f"{file.config.version} voice"
+    state = _checked(file)
+    write_voice(output, state, file.config, info=file.info, name=source.stem, whole=whole)
+    return f"{file.config.version} {'generator' if whole else 'voice'}"
 
 
 def _check_new(output: Path) -> None:
@@ -81,14 +88,15 @@ def _check_new(output: Path) -> None:
         raise CheckpointError(f"{output}: is there already; take it away or choose another name")
 
 
-def _is_discriminator(tensors: Mapping[str, Any]) -> bool:
-    return bool(tensors) and all(name.startswith(_DISCRIMINATOR) for name in tensors)
-
-
 def _checked(file: VoiceFile) -> dict[str, mx.array]:
     """The tensors in upstream's order, if they fit the configuration."""
     names = expected_shapes(load_generator(file))
     return _arrays({name: file.tensors[name] for name in names if name in file.tensors})
+
+
+def _checked_discriminator(tensors: Mapping[str, Any], source: Path) -> dict[str, mx.array]:
+    names = expected_shapes(load_discriminator_tensors(tensors, source))
+    return _arrays({name: tensors[name] for name in names})
 
 
 def _arrays(tensors: Mapping[str, Any]) -> dict[str, mx.array]:

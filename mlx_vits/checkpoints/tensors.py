@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_vits.errors import CheckpointError
@@ -54,3 +55,8 @@ def write_tensors(
     """
     with atomic_write(path) as file:
         mx.save_safetensors(file, dict(tensors), dict(metadata or {}))
+
+
+def to_numpy(array: mx.array) -> np.ndarray:
+    """An array as numpy's, of the same precision; bfloat16, which numpy lacks, as float32."""
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

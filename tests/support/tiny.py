@@ -13,6 +13,7 @@ from mlx_vits.audio.files import write_wav
 from mlx_vits.checkpoints.base import Base, find_base
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import write_tensors
+from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.config import Config
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
@@ -55,13 +56,26 @@ TEXTS = (
 )
 
 
-def tiny_config(**dims: int) -> Config:
-    return Config.from_dict(CONFIG | {"reduced_dims": CONFIG["reduced_dims"] | dims})
+SV_DIM = 24  # of the tiny speaker vectors
 
 
-def make_base(folder: Path, *, seed: int = 0, ssl_dim: int = 16) -> Base:
+def tiny_config(version: str = "v2", **dims: int) -> Config:
+    model: dict[str, Any] = {"version": version}
+    if version == "v1":
+        dims = {"text_vocab": 322, "ref_spec_bins": 1025} | dims
+    if "Pro" in version:
+        model |= {"p_dropout": 0.0, "gin_channels": 20}  # another width than MRTE's, as upstream's
+        dims = {"sv_dim": SV_DIM} | dims
+    if version == "v2ProPlus":
+        model["upsample_kernel_sizes"] = [20, 16, 8, 2, 2]
+    return Config.from_dict(
+        CONFIG | {"model": CONFIG["model"] | model, "reduced_dims": CONFIG["reduced_dims"] | dims}
+    )
+
+
+def make_base(folder: Path, *, seed: int = 0, ssl_dim: int = 16, version: str = "v2") -> Base:
     """Writes a base; the quantizer's entries are random, as good as any."""
-    config = tiny_config(ssl_dim=ssl_dim)
+    config = tiny_config(version, ssl_dim=ssl_dim)
     mx.random.seed(seed)
     model = SynthesizerTrn(config)
     book = model.quantizer.codebook
@@ -108,6 +122,16 @@ def make_voice(folder: Path, clips: int = 5) -> Path:
         lines.append(f"{name}\t{TEXTS[index % len(TEXTS)]}\n")
     (folder / "transcripts.tsv").write_text("".join(lines))
     return folder
+
+
+def add_speaker_vectors(prepared: Path, seed: int = 0) -> None:
+    """Writes `7-sv_cn/NAME.pt` for every clip of a prepared folder, also of those held out."""
+    random = np.random.default_rng(seed)
+    for part in (prepared, prepared / "held_out"):
+        (part / "7-sv_cn").mkdir(exist_ok=True)
+        for wav in sorted((part / "5-wav32k").iterdir()):
+            vector = random.standard_normal((1, SV_DIM)).astype(np.float32)
+            write_torch_archive(part / "7-sv_cn" / f"{wav.name}.pt", vector)
 
 
 class Silent:

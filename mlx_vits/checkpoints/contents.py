@@ -1,0 +1,180 @@
+"""What a file's tensors say of the model that they belong to.
+
+Versions are told by content, never by a file's size or name: GPT-SoVITS guesses v1 and v2 apart by
+73 KiB. Sizes that a file states nowhere are read off the shapes.
+
+Source: GPT-SoVITS `module/models.py`; the names are those of its state dicts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_vits.config import VERSIONS, Config, ReducedDims
+from mlx_vits.errors import CheckpointError
+
+_TEXT_TABLE = "enc_p.text_embedding.weight"
+_DISCRIMINATOR = "discriminators."
+_DIFFUSION = "cfm."  # only v3 and v4 have one, in place of flow and decoder
+_V1_SYMBOLS = 322
+_PLUS_KERNEL = 20  # of v2ProPlus's first upsampling; v2Pro's is 16
+_FIRST_UPSAMPLING = ("dec.ups.0.weight_v", "dec.ups.0.weight")
+_PRO_BRANCHES = 8  # sub-discriminators of v2Pro and v2ProPlus; v1 and v2 have 6
+
+
+def is_generator(names: Iterable[str]) -> bool:
+    """Whether these are the tensors of a SoVITS generator."""
+    return _TEXT_TABLE in names
+
+
+def is_discriminator(names: Iterable[str]) -> bool:
+    """Whether these are the tensors of a discriminator, and nothing else."""
+    found = list(names)
+    return bool(found) and all(name.startswith(_DISCRIMINATOR) for name in found)
+
+
+def has_posterior(names: Iterable[str]) -> bool:
+    """Whether the posterior encoder is there, which training needs and exports lack."""
+    return any(name.startswith("enc_q.") for name in names)
+
+
+def check_tensors(tensors: Mapping[Any, Any], source: str | Path) -> None:
+    """Refuses a table that holds something other than tensors under names.
+
+    Raises:
+        CheckpointError: it does; the entry is named.
+    """
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not hasattr(value, "shape"):
+            raise CheckpointError(
+                f"{source}: is damaged, its weights hold {name!r}, which is no tensor; copy or "
+                "download it again"
+            )
+
+
+def detect_version(tensors: Mapping[str, Any], source: str | Path = "the file") -> str:
+    """The version of a generator, one of `VERSIONS`.
+
+    Rows of the phoneme table tell v1 (322) from v2; the speaker vector's layer tells the Pro
+    models, and the kernel of the first upsampling v2ProPlus from v2Pro.
+
+    Raises:
+        CheckpointError: it is a v3 or v4 model, or no generator at all.
+    """
+    if any(name.startswith(_DIFFUSION) for name in tensors):
+        raise CheckpointError(
+            f"{source}: is a v3 or v4 model, which mlx_vits does not know; give a file of "
+            f"{', '.join(VERSIONS)}"
+        )
+    table = tensors.get(_TEXT_TABLE)
+    if table is None or len(table.shape) != 2:
+        raise CheckpointError(f"{source}: is not a SoVITS generator (no enc_p.text_embedding)")
+    if "sv_emb.weight" in tensors:
+        first = next((tensors[n] for n in _FIRST_UPSAMPLING if n in tensors), None)
+        return "v2ProPlus" if first is not None and first.shape[-1] == _PLUS_KERNEL else "v2Pro"
+    return "v1" if table.shape[0] == _V1_SYMBOLS else "v2"
+
+
+def discriminator_family(names: Iterable[str]) -> str:
+    """Which versions a discriminator serves: "v1 and v2", or "v2Pro and v2ProPlus"."""
+    branches = {name.split(".")[1] for name in names}
+    return "v2Pro and v2ProPlus" if len(branches) >= _PRO_BRANCHES else "v1 and v2"
+
+
+def complete_config(
+    values: Mapping[str, Any], tensors: Mapping[str, Any], source: str | Path
+) -> Config:
+    """The configuration of a generator: what the file states, completed by what its tensors show.
+
+    Args:
+        values: upstream's nested dictionary, empty where the file has none (a resume file).
+        tensors: PyTorch's axes.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: the two describe no model; the reason is named.
+    """
+    version = detect_version(tensors, source)
+    model = values.get("model") or {}
+    if not isinstance(model, Mapping):
+        raise CheckpointError(f"{source}: `model` of the configuration is not a table")
+    try:
+        shown = infer_model(tensors)
+        whole = dict(values) | {"model": shown | dict(model) | {"version": version}}
+        if "reduced_dims" not in values:
+            whole["reduced_dims"] = dataclasses.asdict(infer_dims(tensors, version))
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source}: lacks {error}, or has it misshapen") from error
+    return Config.from_dict(whole, source=str(source))
+
+
+def infer_dims(tensors: Mapping[str, Any], version: str) -> ReducedDims:
+    """The sizes that upstream hard-codes, from the tensors of a file that does not state them.
+
+    Raises:
+        KeyError, IndexError: a tensor is missing, or has too few axes.
+    """
+    found = {
+        "ssl_dim": _shape(tensors, "ssl_proj.weight")[0],
+        "mrte_hidden": _shape(tensors, "enc_p.mrte.c_pre.weight")[0],
+        "codebook_size": _shape(tensors, "quantizer.vq.layers.0._codebook.embed")[0],
+        "style_hidden": _shape(tensors, "ref_enc.spectral.0.fc.weight")[0],
+        "ref_spec_bins": _shape(tensors, "ref_enc.spectral.0.fc.weight")[1],
+        "style_kernel": _shape(tensors, "ref_enc.temporal.0.conv1.conv.weight")[2],
+        "text_vocab": _shape(tensors, _TEXT_TABLE)[0],
+        "attn_window": _shape(tensors, "enc_p.encoder_ssl.attn_layers.0.emb_rel_k")[1] // 2,
+        "flow_n_flows": _count(tensors, r"flow\.flows\.(\d+)\.pre\.weight"),
+        "flow_wn_layers": _count(tensors, r"flow\.flows\.0\.enc\.in_layers\.(\d+)\."),
+        "flow_kernel": _kernel(tensors, "flow.flows.0.enc.in_layers.0"),
+        "sv_dim": _shape(tensors, "sv_emb.weight")[1] if "sv_emb.weight" in tensors else 0,
+    }
+    if has_posterior(tensors):
+        found["enc_q_wn_layers"] = _count(tensors, r"enc_q\.enc\.in_layers\.(\d+)\.")
+        found["enc_q_kernel"] = _kernel(tensors, "enc_q.enc.in_layers.0")
+    return dataclasses.replace(ReducedDims.full_size(version), **found)
+
+
+def infer_model(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `model` that the shapes show; rates and dilations leave no trace in them.
+
+    Raises:
+        KeyError, IndexError, ZeroDivisionError: a tensor is missing, or misshapen.
+    """
+    ffn = _shape(tensors, "enc_p.encoder_text.ffn_layers.0.conv_1.weight")
+    hidden = _shape(tensors, _TEXT_TABLE)[1]
+    head = _shape(tensors, "enc_p.encoder_text.attn_layers.0.emb_rel_k")[2]
+    ups = _count(tensors, r"dec\.ups\.(\d+)\.")
+    blocks = _count(tensors, r"dec\.resblocks\.(\d+)\.") // ups
+    return {
+        "inter_channels": 2 * _shape(tensors, "flow.flows.0.pre.weight")[1],
+        "hidden_channels": hidden,
+        "filter_channels": ffn[0],
+        "kernel_size": ffn[2],
+        "n_heads": hidden // head,
+        "n_layers": _count(tensors, r"enc_p\.encoder_text\.attn_layers\.(\d+)\."),
+        "gin_channels": _shape(tensors, "dec.cond.weight")[1],
+        "upsample_initial_channel": _shape(tensors, "dec.conv_pre.weight")[0],
+        "upsample_kernel_sizes": [_kernel(tensors, f"dec.ups.{i}") for i in range(ups)],
+        "resblock_kernel_sizes": [
+            _kernel(tensors, f"dec.resblocks.{i}.convs1.0") for i in range(blocks)
+        ],
+        "semantic_frame_rate": "25hz" if _shape(tensors, "ssl_proj.weight")[2] == 2 else "50hz",
+    }
+
+
+def _shape(tensors: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    return tuple(tensors[name].shape)
+
+
+def _kernel(tensors: Mapping[str, Any], layer: str) -> int:
+    """Kernel of a layer with weight norm, or with its weight folded."""
+    name = f"{layer}.weight_v"
+    return _shape(tensors, name if name in tensors else f"{layer}.weight")[2]
+
+
+def _count(tensors: Mapping[str, Any], pattern: str) -> int:
+    return len({match.group(1) for name in tensors if (match := re.match(pattern, name))})

@@ -1,0 +1,145 @@
+"""GPT-SoVITS's own files, read without PyTorch and told apart by what they hold.
+
+| form | top level | tensors |
+| --- | --- | --- |
+| pretrained | `weight`, `config`, `info` | with `enc_q`; a discriminator has `weight` alone |
+| exported | `weight`, `config`, `info` | a voice: fp16, without `enc_q` |
+| resume | `model`, `iteration`, `optimizer`, `learning_rate` | fp32, with `enc_q` |
+
+Source: GPT-SoVITS `process_ckpt.py` (`savee`, `load_sovits_new`), `utils.py` (`save_checkpoint`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_vits.checkpoints.contents import (
+    check_tensors,
+    has_posterior,
+    is_discriminator,
+    is_generator,
+)
+from mlx_vits.checkpoints.torch_archive import read_torch_archive, read_version_code
+from mlx_vits.config import read_json_table
+from mlx_vits.errors import CheckpointError
+
+VERSION_CODES = {"v2Pro": "05", "v2ProPlus": "06"}
+# Written over the first two bytes; 00 and 01 were never written, but are understood.
+_KNOWN_CODES = {"00", "01", *VERSION_CODES.values()}
+_OTHER_MODELS = {"02": "v3", "03": "v3 (LoRA)", "04": "v4 (LoRA)"}
+
+Form = Literal["pretrained", "exported", "resume"]
+
+
+@dataclass(frozen=True)
+class UpstreamFile:
+    """A `.pth` of a generator or a discriminator.
+
+    Attributes:
+        path: of the file.
+        net: which of the two.
+        form: see the table above.
+        tensors: numpy arrays under upstream's names, PyTorch's axes.
+        config: upstream's nested dictionary, or empty.
+        info: how far it was trained, in upstream's words, or "".
+        version_code: the two digits over its first bytes, or None.
+        iteration: of a resume file, the epoch that was finished.
+        learning_rate: of a resume file, before any decay.
+        optimizer: of a resume file, AdamW's state dict.
+    """
+
+    path: Path
+    net: Literal["generator", "discriminator"]
+    form: Form
+    tensors: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    info: str = ""
+    version_code: str | None = None
+    iteration: int = 0
+    learning_rate: float = 0.0
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+def read_upstream(path: str | Path) -> UpstreamFile:
+    """Reads any `.pth` of GPT-SoVITS's SoVITS stage.
+
+    A resume file states no configuration: the `config.json` that GPT-SoVITS leaves in the
+    experiment's folder is taken where it lies beside the file or one folder above.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, refused, of a version this project does not
+            know, or neither a generator nor a discriminator.
+    """
+    path = Path(path)
+    code = read_version_code(path)
+    if code is not None and code not in _KNOWN_CODES:
+        model = _OTHER_MODELS.get(code, f"of the unknown kind {code}")
+        raise CheckpointError(
+            f"{path}: is a voice {model}, which mlx_vits does not know; give one of v1, v2, v2Pro "
+            "or v2ProPlus"
+        )
+    content = read_torch_archive(path)
+    key = "model" if isinstance(content, dict) and "optimizer" in content else "weight"
+    tensors = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(tensors, dict):
+        holds = ", ".join(map(str, content)) if isinstance(content, dict) else "something else"
+        raise CheckpointError(
+            f"{path}: is not a file of GPT-SoVITS's SoVITS stage, which holds `weight` or `model`; "
+            f"it holds {holds or 'nothing'}"
+        )
+    check_tensors(tensors, path)
+    net: Literal["generator", "discriminator"]
+    if is_generator(tensors):
+        net = "generator"
+    elif is_discriminator(tensors):
+        net = "discriminator"
+    else:
+        raise CheckpointError(
+            f"{path}: is not a SoVITS generator (no enc_p.text_embedding), nor a discriminator"
+        )
+    if key == "model":
+        return _resume_file(path, net, tensors, content)
+    form: Form = "pretrained" if net == "discriminator" or has_posterior(tensors) else "exported"
+    config = content.get("config") or {}
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: its configuration is damaged; copy or download it again")
+    info = str(content.get("info") or "")
+    return UpstreamFile(path, net, form, tensors, config, info, version_code=code)
+
+
+def _resume_file(
+    path: Path, net: Literal["generator", "discriminator"], tensors: dict[str, Any], content: Any
+) -> UpstreamFile:
+    iteration, rate, optimizer = (
+        content.get(key) for key in ("iteration", "learning_rate", "optimizer")
+    )
+    is_whole = isinstance(optimizer, dict) and {"state", "param_groups"} <= set(optimizer)
+    if type(iteration) is not int or not isinstance(rate, (int, float)) or not is_whole:
+        raise CheckpointError(
+            f"{path}: is damaged, it lacks iteration, learning_rate or the optimizer's state; "
+            "take an earlier file of that run"
+        )
+    return UpstreamFile(
+        path,
+        net,
+        "resume",
+        tensors,
+        _config_beside(path),
+        info=f"{iteration}epoch",
+        iteration=iteration,
+        learning_rate=float(rate),
+        optimizer=optimizer,
+    )
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    for folder in (path.absolute().parent, path.absolute().parent.parent):
+        beside = folder / "config.json"
+        if beside.is_file():
+            values = read_json_table(beside)
+            if isinstance(values.get("model"), Mapping):
+                return values
+    return {}
