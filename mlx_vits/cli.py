@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import typer
@@ -10,9 +11,16 @@ import mlx_vits
 from mlx_vits import train
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.checkpoints.base import choose_base
+from mlx_vits.checkpoints.download import download_base
 from mlx_vits.errors import UserError
 from mlx_vits.finetune import FinetuneOptions
+from mlx_vits.handover import hand_over
+from mlx_vits.inspecting.as_json import as_json
+from mlx_vits.inspecting.facts import gather
+from mlx_vits.inspecting.reading import read_subject
+from mlx_vits.inspecting.show import show
 from mlx_vits.preprocessing.prepare import prepare_voice
+from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.screen import TerminalScreen, report_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -41,6 +49,11 @@ def prepare(
         held_out=held_out,
         progress=TerminalScreen().preparing,
     )
+    if config.model.is_pro:
+        print(
+            f"{output}: has no speaker vectors (7-sv_cn/), which {config.version} needs and "
+            "mlx_vits cannot compute yet; make them in GPT-SoVITS."
+        )
 
 
 @app.command()
@@ -51,7 +64,12 @@ def convert(
     text: str = typer.Argument(..., help="What is said in it."),
     output: Path = typer.Argument(..., help="The WAV to write."),  # noqa: B008
     language: str | None = train.LANGUAGE,
-    refer: Path | None = typer.Option(None, help="A recording that sets the style."),  # noqa: B008
+    refer: list[Path] | None = typer.Option(  # noqa: B008
+        None, help="A recording that sets the style; several are averaged."
+    ),
+    speaker_vector: list[Path] | None = typer.Option(  # noqa: B008
+        None, help="Of each --refer, for v2Pro and v2ProPlus: a file of 7-sv_cn/."
+    ),
     content_encoder: Path | None = train.CONTENT_ENCODER,
     noise_scale: float = typer.Option(0.5, min=0, help="0 speaks the most likely way."),
     speed: float = typer.Option(1.0, min=0.1, max=10, help="2 halves the length."),
@@ -60,12 +78,17 @@ def convert(
     """Speak a recording again in a voice."""
     loaded = mlx_vits.load(voice, content_encoder=content_encoder)
     heard = read_audio(recording)
+    dim = loaded.config.reduced_dims.sv_dim
+    vectors = [read_speaker_vector(path, dim)[None] for path in speaker_vector or ()]
+    if vectors and len(vectors) != len(refer or ()):
+        raise UserError("--speaker-vector: give one for each --refer, in the same order")
     wav = loaded.convert(
         heard.wav,
         heard.rate,
         text,
         language=language or FinetuneOptions.language,
-        refer=refer,
+        refer=refer or None,
+        sv_emb=vectors or None,
         noise_scale=noise_scale,
         speed=speed,
         seed=seed,
@@ -79,14 +102,55 @@ def convert(
 def export(
     voice: str = typer.Argument(..., help="A base's name, a run's folder, or a voice's file."),
     output: Path = typer.Argument(..., help="A .pth, a .safetensors, or a folder."),  # noqa: B008
+    resumable: bool = typer.Option(
+        False, "--resumable", help="A run's state, for GPT-SoVITS to go on training from."
+    ),
 ) -> None:
     """Write a voice in another form; .pth is what GPT-SoVITS opens."""
+    if resumable:
+        for note in hand_over(Path(voice).expanduser(), output):
+            print(note)
+        print(f"{output}: G_ and D_ resume files; the prepared voice belongs one folder above.")
+        return
     if output.exists():
         raise UserError(f"{output}: is there already; take it away or choose another name")
     loaded = mlx_vits.load(voice)
     loaded.save(output)
     if output.suffix == ".pth" and loaded.config.is_reduced:
         print(f"{output.name} comes from a small base: mlx_vits opens it, GPT-SoVITS cannot.")
+
+
+@app.command()
+@report_errors
+def download(
+    version: str = typer.Argument(..., help="v1, v2, v2Pro or v2ProPlus."),
+    output: Path | None = typer.Option(  # noqa: B008
+        None, help="The base's folder; weights/VERSION otherwise."
+    ),
+    revision: str = typer.Option("main", help="Upstream's branch, tag or commit."),
+    force: bool = typer.Option(False, "--force", help="Fetch again what is there already."),
+) -> None:
+    """Fetch GPT-SoVITS's pretrained models, as a base to fine-tune from."""
+    say = TerminalScreen().say
+    download_base(version, output=output, revision=revision, force=force, say=say)
+
+
+@app.command()
+@report_errors
+def inspect(
+    file: str = typer.Argument(
+        ..., help="A .pth or .safetensors of any kind, or the folder of a voice, base or run."
+    ),
+    against: str | None = typer.Option(None, help="Another, such as its base: adds ratios to it."),
+    json_: bool = typer.Option(False, "--json", help="One JSON object, for machines."),
+) -> None:
+    """Say what a file holds: version, sizes, origin, what is missing, how loud each layer is."""
+    other = read_subject(against) if against is not None else None
+    facts = gather(read_subject(file), other)
+    if json_:
+        print(json.dumps(as_json(facts), indent=1))
+    else:
+        show(facts)
 
 
 def main() -> None:

@@ -11,10 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
 from mlx_vits.checkpoints.contents import has_posterior
+from mlx_vits.checkpoints.run import Place, RunState
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
-from mlx_vits.checkpoints.voice_file import VoiceFile
+from mlx_vits.checkpoints.upstream_run import UpstreamRun
+from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
 from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.files import make_folder, move_folder, temporary_sibling
 from mlx_vits.finetune_run import FinetuneOptions, FinetuneRun, Screen, load_nets
@@ -25,8 +29,9 @@ from mlx_vits.training.log import check_tensorboard
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 PREPARED = "prepared"
+TAKEN_OVER = "taken_over.safetensors"  # a run's weights, where its pretrained ones are not known
 
-__all__ = ["FinetuneOptions", "Screen", "resume", "start"]
+__all__ = ["FinetuneOptions", "Screen", "resume", "start", "take_over"]
 
 
 def start(options: FinetuneOptions, screen: Screen) -> dict[str, Any]:
@@ -43,23 +48,77 @@ def start(options: FinetuneOptions, screen: Screen) -> dict[str, Any]:
     Raises:
         UserError: something given cannot be used, or training stopped itself.
     """
+    return _start(options, screen, None)
+
+
+def take_over(options: FinetuneOptions, run: UpstreamRun, screen: Screen) -> dict[str, Any]:
+    """Goes on with a run of GPT-SoVITS, or one that was handed over to it, as a run of our own.
+
+    Args:
+        options: as of `start`. Where the base's generator is the run's own file, the pretrained
+            weights are not known: the pull and the verdict then refer to the weights as they came.
+        run: its state.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        UserError: as of `start`, or there is nothing left to do.
+    """
+    return _start(options, screen, run)
+
+
+def _start(options: FinetuneOptions, screen: Screen, run: UpstreamRun | None) -> dict[str, Any]:
     options = replace(options, output=options.output.resolve(), data=options.data.resolve())
     _check_output(options)
     if options.tensorboard:
         check_tensorboard()
     file = read_base(options)
+    if run is not None and run.generator.config.version != file.config.version:
+        raise CheckpointError(
+            f"{run.path}: is a {run.generator.config.version} run, but the base {options.base.name}"
+            f" is {file.config.version}; give the base that the run was started from"
+        )
     nets = load_nets(options, file)
     fresh = temporary_sibling(options.output)
     try:
         make_folder(fresh)
         info = _prepare(options, file, fresh, screen)
-        PreparedVoice(fresh / info.prepared, file.config)
+        voice = PreparedVoice(fresh / info.prepared, file.config)
+        state = _state_of(run, voice, options) if run is not None else None
+        if run is not None and options.base.generator == run.path:
+            info = _keep_generator(info, run, fresh)
         info.write(fresh)
         _move_aside(options.output, screen)
         move_folder(fresh, options.output)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return FinetuneRun(options, info, file.config, nets, screen).run(resumed=False)
+    return FinetuneRun(options, info, file.config, nets, screen).run(resumed=False, initial=state)
+
+
+def _state_of(run: UpstreamRun, voice: PreparedVoice, options: FinetuneOptions) -> RunState:
+    """The state that a run is taken over in; upstream itself knows no place within an epoch."""
+    training = options.training
+    count = len(voice.plan(training.batch_size, training.seed, 1))
+    if run.side is not None:
+        place = run.side.place
+    else:
+        place = Place(step=run.iteration * count, epoch=run.iteration + 1)
+    total = training.steps if training.steps is not None else training.epochs * count
+    if place.step >= total:
+        raise UserError(
+            f"{run.path}: has done its {place.step} steps ({run.iteration} epochs) already; give "
+            "more with --epochs or --steps"
+        )
+    return RunState(place, run.trees)
+
+
+def _keep_generator(info: RunInfo, run: UpstreamRun, folder: Path) -> RunInfo:
+    """Keeps the weights that a run was taken over with: GPT-SoVITS may replace its file."""
+    path, voice = folder / TAKEN_OVER, run.generator
+    arrays = {name: mx.array(tensor) for name, tensor in voice.tensors.items()}
+    write_voice(path, arrays, voice.config, info=voice.info, name=info.voice)
+    return replace(info, generator=TAKEN_OVER, generator_sha256=file_sha256(path))
 
 
 def resume(folder: Path, screen: Screen, **changes: Any) -> dict[str, Any]:
@@ -82,7 +141,7 @@ def resume(folder: Path, screen: Screen, **changes: Any) -> dict[str, Any]:
         data=Path(info.data),
         base=Base(
             info.base,
-            Path(info.generator),
+            folder / info.generator,
             Path(info.discriminator) if info.discriminator else None,
             Path(info.content_encoder) if info.content_encoder else None,
         ),
@@ -119,11 +178,6 @@ def read_base(options: FinetuneOptions) -> VoiceFile:
     """
     file = options.base.read_generator()
     config = file.config
-    if config.model.is_pro:
-        raise CheckpointError(
-            f"{file.source}: is a {config.version} model, which mlx_vits speaks but cannot train "
-            "yet; give a v2 model"
-        )
     if not has_posterior(file.tensors):
         raise CheckpointError(
             f"{file.source}: is an exported voice without a posterior encoder (enc_q), which "
@@ -153,6 +207,12 @@ def _check_output(options: FinetuneOptions) -> None:
 def _prepare(options: FinetuneOptions, file: VoiceFile, fresh: Path, screen: Screen) -> RunInfo:
     """Prepares the clips within `fresh`, or checks the folder that was given."""
     base, config = options.base, file.config
+    if config.model.is_pro and not layout.is_prepared(options.data):
+        raise DataError(
+            f"{options.data}: holds recordings, but {config.version} also needs speaker vectors, "
+            "which mlx_vits cannot compute yet; prepare the voice in GPT-SoVITS (steps 1A to 1C) "
+            "and give its folder with --data-dir, or take a v2 base"
+        )
     if layout.is_prepared(options.data):
         encoder = base.content_encoder
         sha256 = file_sha256(content_encoder_file(encoder)) if encoder else None

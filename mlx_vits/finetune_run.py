@@ -21,7 +21,14 @@ import mlx.core as mx
 
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.checkpoints.base import Base, load_discriminator, load_generator
-from mlx_vits.checkpoints.run import BEST, LAST, read_run_state, write_run_state
+from mlx_vits.checkpoints.run import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    RunState,
+    read_run_state,
+    write_run_state,
+)
 from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
@@ -32,7 +39,7 @@ from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.reporting.report import write_report
 from mlx_vits.reporting.results import SAMPLES, VERDICT
-from mlx_vits.synthesis.loading import REFERENCE
+from mlx_vits.synthesis.loading import REFERENCE, SPEAKER_VECTOR
 from mlx_vits.synthesis.scoring import Score, read_listening, score_voice
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.training.batches import PreparedVoice
@@ -49,7 +56,6 @@ from mlx_vits.verdict import (
     score_record,
 )
 
-CHECKPOINTS = "checkpoints"
 EARLY_STEP = 50  # the plan's: by then the loudness of a broken fine-tune is gone
 
 
@@ -110,7 +116,7 @@ def load_nets(options: FinetuneOptions, file: VoiceFile) -> Nets:
         CheckpointError: a file is damaged, or does not fit.
     """
     mx.random.seed(options.training.seed)
-    generator = load_generator(file, options.training.weight_norm)
+    generator = load_generator(file, options.training.weight_norm, consume=True)
     return Nets(generator, load_discriminator(options.base.discriminator, file.config))
 
 
@@ -171,6 +177,9 @@ class FinetuneRun:
         self.reference_wav = prepared / layout.WAV_FOLDER / self.listening.reference
         recording = read_audio(self.reference_wav)
         self.reference = self._speaker().reference_spectrogram(recording.wav)
+        self.speaker_file: Path | None = None
+        if config.model.is_pro:
+            self.speaker_file = layout.speaker_file(prepared, self.listening.reference)
         self.saved_step = 0
         self.base_score: Score
         self.last_score: tuple[int, Score] | None = None
@@ -182,12 +191,19 @@ class FinetuneRun:
         """Of the present weights; the same weights are not listened to twice."""
         step = self.trainer.place.step
         if self.last_score is None or self.last_score[0] != step:
-            score = score_voice(self._speaker(), self.listening.clips, self.reference)
+            heard = self.listening
+            vector = heard.speaker_vector
+            score = score_voice(self._speaker(), heard.clips, self.reference, vector)
             self.last_score = (step, score)
         return self.last_score[1]
 
-    def run(self, resumed: bool) -> dict[str, Any]:
-        """Trains to the end and judges; see `finetune.start`."""
+    def run(self, resumed: bool, initial: RunState | None = None) -> dict[str, Any]:
+        """Trains to the end and judges; see `finetune.start`.
+
+        Args:
+            resumed: whether the folder's own last checkpoint is gone on from.
+            initial: of a run that begins with the state of another.
+        """
         started = time.monotonic()
         self.base_score = self._score()
         state = self.folder / CHECKPOINTS / LAST
@@ -199,14 +215,24 @@ class FinetuneRun:
             self.last_score = None
             self.screen.say(f"Resuming at step {self.trainer.place.step}.")
         else:
-            with atomic_write(self.folder / REFERENCE) as file:
-                file.write(self.reference_wav.read_bytes())
+            if initial is not None:
+                self.trainer.restore(initial, "the run that was given")
+                self.last_score = None
+            self._keep_reference()
             self._save()  # from here on the run can be resumed
         with self._logs(resumed) as log:
             if not resumed:
                 log.scores.write(score_record(0, self.base_score))
             self._train(log)
         return self._finish(time.monotonic() - started)
+
+    def _keep_reference(self) -> None:
+        """What the finished voice needs to speak in its own style."""
+        with atomic_write(self.folder / REFERENCE) as file:
+            file.write(self.reference_wav.read_bytes())
+        if self.speaker_file is not None:
+            with atomic_write(self.folder / SPEAKER_VECTOR) as file:
+                file.write(self.speaker_file.read_bytes())
 
     @contextmanager
     def _logs(self, resumed: bool) -> Iterator[_Logs]:
@@ -355,6 +381,6 @@ _FRESH_DISCRIMINATOR = (
 def _small_base_warning(base: str) -> str:
     return (
         f"THE BASE {base!r} IS A SMALL ONE, FOR TRYING: expect a rough voice. For a full-size one "
-        "give GPT-SoVITS's own files: --pretrained s2G.pth --pretrained-d s2D.pth "
-        "--content-encoder chinese-hubert-base/"
+        "run `mlx-vits download v2`, or give GPT-SoVITS's own files: --pretrained s2G.pth "
+        "--pretrained-d s2D.pth --content-encoder chinese-hubert-base/"
     )

@@ -13,8 +13,11 @@ import typer
 
 from mlx_vits import finetune
 from mlx_vits.checkpoints.base import DEMO, choose_base, weights_home
+from mlx_vits.checkpoints.run_info import is_run
+from mlx_vits.checkpoints.upstream_run import read_upstream_run, resume_files
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.finetune import FinetuneOptions
+from mlx_vits.handover import options_for
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from mlx_vits.screen import TerminalScreen, report_errors
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
@@ -24,6 +27,8 @@ SUGGESTED = "finetune.json"  # beside a voice's clips: options of its own
 
 _CHOICES = {"train": ("all", "decoder"), "weight_norm": NORM_SCHEMES}
 _CHANGEABLE = {"epochs", "steps", "save_every", "tensorboard"}  # when a run is resumed
+# What the files of a run of GPT-SoVITS decide, when it is resumed.
+_TAKEN_OVER_FIXED = {"pretrained_d", "weight_norm", "train", "held_out"}
 _RUN_OPTIONS = ("language", "held_out", "save_every", "tensorboard")
 _DEFAULT = VITSTrainingConfig()
 
@@ -60,7 +65,7 @@ SAVE_EVERY = _option(
     "Steps between two checkpoints, each with a score.", FinetuneOptions.save_every, min=1
 )
 SEED = _option("Of batches, noise, slices, dropout.", _DEFAULT.seed, min=0, max=2**31 - 1)
-RESUME = _option("Continue the run in this folder from its last checkpoint.")
+RESUME = _option("Continue the run in this folder, ours or GPT-SoVITS's logs/NAME/logs_s2_VERSION.")
 TRAIN = _option("What is trained: all, or decoder (dec and ref_enc).", _DEFAULT.train)
 WEIGHT_NORM = _option(f"Layers with weight norm: {', '.join(NORM_SCHEMES)}.", _DEFAULT.weight_norm)
 BIAS_CORRECTION = typer.Option(
@@ -113,18 +118,45 @@ def main(
         if resume is not None:
             _resume(given, screen)
         else:
-            finetune.start(_options(given), screen)
+            options = _options(given)
+            judge = options.base.discriminator
+            if "pretrained" in given and "pretrained_d" not in given and judge is not None:
+                screen.say(f"The discriminator beside it is taken as well: {judge}.")
+            finetune.start(options, screen)
     finally:
         screen.close()
 
 
 def _resume(given: dict[str, Any], screen: TerminalScreen) -> None:
-    folder = given.pop("resume")
+    folder = given.pop("resume").expanduser()
+    if not is_run(folder) and resume_files(folder) is not None:
+        _take_over(folder, given, screen)
+        return
     fixed = sorted(set(given) - _CHANGEABLE)
     if fixed:
         flag = fixed[0].replace("_", "-")
         raise UserError(f"--{flag}: cannot be changed when a run is resumed; leave it out")
     finetune.resume(folder, screen, **given)
+
+
+def _take_over(folder: Path, given: dict[str, Any], screen: TerminalScreen) -> None:
+    """A run of GPT-SoVITS, gone on with as one of our own."""
+    fixed = sorted(set(given) & _TAKEN_OVER_FIXED)
+    if fixed:
+        flag = fixed[0].replace("_", "-")
+        raise UserError(
+            f"--{flag}: cannot be chosen when a run of GPT-SoVITS is resumed; leave it out"
+        )
+    run = read_upstream_run(folder)
+    options = options_for(folder, run, given, RUNS)
+    for note in run.notes:
+        screen.warn(note)
+    rates = options.training
+    screen.say(
+        f"{run.path.name}: {run.iteration} epochs are done; on at the learning rates "
+        f"{rates.lr_g:g} and {rates.lr_d:g} before decay."
+    )
+    finetune.take_over(options, run, screen)
 
 
 def _options(given: dict[str, Any]) -> FinetuneOptions:

@@ -126,11 +126,10 @@ class MemoryVoice:
         hop = self.config.data.hop_length
         first = 2 * int(random.integers(0, (frames - self._window) // 2 + 1))
         last = first + self._window
-        return Utterance(
-            clip.ssl[first:last],
-            clip.spec[first:last],
-            clip.wav[first * hop : last * hop],
-            clip.text,
+        return clip._replace(
+            ssl=clip.ssl[first:last],
+            spec=clip.spec[first:last],
+            wav=clip.wav[first * hop : last * hop],
         )
 
 

@@ -23,7 +23,7 @@ from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.upstream import read_upstream
 from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice
-from mlx_vits.config import Config, read_json_table
+from mlx_vits.config import VERSIONS, Config, read_json_table
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
@@ -91,6 +91,11 @@ def find_base(name_or_path: str) -> Base:
     if (folder / "base" / "config.json").is_file():
         folder = folder / "base"
     if not folder.is_dir():
+        if name_or_path in VERSIONS:
+            raise CheckpointError(
+                f"{name_or_path}: this base is not in {weights_home()} yet; fetch it with "
+                f"`mlx-vits download {name_or_path}`"
+            )
         raise CheckpointError(
             f"{name_or_path}: there is no such base, here or in {weights_home()}; give the folder "
             "of one, or `--pretrained` with an s2G file"
@@ -124,7 +129,8 @@ def choose_base(
         name: as the user gave it; None chooses `demo` for the demo voice, otherwise `v2` where it
             is there, and else `demo`.
         for_demo: whether the voice is the demo's.
-        pretrained: replaces the generator; the discriminator is then fresh unless given.
+        pretrained: replaces the generator. The discriminator is then the one that lies beside it
+            under upstream's name (`s2D` for `s2G`, `D_` for `G_`), else a fresh one unless given.
         pretrained_d: replaces the discriminator.
         content_encoder: replaces the content encoder.
 
@@ -135,17 +141,26 @@ def choose_base(
         if path is not None and not path.exists():
             raise CheckpointError(f"{path}: there is no such file; check the path")
     if pretrained is not None and name is None:
-        base = Base(pretrained.name, pretrained, None, None)
+        base = Base(pretrained.name, pretrained, find_judge(pretrained), None)
     else:
         has_full = (weights_home() / FULL_SIZE).is_dir()
         base = find_base(name or (FULL_SIZE if has_full and not for_demo else DEMO))
         if pretrained is not None:
-            base = replace(base, generator=pretrained, discriminator=None)
+            base = replace(base, generator=pretrained, discriminator=find_judge(pretrained))
     if pretrained_d is not None:
         base = replace(base, discriminator=pretrained_d)
     if content_encoder is not None:
         base = replace(base, content_encoder=content_encoder)
     return base
+
+
+def find_judge(generator: Path) -> Path | None:
+    """The discriminator beside a generator, by upstream's names; None where there is none."""
+    for own, other in (("s2G", "s2D"), ("G_", "D_")):
+        if generator.name.startswith(own):
+            path = generator.with_name(other + generator.name.removeprefix(own))
+            return path if path.is_file() else None
+    return None
 
 
 def load_generator(

@@ -75,7 +75,8 @@ def detect_version(tensors: Mapping[str, Any], source: str | Path = "the file") 
         raise CheckpointError(f"{source}: is not a SoVITS generator (no enc_p.text_embedding)")
     if "sv_emb.weight" in tensors:
         first = next((tensors[n] for n in _FIRST_UPSAMPLING if n in tensors), None)
-        return "v2ProPlus" if first is not None and first.shape[-1] == _PLUS_KERNEL else "v2Pro"
+        is_plus = first is not None and tuple(first.shape[-1:]) == (_PLUS_KERNEL,)
+        return "v2ProPlus" if is_plus else "v2Pro"
     return "v1" if table.shape[0] == _V1_SYMBOLS else "v2"
 
 

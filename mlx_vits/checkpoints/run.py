@@ -25,6 +25,7 @@ from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import make_folder
 
+CHECKPOINTS = "checkpoints"  # within a run's folder
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 _PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
@@ -38,6 +39,7 @@ class Place:
         step: updates done.
         epoch: the epoch that is running, from 1.
         batch: batches of that epoch that are done.
+        epoch_batches: batches of that epoch in all; 0 where it is not known.
         best_step: the step of the best score so far.
         best_score: mel distance on the held-out clips, lower is better; None before the first.
     """
@@ -47,6 +49,12 @@ class Place:
     batch: int = 0
     best_step: int = 0
     best_score: float | None = None
+    epoch_batches: int = 0
+
+    @property
+    def finished_epochs(self) -> int:
+        is_whole = 0 < self.epoch_batches <= self.batch
+        return self.epoch if is_whole else self.epoch - 1
 
 
 @dataclass(frozen=True)

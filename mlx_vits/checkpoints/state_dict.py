@@ -7,13 +7,17 @@ way out. Where the forms agree the tensors pass unchanged, bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_vits.checkpoints.contents import check_tensors
+from mlx_vits.checkpoints.torch_names import printable
 from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.layout import from_torch, to_torch, torch_name, torch_shape
 from mlx_vits.nn.weight_norm import fold_weight, split_weight
@@ -57,6 +61,10 @@ def parameter_paths(model: nn.Module) -> list[str]:
     """Dotted paths of every parameter, in the order of registration."""
     leaves: Any = tree_flatten(model.parameters())
     return [path for path, _ in leaves]
+
+
+def _full_names(entry: _Entry) -> list[str]:
+    return [torch_name(entry.path + name) for name in entry.names]
 
 
 def _is_normed(module: Any) -> bool:
@@ -115,6 +123,7 @@ def load_state(
     *,
     source: str,
     may_lack: Iterable[str] = (),
+    consume: bool = False,
 ) -> list[str]:
     """Loads a state dict into a model, casting to fp32.
 
@@ -122,13 +131,17 @@ def load_state(
         tensors: name to array (numpy or MLX), PyTorch's axes.
         source: the file, for messages.
         may_lack: prefixes that the file may omit as a whole, as an exported voice omits `enc_q.`.
+        consume: empties `tensors`, a dict, while its arrays are cast, so that a model of fp16
+            tensors takes their memory instead of adding to it. Nothing is taken out of a dict
+            that is refused.
 
     Returns:
         The prefixes of `may_lack` that were absent; those parts keep their values.
 
     Raises:
-        CheckpointError: a tensor is unknown, missing, or of another shape; it is named.
+        CheckpointError: a tensor is unknown, missing, of another shape, or none; it is named.
     """
+    check_tensors(tensors, source)
     expected = expected_shapes(model)
     absent = [p for p in may_lack if not any(name.startswith(p) for name in tensors)]
     required = [name for name in expected if not name.startswith(tuple(absent))]
@@ -141,22 +154,39 @@ def load_state(
                 f"{source}: {name} has shape {list(shape)}, this model needs "
                 f"{list(expected[name])}; the file belongs to another model or version"
             )
+    present = [entry for entry in _entries(model) if all(n in tensors for n in _full_names(entry))]
+    if consume:
+        # The largest first: what they leave behind is large enough for those that follow.
+        present.sort(key=lambda entry: -max(math.prod(expected[n]) for n in _full_names(entry)))
+    source_tensors: Any = tensors
     loaded = []
-    for entry in _entries(model):
-        names = {name: torch_name(entry.path + name) for name in entry.names}
-        if not all(full in tensors for full in names.values()):
-            continue
-        kind = getattr(entry.module, "kind", None)
-        arrays = {
-            # Contiguous: a strided weight would take another path through the BLAS, and a resumed
-            # run, whose weights come back contiguous, would differ from it in the last digit.
-            name: mx.contiguous(from_torch(mx.array(tensors[full]).astype(mx.float32), kind))
-            for name, full in names.items()
-        }
-        loaded += [(entry.path + n, a) for n, a in _to_model(entry, arrays).items()]
+    for entry in present:
+        arrays = {}
+        for name, full in zip(entry.names, _full_names(entry), strict=True):
+            # One name for every stage, so that the one before is gone when the next is made.
+            array = source_tensors.pop(full) if consume else source_tensors[full]
+            array = _cast(array, getattr(entry.module, "kind", None))
+            array = mx.array(array)
+            arrays[name] = array
+        found = _to_model(entry, arrays)
+        # At once: until an array is evaluated, it keeps alive all that it is made of.
+        mx.eval(found)
+        loaded += [(entry.path + name, array) for name, array in found.items()]
     model.update(tree_unflatten(loaded))
     mx.eval(model.parameters())
     return absent
+
+
+def _cast(array: Any, kind: str | None) -> Any:
+    """A tensor of a file, numpy's or MLX's, as fp32 in MLX's axes; it stays what it was.
+
+    Contiguous: a strided weight would take another path through the BLAS, and a resumed run, whose
+    weights come back contiguous, would differ from it in the last digit.
+    """
+    if isinstance(array, np.ndarray):
+        # In one pass; MLX would make an array for the cast and one for the axes.
+        return np.asarray(from_torch(array, kind), np.float32, order="C")
+    return mx.contiguous(from_torch(array.astype(mx.float32), kind))
 
 
 def state_of(model: nn.Module) -> dict[str, mx.array]:
@@ -172,7 +202,8 @@ def state_of(model: nn.Module) -> dict[str, mx.array]:
 def _refuse(source: str, verb: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        listed = ", ".join(printable(str(name), 80) for name in names[:_LISTED])
         raise CheckpointError(
-            f"{source}: {verb} {', '.join(names[:_LISTED])}{more}; the file is damaged, or "
+            f"{source}: {verb} {listed}{more}; the file is damaged, or "
             "belongs to another model or version"
         )

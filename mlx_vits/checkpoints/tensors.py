@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mlx_vits.checkpoints.torch_names import printable
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import atomic_write
 
@@ -39,8 +40,9 @@ def read_tensors(path: str | Path) -> TensorFile:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (SafetensorError, RuntimeError, ValueError) as error:
+        reason = printable(str(error))
         raise CheckpointError(
-            f"{path}: is damaged or not a safetensors file ({error}); copy or download it again"
+            f"{path}: is damaged or not a safetensors file ({reason}); copy or download it again"
         ) from error
     return TensorFile(tensors, metadata)
 

@@ -15,6 +15,7 @@ Source: PyTorch's `torch/serialization.py` and `caffe2/serialize/inline_containe
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import stat
 import struct
@@ -46,6 +47,7 @@ _DIRECTORY_END_BYTES = 22
 _ALIGNMENT_BYTES = 64
 _UTF8_FLAG = 0x800
 _CHUNK_BYTES = 1 << 20
+_OWN_PAGES_BYTES = 1 << 20
 # The directory of a full-size model is 50 kB. zipfile takes some 15 bytes for each of its bytes.
 _MAX_DIRECTORY_BYTES = 4 << 20
 # What reading may allocate: the file, widened bfloat16, copies of transposed tensors, and mild
@@ -178,7 +180,7 @@ class _Archive:
         if name not in self._entries or self._entries[name].file_size != count:
             raise _damaged("the numbers of a tensor are missing or of another length")
         self._spend(3 * count if is_bfloat16 else count)
-        raw = np.empty(count, np.uint8)
+        raw = _room(count)
         self._read_into(name, raw)
         if is_bfloat16:
             storage = _widen_bfloat16(raw.view(dtype))
@@ -215,6 +217,17 @@ class _Archive:
             )
         pickled = self._read_bytes(f"{self._root}data.pkl", MAX_PICKLE_BYTES)
         return read_pickle(pickled, self.read_tensor)
+
+
+def _room(count: int) -> np.ndarray:
+    """Bytes to fill. Many are pages of their own, which go back to the system when dropped.
+
+    What is freed on the heap stays with the process (see `_backend.py`), and a model cast to fp32
+    tensor by tensor would not fit into the holes.
+    """
+    if count < _OWN_PAGES_BYTES:
+        return np.empty(count, np.uint8)
+    return np.frombuffer(mmap.mmap(-1, count), np.uint8)
 
 
 def _widen_bfloat16(bits: np.ndarray) -> np.ndarray:

@@ -96,8 +96,9 @@ class Attributes:
         self.state: dict[str, Any] | None = None
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+def printable(text: str, longest: int = 200) -> str:
+    """What a file says, so that it can be quoted in a sentence."""
+    return "".join(c if c.isprintable() else "?" for c in text[:longest])
 
 
 def damaged(what: str) -> PickleFault:
@@ -110,7 +111,7 @@ def damaged(what: str) -> PickleFault:
 def refuse_name(name: str) -> NoReturn:
     """Raises the error for a name that is not accepted."""
     raise PickleFault(
-        f"asks for {_printable(name)}, which no GPT-SoVITS model needs, and was refused without "
+        f"asks for {printable(name)}, which no GPT-SoVITS model needs, and was refused without "
         "running any of it; take the file from a source you trust"
     )
 

@@ -27,9 +27,13 @@ from mlx_vits.config import read_json_table
 from mlx_vits.errors import CheckpointError
 
 VERSION_CODES = {"v2Pro": "05", "v2ProPlus": "06"}
+# Upstream takes a file that starts with `PK` for v1 below this size, and for v2 from it on.
+V2_LEAST_BYTES = 82978 * 1024
 # Written over the first two bytes; 00 and 01 were never written, but are understood.
 _KNOWN_CODES = {"00", "01", *VERSION_CODES.values()}
 _OTHER_MODELS = {"02": "v3", "03": "v3 (LoRA)", "04": "v4 (LoRA)"}
+
+_QUOTED, _LONGEST_NAME = 5, 60  # of a strange file's keys, in a message
 
 Form = Literal["pretrained", "exported", "resume"]
 
@@ -85,7 +89,7 @@ def read_upstream(path: str | Path) -> UpstreamFile:
     key = "model" if isinstance(content, dict) and "optimizer" in content else "weight"
     tensors = content.get(key) if isinstance(content, dict) else None
     if not isinstance(tensors, dict):
-        holds = ", ".join(map(str, content)) if isinstance(content, dict) else "something else"
+        holds = _quote(content) if isinstance(content, dict) else "something else"
         raise CheckpointError(
             f"{path}: is not a file of GPT-SoVITS's SoVITS stage, which holds `weight` or `model`; "
             f"it holds {holds or 'nothing'}"
@@ -108,6 +112,12 @@ def read_upstream(path: str | Path) -> UpstreamFile:
         raise CheckpointError(f"{path}: its configuration is damaged; copy or download it again")
     info = str(content.get("info") or "")
     return UpstreamFile(path, net, form, tensors, config, info, version_code=code)
+
+
+def _quote(content: dict[Any, Any]) -> str:
+    """The first keys of a table, in words."""
+    names = [str(name)[:_LONGEST_NAME] for name in list(content)[:_QUOTED]]
+    return ", ".join(names) + (", ..." if len(content) > _QUOTED else "")
 
 
 def _resume_file(

@@ -19,13 +19,11 @@ import numpy as np
 from mlx_vits.checkpoints.contents import complete_config
 from mlx_vits.checkpoints.tensors import read_tensors, to_numpy, write_tensors
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
-from mlx_vits.checkpoints.upstream import VERSION_CODES, UpstreamFile, read_upstream
+from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, UpstreamFile, read_upstream
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
 
-# Upstream takes a file that starts with `PK` for v1 below this size, and for v2 from it on.
-_V2_LEAST_BYTES = 82978 * 1024
 _FOLDER_FILES = {"config.json", "weights.safetensors"}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
 
@@ -194,5 +192,5 @@ def _write_pth(
         {"weight": weight, "config": values, "info": info},
         # Upstream opens a pretrained file with PyTorch as it is, so that one keeps its `PK`.
         version_code=None if whole else VERSION_CODES.get(config.version),
-        pad_to=_V2_LEAST_BYTES if full_size_v2 else None,
+        pad_to=V2_LEAST_BYTES if full_size_v2 else None,
     )

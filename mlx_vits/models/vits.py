@@ -27,6 +27,8 @@ from mlx_vits.nn.layers import Conv1d
 from mlx_vits.nn.weight_norm import NormScheme
 
 HiFiGANGenerator = Generator
+# The text side, which learns at a rate of its own, in the order of upstream's parameter groups.
+TEXT_SIDE = ("enc_p.text_embedding.", "enc_p.encoder_text.", "enc_p.mrte.")
 
 __all__ = [
     "Generator",

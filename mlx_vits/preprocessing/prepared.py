@@ -7,6 +7,7 @@ Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
 | `2-name2text.txt` | NAME, phonemes, word2ph, normalised text; tab-separated |
 | `4-cnhubert/NAME.pt` | SSL features [1, C, S], a PyTorch tensor, fp32 |
 | `5-wav32k/NAME` | 32 kHz mono 16-bit WAV, levelled |
+| `7-sv_cn/NAME.pt` | speaker vector [1, V], a PyTorch tensor; for v2Pro and v2ProPlus alone |
 | `held_out/` | the same for clips that are only listened to; ours, upstream ignores it |
 | `mlx_vits.json` | how it was made; ours, upstream ignores it |
 """
@@ -29,6 +30,7 @@ from mlx_vits.files import atomic_write
 TEXT_FILE = "2-name2text.txt"
 SSL_FOLDER = "4-cnhubert"
 WAV_FOLDER = "5-wav32k"
+SPEAKER_FOLDER = "7-sv_cn"
 HELD_OUT_FOLDER = "held_out"
 MANIFEST = "mlx_vits.json"
 SHORTEST_FRAMES, LONGEST_FRAMES = 33, 1900  # of a clip: upstream's sampler drops the others
@@ -105,12 +107,12 @@ class Manifest:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hexadecimal SHA-256 of texts, manifest, and names and sizes of recordings and features."""
+    """Hexadecimal SHA-256 of texts, manifest, and names and sizes of the other files."""
     digest = hashlib.sha256()
     for name in (TEXT_FILE, MANIFEST):
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"")
-    for part in (WAV_FOLDER, SSL_FOLDER):
+    for part in (WAV_FOLDER, SSL_FOLDER, SPEAKER_FOLDER):
         for path in sorted((folder / part).glob("*")):
             digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
@@ -180,6 +182,36 @@ def write_text_lines(path: Path, lines: list[TextLine], word2ph: list[list[int] 
 def write_features(path: Path, features: np.ndarray) -> None:
     """Writes features `(S, C)` as upstream's tensor [1, C, S], fp32."""
     write_torch_archive(path, np.ascontiguousarray(features.T[None], dtype=np.float32))
+
+
+def speaker_file(folder: Path, name: str) -> Path:
+    """Where a prepared folder keeps the speaker vector of a clip."""
+    return folder / SPEAKER_FOLDER / f"{name}.pt"
+
+
+def read_speaker_vector(path: Path, sv_dim: int) -> np.ndarray:
+    """Reads upstream's tensor [1, V] of one clip as `(V,)` float32.
+
+    Args:
+        path: from `speaker_file`.
+        sv_dim: V of the base.
+
+    Raises:
+        DataError: the file is missing or damaged, has another width, or holds no numbers.
+    """
+    try:
+        tensor = read_torch_archive(path)
+    except CheckpointError as error:
+        raise DataError(f"{error}; prepare the voice again") from error
+    if not isinstance(tensor, np.ndarray) or tensor.shape != (1, sv_dim):
+        raise DataError(
+            f"{path}: does not hold a speaker vector [1, {sv_dim}], which the base needs; prepare "
+            "the voice again with this base"
+        )
+    vector = tensor[0].astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise DataError(f"{path}: holds values that are no numbers; prepare the clip again")
+    return vector
 
 
 def read_features(path: Path, ssl_dim: int) -> np.ndarray:

@@ -12,10 +12,13 @@ from mlx_vits.checkpoints.base import (
 )
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
 from mlx_vits.checkpoints.voice_file import read_voice
+from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
+from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.synthesis.voice import Voice
 
 REFERENCE = "reference.wav"
+SPEAKER_VECTOR = "reference_sv.pt"  # of a v2Pro or v2ProPlus run
 
 
 def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None) -> Voice:
@@ -50,6 +53,8 @@ def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None)
     if path.is_dir() and (path / "generator.safetensors").is_file():
         return _load_base(str(path), encoder)
     if not path.exists():
+        if str(path) in VERSIONS:
+            find_base(str(path))  # says how to download it
         raise CheckpointError(
             f"{name_or_path}: there is no such voice; give a name under {weights_home()}, a run's "
             "folder or a file"
@@ -60,7 +65,7 @@ def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None)
 def _load_file(path: Path, name: str, encoder: Path | None, reference: Path | None = None) -> Voice:
     file = read_voice(path)
     return Voice(
-        load_generator(file),
+        load_generator(file, consume=True),
         info=file.info,
         name=name,
         content_encoder=load_content_encoder(encoder) if encoder is not None else None,
@@ -84,4 +89,8 @@ def _load_run(folder: Path, encoder: Path | None) -> Voice:
     if encoder is None and kept is not None and kept.is_dir():
         encoder = kept
     reference = folder / REFERENCE
-    return _load_file(voice, info.voice, encoder, reference if reference.is_file() else None)
+    loaded = _load_file(voice, info.voice, encoder, reference if reference.is_file() else None)
+    vector = folder / SPEAKER_VECTOR
+    if vector.is_file():
+        loaded.speaker_vector = read_speaker_vector(vector, loaded.config.reduced_dims.sv_dim)[None]
+    return loaded

@@ -82,11 +82,13 @@ class Listening(NamedTuple):
         clips: those held out; the first training clips where none was.
         are_held_out: whether they were never trained on.
         reference: name of the first training clip, whose style all are spoken in.
+        speaker_vector: `(1, V)` of that clip; None where the version takes none.
     """
 
     clips: list[ListeningClip]
     are_held_out: bool
     reference: str
+    speaker_vector: mx.array | None
 
 
 def read_listening(folder: Path, config: Config) -> Listening:
@@ -112,17 +114,27 @@ def read_listening(folder: Path, config: Config) -> Listening:
         )
         for line in lines
     ]
-    return Listening(clips, bool(held_out), trained[0].name)
+    reference, vector = trained[0].name, None
+    if config.model.is_pro:
+        path = layout.speaker_file(folder, reference)
+        vector = mx.array(layout.read_speaker_vector(path, config.reduced_dims.sv_dim))[None]
+    return Listening(clips, bool(held_out), reference, vector)
 
 
-def score_voice(voice: Voice, clips: list[ListeningClip], reference: mx.array) -> Score:
+def score_voice(
+    voice: Voice,
+    clips: list[ListeningClip],
+    reference: mx.array,
+    speaker_vector: mx.array | None = None,
+) -> Score:
     """Scores a voice.
 
     Args:
         clips: from `read_listening`.
         reference: linear spectrogram [1, 1025, T] of the first training clip.
+        speaker_vector: `(1, V)` of the same clip, for v2Pro and v2ProPlus.
     """
-    scored = [_score_clip(voice, clip, reference) for clip in clips]
+    scored = [_score_clip(voice, clip, reference, speaker_vector) for clip in clips]
     return Score(
         largest_sample=max(clip.largest_sample for clip in scored),
         rms=float(np.mean([clip.rms for clip in scored])),
@@ -131,8 +143,10 @@ def score_voice(voice: Voice, clips: list[ListeningClip], reference: mx.array) -
     )
 
 
-def _score_clip(voice: Voice, clip: ListeningClip, reference: mx.array) -> ClipScore:
-    wav = voice.speak_features(clip.features, clip.phoneme_ids, reference)
+def _score_clip(
+    voice: Voice, clip: ListeningClip, reference: mx.array, speaker_vector: mx.array | None
+) -> ClipScore:
+    wav = voice.speak_features(clip.features, clip.phoneme_ids, reference, sv_emb=speaker_vector)
     return ClipScore(
         name=clip.name,
         wav=wav,

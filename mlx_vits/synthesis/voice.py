@@ -26,6 +26,7 @@ from mlx_vits.preprocessing.features import speech_features
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Array = np.ndarray | mx.array
+Reference = str | Path | Array
 
 _DEFAULT_SEED = 0
 
@@ -39,6 +40,7 @@ class Voice:
         name: for messages and files.
         content_encoder: needed by `convert` alone.
         reference: a recording of the voice, the default style of `convert`.
+        speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
 
     Example:
         >>> import mlx_vits, soundfile
@@ -57,9 +59,11 @@ class Voice:
         name: str = "voice",
         content_encoder: HubertModel | None = None,
         reference: Path | None = None,
+        speaker_vector: np.ndarray | None = None,
     ):
         self.model, self.info, self.name = model, info, name
         self.content_encoder, self.reference = content_encoder, reference
+        self.speaker_vector = speaker_vector
 
     @property
     def config(self) -> Config:
@@ -171,7 +175,8 @@ class Voice:
         text: str,
         *,
         language: str = "en",
-        refer: str | Path | Array | None = None,
+        refer: Reference | Sequence[Reference] | None = None,
+        sv_emb: Array | Sequence[Array] | None = None,
         noise_scale: float = 0.5,
         speed: float = 1.0,
         seed: int = 0,
@@ -183,8 +188,11 @@ class Voice:
             sample_rate: of `wav`, in Hz.
             text: what is said in it.
             language: of the text.
-            refer: a recording's path or a linear spectrogram [1, 1025, T] that sets the style; by
-                default the run's own reference, otherwise the input.
+            refer: a recording's path or a linear spectrogram [1, 1025, T] that sets the style, or
+                several, whose styles are averaged; by default the run's own reference, otherwise
+                the input.
+            sv_emb: speaker vector [1, sv_dim] of each reference, for v2Pro and v2ProPlus; a run's
+                own reference brings its own.
             noise_scale, speed: see `decode`.
             seed: of the noise.
 
@@ -192,7 +200,7 @@ class Voice:
             `(samples,)` float32 at `sample_rate` of the voice, neither normalised nor clipped.
 
         Raises:
-            CheckpointError: the voice has no content encoder.
+            CheckpointError: the voice has no content encoder, or lacks a speaker vector.
             DataError: the recording is silent or too short, or the text cannot be spoken.
         """
         if self.content_encoder is None:
@@ -200,6 +208,8 @@ class Voice:
                 f"{self.name}: has no content encoder, which convert needs; give its folder: "
                 "mlx_vits.load(..., content_encoder=FOLDER)"
             )
+        if sv_emb is None and self.config.model.is_pro:
+            sv_emb = self._own_vector(refer)
         audio = np.asarray(wav, dtype=np.float32)
         if audio.ndim != 1 or not np.isfinite(audio).all():
             raise DataError("the recording is not one channel of numbers; give an array (N,)")
@@ -210,7 +220,8 @@ class Voice:
         return self.speak_features(
             features,
             phonemes_to_ids(phonemes, self.version),
-            self._reference(refer, audio),
+            self._references(refer, audio),
+            sv_emb=sv_emb,
             noise_scale=noise_scale,
             speed=speed,
             seed=seed,
@@ -220,8 +231,9 @@ class Voice:
         self,
         features: np.ndarray,
         phoneme_ids: Sequence[int],
-        refer: Array,
+        refer: Array | Sequence[Array],
         *,
+        sv_emb: Array | Sequence[Array] | None = None,
         noise_scale: float = 0.5,
         speed: float = 1.0,
         seed: int = 0,
@@ -231,7 +243,7 @@ class Voice:
         Args:
             features: `(S, ssl_dim)`, from `preprocessing.features`.
             phoneme_ids: of what is said.
-            refer: linear spectrogram [1, 1025, T].
+            refer, sv_emb: see `decode`.
             noise_scale, speed, seed: see `convert`.
 
         Returns:
@@ -244,10 +256,23 @@ class Voice:
             codes,
             np.array([phoneme_ids], dtype=np.int32),
             refer,
+            sv_emb=sv_emb,
             noise=mx.random.normal(shape, key=mx.random.key(seed)),
             noise_scale=noise_scale,
             speed=speed,
         )
+
+    def _own_vector(self, refer: Any) -> Array:
+        if refer is None and self.reference is not None and self.speaker_vector is not None:
+            return self.speaker_vector
+        raise CheckpointError(
+            f"{self.name}: is a {self.version} voice, which needs a speaker vector for its "
+            "reference; give sv_emb (--speaker-vector), as in a prepared voice's 7-sv_cn/"
+        )
+
+    def _references(self, refer: Any, audio: np.ndarray) -> list[Array]:
+        given = list(refer) if isinstance(refer, (list, tuple)) else [refer]
+        return [self._reference(one, audio) for one in given]
 
     def _reference(self, refer: Any, audio: np.ndarray) -> Array:
         if refer is None and self.reference is not None:

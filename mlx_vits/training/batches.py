@@ -30,6 +30,7 @@ from mlx_vits.training.step import Batch
 _BOUNDARIES = (layout.SHORTEST_FRAMES - 1, *range(300, layout.LONGEST_FRAMES + 1, 100))  # frames
 _FEWEST_ITEMS = 100
 _WAV_HEADER_BYTES = 44
+_NO_VECTOR = np.zeros(0, dtype=np.float32)
 
 
 class Utterance(NamedTuple):
@@ -40,12 +41,14 @@ class Utterance(NamedTuple):
         spec: `(T, F)`.
         wav: `(N,)`.
         text: `(L,)` int32.
+        sv_emb: `(V,)`, V = 0 where the version takes no speaker vector.
     """
 
     ssl: np.ndarray
     spec: np.ndarray
     wav: np.ndarray
     text: np.ndarray
+    sv_emb: np.ndarray = _NO_VECTOR
 
 
 class Item(NamedTuple):
@@ -122,7 +125,11 @@ class PreparedVoice:
         ssl_path = self.folder / layout.SSL_FOLDER / f"{item.name}.pt"
         ssl = layout.read_features(ssl_path, self.config.reduced_dims.ssl_dim)
         ssl = align_features(ssl, len(spec), str(ssl_path))
-        return Utterance(ssl, spec, recording.wav, np.array(item.ids, dtype=np.int32))
+        vector = _NO_VECTOR
+        if self.config.model.is_pro:
+            dim = self.config.reduced_dims.sv_dim
+            vector = layout.read_speaker_vector(layout.speaker_file(self.folder, item.name), dim)
+        return Utterance(ssl, spec, recording.wav, np.array(item.ids, dtype=np.int32), vector)
 
 
 def _read_items(folder: Path, config: Config) -> list[Item]:
@@ -133,6 +140,9 @@ def _read_items(folder: Path, config: Config) -> list[Item]:
         ssl = folder / layout.SSL_FOLDER / f"{line.name}.pt"
         if not wav.is_file() or not ssl.is_file():
             dropped.append(f"{line.name} has no {'recording' if ssl.is_file() else 'features'}")
+            continue
+        if config.model.is_pro and not layout.speaker_file(folder, line.name).is_file():
+            dropped.append(f"{line.name} has no speaker vector in {layout.SPEAKER_FOLDER}")
             continue
         size = wav.stat().st_size
         seconds = size / config.data.sampling_rate / 2
@@ -229,7 +239,7 @@ def pad_utterances(
         "wav": stack([utterance.wav for utterance in ordered], samples)[..., None],
         "text": stack(texts, phonemes),
         "text_lengths": lengths(texts),
-        "sv_emb": np.zeros((len(ordered), 0), dtype=np.float32),
+        "sv_emb": np.stack([utterance.sv_emb for utterance in ordered]),
     }
 
 

@@ -18,12 +18,10 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.config import Config
 from mlx_vits.models.discriminator import MultiPeriodDiscriminator
-from mlx_vits.models.vits import SynthesizerOutput, SynthesizerTrn, slice_segments
+from mlx_vits.models.vits import TEXT_SIDE, SynthesizerOutput, SynthesizerTrn, slice_segments
 from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.training import losses
 from mlx_vits.training.regularization import Anchor, pretrained_regularization
-
-SLOW_PREFIXES = ("enc_p.text_embedding.", "enc_p.encoder_text.", "enc_p.mrte.")
 
 
 class Batch(NamedTuple):
@@ -120,9 +118,7 @@ def build_optimizers(config: Config, *, bias_correction: bool = True) -> Optimiz
             bias_correction=bias_correction,
         )
 
-    slow = optim.MultiOptimizer(
-        [adamw(), adamw()], [lambda path, _: path.startswith(SLOW_PREFIXES)]
-    )
+    slow = optim.MultiOptimizer([adamw(), adamw()], [lambda path, _: path.startswith(TEXT_SIDE)])
     return Optimizers(slow, adamw())
 
 

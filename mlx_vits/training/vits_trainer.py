@@ -141,6 +141,8 @@ class VITSTrainer:
         while self.place.step < self.total_steps:
             epoch = self.place.epoch
             size, seed = self.config.batch_size, self.config.seed
+            count = len(self.voice.plan(size, seed, epoch))
+            self.place = replace(self.place, epoch_batches=count)
             for batch in self.voice.batches(size, seed, epoch, self.place.batch):
                 yield self._update(batch)
                 if self.place.step >= self.total_steps:
