@@ -19,9 +19,12 @@ from mlx_vits.inspecting.as_json import as_json
 from mlx_vits.inspecting.facts import gather
 from mlx_vits.inspecting.reading import read_subject
 from mlx_vits.inspecting.show import show
-from mlx_vits.preprocessing.prepare import prepare_voice
+from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
+from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
+from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
 from mlx_vits.screen import TerminalScreen, report_errors
+from mlx_vits.voice_data import CLIPS, PREPARED, VOICES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)
@@ -30,29 +33,51 @@ app.command("finetune")(train.main)
 @app.command()
 @report_errors
 def prepare(
-    source: Path = typer.Argument(..., help="Folder of clips with transcripts.tsv."),  # noqa: B008
-    output: Path = typer.Argument(..., help="The prepared folder."),  # noqa: B008
+    sources: list[Path] = typer.Argument(  # noqa: B008
+        ..., help="Recordings, or a folder of recordings, or of clips with transcripts."
+    ),
+    voice: str | None = typer.Option(None, help="Its name; the source's otherwise."),
+    output: Path | None = typer.Option(  # noqa: B008
+        None, help="The voice's folder; voices/NAME otherwise."
+    ),
     base: str | None = train.BASE,
     content_encoder: Path | None = train.CONTENT_ENCODER,
+    speaker_encoder: Path | None = train.SPEAKER_ENCODER,
     held_out: int | None = train.HELD_OUT,
     language: str | None = train.LANGUAGE,
+    transcripts: Path | None = train.TRANSCRIPTS,
+    strict: bool = typer.Option(False, help="Refuse a clip that cannot be used."),
+    asr_model: str = typer.Option(DEFAULT_MODEL, help="Whisper's model, where it has to listen."),
 ) -> None:
-    """Prepare clips for training, here or in GPT-SoVITS."""
-    chosen = choose_base(base, content_encoder=content_encoder)
+    """Turn recordings into a prepared voice, to train here or in GPT-SoVITS."""
+    chosen = choose_base(base, content_encoder=content_encoder, speaker_encoder=speaker_encoder)
     config = chosen.read_generator().config
-    prepare_voice(
-        source,
-        output,
+    name = voice or sources[0].resolve().stem
+    home = output or VOICES / name
+    screen = TerminalScreen()
+    clips = sources[0]
+    if transcripts is not None and len(sources) == 1 and clips.is_dir():
+        pass  # clips whose transcripts lie elsewhere
+    elif needs_clips(sources):
+        clips = home / CLIPS
+        options = ClipOptions(language, asr_model, name)
+        progress = screen.preparing
+        made = make_clips(sources, clips, options, transcripts=transcripts, progress=progress)
+        screen.say(f"Transcripts: {made}; correct them and run this again.")
+    folder = prepare_voice(
+        clips,
+        home / PREPARED,
         chosen,
         config,
-        language=language or FinetuneOptions.language,
-        held_out=held_out,
-        progress=TerminalScreen().preparing,
+        PrepareOptions(language or FinetuneOptions.language, held_out, transcripts, strict),
+        progress=screen.preparing,
+        drop=lambda clip: screen.warn(f"Left out: {clip.reason}"),
     )
-    if config.model.is_pro:
-        print(
-            f"{output}: has no speaker vectors (7-sv_cn/), which {config.version} needs and "
-            "mlx_vits cannot compute yet; make them in GPT-SoVITS."
+    screen.say(f"Prepared: {folder}")
+    if config.model.is_pro and chosen.speaker_encoder is None:
+        screen.warn(
+            f"{folder}: has no speaker vectors (7-sv_cn/), which {config.version} trains on, as "
+            f"the base {chosen.name} has no speaker encoder; give it with --speaker-encoder."
         )
 
 

@@ -23,7 +23,7 @@ from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.files import make_folder, move_folder, temporary_sibling
 from mlx_vits.finetune_run import FinetuneOptions, FinetuneRun, Screen, load_nets
 from mlx_vits.preprocessing import prepared as layout
-from mlx_vits.preprocessing.prepare import prepare_voice
+from mlx_vits.preprocessing.prepare import PrepareOptions, check_speaker_encoder, prepare_voice
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.log import check_tensorboard
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
@@ -208,26 +208,32 @@ def _prepare(options: FinetuneOptions, file: VoiceFile, fresh: Path, screen: Scr
     """Prepares the clips within `fresh`, or checks the folder that was given."""
     base, config = options.base, file.config
     if config.model.is_pro and not layout.is_prepared(options.data):
-        raise DataError(
-            f"{options.data}: holds recordings, but {config.version} also needs speaker vectors, "
-            "which mlx_vits cannot compute yet; prepare the voice in GPT-SoVITS (steps 1A to 1C) "
-            "and give its folder with --data-dir, or take a v2 base"
-        )
+        check_speaker_encoder(base, config)
     if layout.is_prepared(options.data):
         encoder = base.content_encoder
         sha256 = file_sha256(content_encoder_file(encoder)) if encoder else None
         layout.check_fits(options.data, config, sha256, base.name)
         prepared = str(options.data)
     else:
+        # Beside the run, under a name that lasts: an interrupted preparation goes on from there.
+        growing = options.output.with_name(f".{options.output.name}.prepared")
+        wished = PrepareOptions(
+            options.language,
+            options.held_out,
+            options.transcripts,
+            options.strict,
+            earlier=[options.output / PREPARED],
+        )
         prepare_voice(
             options.data,
-            fresh / PREPARED,
+            growing,
             base,
             config,
-            language=options.language,
-            held_out=options.held_out,
+            wished,
             progress=screen.preparing,
+            drop=lambda clip: screen.warn(f"Left out: {clip.reason}"),
         )
+        move_folder(growing, fresh / PREPARED)
         prepared = PREPARED
     return RunInfo(
         voice=options.voice,

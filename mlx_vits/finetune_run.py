@@ -87,6 +87,8 @@ class FinetuneOptions:
         training: how.
         language: of the transcripts.
         held_out: clips to keep from training, see `read_voice_source`.
+        transcripts: their file, where it is not the one beside the clips.
+        strict: whether a clip that cannot be used is refused instead of left out.
         save_every: steps between checkpoints, each with a score.
         tensorboard: whether to write TensorBoard's files as well.
     """
@@ -98,6 +100,8 @@ class FinetuneOptions:
     training: VITSTrainingConfig = field(default_factory=VITSTrainingConfig)
     language: str = "en"
     held_out: int | None = None
+    transcripts: Path | None = None
+    strict: bool = False
     save_every: int = 100
     tensorboard: bool = False
 

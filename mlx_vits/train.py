@@ -19,8 +19,11 @@ from mlx_vits.errors import DataError, UserError
 from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.handover import options_for
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
+from mlx_vits.preprocessing.clips import ClipOptions
+from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
 from mlx_vits.screen import TerminalScreen, report_errors
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
+from mlx_vits.voice_data import find_voice_data
 
 RUNS = Path("runs")
 SUGGESTED = "finetune.json"  # beside a voice's clips: options of its own
@@ -29,7 +32,7 @@ _CHOICES = {"train": ("all", "decoder"), "weight_norm": NORM_SCHEMES}
 _CHANGEABLE = {"epochs", "steps", "save_every", "tensorboard"}  # when a run is resumed
 # What the files of a run of GPT-SoVITS decide, when it is resumed.
 _TAKEN_OVER_FIXED = {"pretrained_d", "weight_norm", "train", "held_out"}
-_RUN_OPTIONS = ("language", "held_out", "save_every", "tensorboard")
+_RUN_OPTIONS = ("language", "held_out", "transcripts", "strict", "save_every", "tensorboard")
 _DEFAULT = VITSTrainingConfig()
 
 
@@ -39,8 +42,8 @@ def _option(text: str, default: Any = None, **more: Any) -> Any:
     return typer.Option(None, help=text, show_default=shown, **more)
 
 
-VOICE = _option("Voice: a name under weights/, or a folder of clips with transcripts.tsv.")
-DATA_DIR = _option("The same as a path: clips with transcripts.tsv, or a prepared folder.")
+VOICE = _option("Voice: a name under voices/ or weights/, a folder of clips, or a recording.")
+DATA_DIR = _option("The same as a folder: clips with transcripts, or a prepared folder.")
 BASE = _option("Base: a name under weights/, or its folder.", "demo for demo, else v2, else demo")
 PRETRAINED = _option("Pretrained generator: s2G .pth, or safetensors.")
 PRETRAINED_D = _option("Pretrained discriminator: s2D .pth, or safetensors.")
@@ -75,7 +78,13 @@ BIAS_CORRECTION = typer.Option(
     show_default="on",
 )
 HELD_OUT = _option("Clips, from the last, only listened to.", "a tenth of 4 or more", min=0)
-LANGUAGE = _option("Language of the transcripts.", FinetuneOptions.language)
+SPEAKER_ENCODER = _option("Speaker encoder of v2Pro and v2ProPlus (ERes2NetV2).")
+TRANSCRIPTS = _option("File of the transcripts, where it is not the one beside the clips.")
+STRICT = typer.Option(
+    None, "--strict", help="Refuse a clip that cannot be used; else leave it out."
+)
+ASR_MODEL = _option("Whisper's model, where transcripts have to be recognised.", DEFAULT_MODEL)
+LANGUAGE = _option("Language of what is said.", "en; recognised speech tells its own")
 TENSORBOARD = typer.Option(None, "--tensorboard", help="Also write TensorBoard files.")
 
 
@@ -87,6 +96,7 @@ def main(
     pretrained: Path | None = PRETRAINED,
     pretrained_d: Path | None = PRETRAINED_D,
     content_encoder: Path | None = CONTENT_ENCODER,
+    speaker_encoder: Path | None = SPEAKER_ENCODER,
     output: Path | None = OUTPUT,
     epochs: int | None = EPOCHS,
     steps: int | None = STEPS,
@@ -105,6 +115,9 @@ def main(
     bias_correction: bool | None = BIAS_CORRECTION,
     held_out: int | None = HELD_OUT,
     language: str | None = LANGUAGE,
+    transcripts: Path | None = TRANSCRIPTS,
+    strict: bool | None = STRICT,
+    asr_model: str | None = ASR_MODEL,
     tensorboard: bool | None = TENSORBOARD,
 ) -> None:
     """Fine-tune a GPT-SoVITS voice from about one minute of speech."""
@@ -118,7 +131,7 @@ def main(
         if resume is not None:
             _resume(given, screen)
         else:
-            options = _options(given)
+            options = _options(given, screen)
             judge = options.base.discriminator
             if "pretrained" in given and "pretrained_d" not in given and judge is not None:
                 screen.say(f"The discriminator beside it is taken as well: {judge}.")
@@ -159,8 +172,14 @@ def _take_over(folder: Path, given: dict[str, Any], screen: TerminalScreen) -> N
     finetune.take_over(options, run, screen)
 
 
-def _options(given: dict[str, Any]) -> FinetuneOptions:
-    name, folder = _find_data(given.get("voice"), given.get("data_dir"))
+def _options(given: dict[str, Any], screen: TerminalScreen) -> FinetuneOptions:
+    name, folder = find_voice_data(
+        given.get("voice"),
+        given.get("data_dir"),
+        ClipOptions(given.get("language"), given.get("asr_model", DEFAULT_MODEL)),
+        screen,
+        transcripts=given.get("transcripts"),
+    )
     if "pretrained_reg" in given:
         given["pretrained_reg_strength"] = given["pretrained_reg"]
     known = set(VITSTrainingConfig.__dataclass_fields__)
@@ -168,7 +187,7 @@ def _options(given: dict[str, Any]) -> FinetuneOptions:
     suggested = _suggested(folder)
     if "epochs" in wished:
         suggested.pop("steps", None)
-    parts = ("pretrained", "pretrained_d", "content_encoder")
+    parts = ("pretrained", "pretrained_d", "content_encoder", "speaker_encoder")
     is_demo = folder.resolve() == (weights_home() / DEMO / "voice").resolve()
     return FinetuneOptions(
         voice=name,
@@ -178,37 +197,6 @@ def _options(given: dict[str, Any]) -> FinetuneOptions:
         training=VITSTrainingConfig(**(suggested | wished)),
         **{key: given[key] for key in _RUN_OPTIONS if key in given},
     )
-
-
-def _find_data(voice: str | None, data_dir: Path | None) -> tuple[str, Path]:
-    """The voice's name and the folder of its clips."""
-    if voice is None and data_dir is None:
-        raise UserError("give --voice NAME or --data-dir FOLDER; `--voice demo` is there to try")
-    if data_dir is not None:
-        folder = data_dir.expanduser()
-        if not folder.is_dir():
-            raise DataError(f"{data_dir}: there is no such folder; check the path")
-        return voice or _name_of(folder), folder
-    assert voice is not None
-    shipped = weights_home() / voice / "voice"
-    if len(Path(voice).parts) == 1 and shipped.is_dir():
-        return voice, shipped
-    folder = Path(voice).expanduser()
-    if not folder.is_dir():
-        raise DataError(
-            f"{voice}: there is no such voice; give the folder of its clips, or `{DEMO}` to try"
-        )
-    return _name_of(folder), folder
-
-
-def _name_of(folder: Path) -> str:
-    folder = folder.resolve()
-    # A shipped voice lies in weights/NAME/voice.
-    if folder.name == "voice" and folder.parent.parent == weights_home().resolve():
-        return folder.parent.name
-    if not folder.name:
-        raise DataError(f"{folder}: has no name to call the voice by; give --voice as well")
-    return folder.name
 
 
 def _suggested(folder: Path) -> dict[str, Any]:

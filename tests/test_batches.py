@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_vits.errors import DataError
-from mlx_vits.preprocessing.prepare import prepare_voice
+from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import write_features
 from mlx_vits.training.batches import Item, Padding, PreparedVoice, collate, epoch_batches
 from tests.support.tiny import make_base, make_voice, tiny_config
@@ -22,7 +22,9 @@ CONFIG = tiny_config()
 def folder(tmp_path_factory: Any) -> Path:
     root = tmp_path_factory.mktemp("batches")
     base = make_base(root / "base")
-    return prepare_voice(make_voice(root / "clips"), root / "prepared", base, CONFIG, held_out=0)
+    return prepare_voice(
+        make_voice(root / "clips"), root / "prepared", base, CONFIG, PrepareOptions(held_out=0)
+    )
 
 
 def _items(count: int, frames: int = 200) -> list[Item]:

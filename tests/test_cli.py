@@ -33,9 +33,10 @@ def _run(*arguments: Any) -> Any:
 
 
 def test_prepare_convert_and_export(base: Path, tmp_path: Path) -> None:
-    done = _run("prepare", make_voice(tmp_path / "clips"), tmp_path / "out", "--base", base)
+    clips, home = make_voice(tmp_path / "clips"), tmp_path / "out"
+    done = _run("prepare", clips, "--output", home, "--base", base)
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "out" / "2-name2text.txt").is_file()
+    assert (home / "prepared" / "2-name2text.txt").is_file()
     write_wav(tmp_path / "said.wav", hum(1.5), RATE)
     spoken = tmp_path / "spoken.wav"
     done = _run("convert", base, tmp_path / "said.wav", TEXTS[0], spoken)
@@ -56,7 +57,7 @@ def test_mistakes_are_one_sentence(base: Path, tmp_path: Path) -> None:
     for arguments, words in (
         (("convert", base, tmp_path / "no.wav", "yes", tmp_path / "x.wav"), "no such recording"),
         (("export", "nobody", tmp_path / "x.pth"), "there is no such voice"),
-        (("prepare", tmp_path / "no", tmp_path / "x", "--base", base), "no such folder"),
+        (("prepare", tmp_path / "no", "--base", base), "no such recording"),
     ):
         done = _run(*arguments)
         assert done.exit_code == 1

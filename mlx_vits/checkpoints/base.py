@@ -62,12 +62,15 @@ class Base:
         generator: a voice in any form `read_voice` takes, with enc_q.
         discriminator: None where training has to start with a fresh one.
         content_encoder: a folder, None where only prepared data can be used.
+        speaker_encoder: a file, for v2Pro and v2ProPlus; None where their clips need to have
+            speaker vectors already.
     """
 
     name: str
     generator: Path
     discriminator: Path | None
     content_encoder: Path | None
+    speaker_encoder: Path | None = None
 
     def read_generator(self) -> VoiceFile:
         """Configuration and tensors of the generator.
@@ -107,11 +110,13 @@ def find_base(name_or_path: str) -> Base:
         )
     discriminator = folder / "discriminator.safetensors"
     encoder = folder / "content_encoder"
+    speaker = next((p for p in sorted((folder / "speaker_encoder").glob("*.*"))), None)
     return Base(
         name=Path(name_or_path).name,
         generator=folder,
         discriminator=discriminator if discriminator.is_file() else None,
         content_encoder=encoder if encoder.is_dir() else None,
+        speaker_encoder=speaker,
     )
 
 
@@ -122,6 +127,7 @@ def choose_base(
     pretrained: Path | None = None,
     pretrained_d: Path | None = None,
     content_encoder: Path | None = None,
+    speaker_encoder: Path | None = None,
 ) -> Base:
     """The base of a run.
 
@@ -133,11 +139,12 @@ def choose_base(
             under upstream's name (`s2D` for `s2G`, `D_` for `G_`), else a fresh one unless given.
         pretrained_d: replaces the discriminator.
         content_encoder: replaces the content encoder.
+        speaker_encoder: replaces the speaker encoder.
 
     Raises:
         CheckpointError: a file is missing.
     """
-    for path in (pretrained, pretrained_d, content_encoder):
+    for path in (pretrained, pretrained_d, content_encoder, speaker_encoder):
         if path is not None and not path.exists():
             raise CheckpointError(f"{path}: there is no such file; check the path")
     if pretrained is not None and name is None:
@@ -151,6 +158,8 @@ def choose_base(
         base = replace(base, discriminator=pretrained_d)
     if content_encoder is not None:
         base = replace(base, content_encoder=content_encoder)
+    if speaker_encoder is not None:
+        base = replace(base, speaker_encoder=speaker_encoder)
     return base
 
 

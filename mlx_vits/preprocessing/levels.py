@@ -14,8 +14,8 @@ MIX = 0.5  # share of the levelled signal
 # Upstream feeds its content encoder this amplitude when it prepares data; a group norm after the
 # first layer hides it, up to that layer's epsilon.
 ENCODER_SCALE = 1145.14
-_LOUDEST = 2.2
-_SILENT = 1e-4
+LOUDEST = 2.2
+SILENT = 1e-4
 
 
 def mix_level(wav: np.ndarray, name: str) -> np.ndarray:
@@ -32,9 +32,9 @@ def mix_level(wav: np.ndarray, name: str) -> np.ndarray:
         DataError: the clip is silent, or more than twice too loud.
     """
     peak = float(np.abs(wav).max(initial=0.0))
-    if peak < _SILENT:
+    if peak < SILENT:
         raise DataError(f"{name}: is silent; take it out or record it again")
-    if peak > _LOUDEST:
+    if peak > LOUDEST:
         raise DataError(
             f"{name}: has a peak of {peak:.1f} where 1.0 is full scale; export it again at a "
             "lower level"

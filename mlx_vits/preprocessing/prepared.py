@@ -53,13 +53,33 @@ class TextLine(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceClip:
-    """Where a prepared clip came from."""
+    """Where a prepared clip came from.
+
+    Attributes:
+        name: of the file.
+        sha256: of its bytes.
+        seconds: its length, 0 where it cannot be read.
+        text: what is said, as it was given.
+        held_out: whether it is only listened to.
+        language: of the text.
+        key: of everything its files were made from, see `journal.py`.
+    """
 
     name: str
     sha256: str
     seconds: float
     text: str
     held_out: bool = False
+    language: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class DroppedClip:
+    """A clip that is not trained on, and the sentence that says why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -71,8 +91,10 @@ class Manifest:
         content_encoder_sha256: of its weights.
         ssl_dim: width of the features.
         version: of the phoneme symbols ("v1", "v2", ...).
-        language: of the transcripts.
+        language: of the transcripts that state none.
         sources: clips in the order they were given.
+        dropped: those that are not trained on, each with its reason.
+        speaker_encoder_sha256: of its weights, "" where no speaker vectors were made.
     """
 
     content_encoder: str
@@ -81,6 +103,8 @@ class Manifest:
     version: str
     language: str
     sources: tuple[SourceClip, ...] = field(default_factory=tuple)
+    dropped: tuple[DroppedClip, ...] = ()
+    speaker_encoder_sha256: str = ""
 
     def write(self, folder: Path) -> None:
         """Writes `mlx_vits.json`."""
@@ -101,7 +125,8 @@ class Manifest:
             values = json.loads(path.read_text(encoding="utf-8"))
             values.pop("format")
             sources = tuple(SourceClip(**clip) for clip in values.pop("sources"))
-            return cls(sources=sources, **values)
+            dropped = tuple(DroppedClip(**clip) for clip in values.pop("dropped", ()))
+            return cls(sources=sources, dropped=dropped, **values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: is damaged; prepare the voice again") from error
 
@@ -182,6 +207,12 @@ def write_text_lines(path: Path, lines: list[TextLine], word2ph: list[list[int] 
 def write_features(path: Path, features: np.ndarray) -> None:
     """Writes features `(S, C)` as upstream's tensor [1, C, S], fp32."""
     write_torch_archive(path, np.ascontiguousarray(features.T[None], dtype=np.float32))
+
+
+def clip_files(folder: Path, name: str, *, vector: bool = True) -> list[Path]:
+    """Where a prepared folder keeps recording, features and, if asked for, speaker vector."""
+    files = [folder / WAV_FOLDER / name, folder / SSL_FOLDER / f"{name}.pt"]
+    return [*files, speaker_file(folder, name)] if vector else files
 
 
 def speaker_file(folder: Path, name: str) -> Path:

@@ -1,0 +1,129 @@
+"""From recordings to a folder of clips with a list of transcripts: what comes before `prepare`.
+
+| in the folder | what |
+| --- | --- |
+| `RECORDING_START_END.wav` | the slices |
+| `transcripts.list` | what is said in them, GPT-SoVITS's form; to be corrected by hand |
+| `recognised.txt` | slices that have been listened to, whether or not their line is still there |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_vits.audio.files import SUFFIXES
+from mlx_vits.errors import DataError
+from mlx_vits.files import atomic_write
+from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, recognise_clips
+from mlx_vits.preprocessing.recordings import slice_recordings
+from mlx_vits.preprocessing.sources import find_audio
+from mlx_vits.preprocessing.transcripts import (
+    BESIDE,
+    Transcript,
+    find_transcripts,
+    read_transcripts,
+    write_list,
+)
+
+LIST = "transcripts.list"
+_RECOGNISED = "recognised.txt"
+_SAVE_EVERY = 20  # clips between two writings of the list
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """How recordings become clips with transcripts.
+
+    Attributes:
+        language: of all, None to have it told from each clip.
+        model: of the recogniser.
+        speaker: a name for the list; upstream ignores it.
+    """
+
+    language: str | None = None
+    model: str = DEFAULT_MODEL
+    speaker: str = "voice"
+
+
+def needs_clips(sources: Sequence[Path]) -> bool:
+    """Whether these are recordings to be cut and recognised, and not clips with transcripts."""
+    if len(sources) == 1 and sources[0].is_dir():
+        folder = sources[0]
+        names = find_audio(folder)
+        told = any((folder / name).with_suffix(end).is_file() for name in names for end in BESIDE)
+        return bool(names) and not told and find_transcripts(folder) is None
+    return True
+
+
+def make_clips(
+    sources: Sequence[Path],
+    folder: Path,
+    options: ClipOptions,
+    *,
+    transcripts: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Cuts recordings into clips, and has them recognised where their transcripts are not given.
+
+    A list that is there already is the user's: its lines stay as they are, lines that were taken
+    out stay out, and only clips that are new are recognised and added.
+
+    Args:
+        sources: recordings, or folders of them.
+        folder: of the clips.
+        options: how.
+        transcripts: given for the slices; then nothing is recognised.
+        progress: called with what is done, how much there is, and a name.
+
+    Returns:
+        The file of the transcripts.
+
+    Raises:
+        DataError: a recording cannot be read, or nothing is said in any.
+        UserError: transcripts are needed and there is no recogniser.
+    """
+    slices = slice_recordings(_find_recordings(sources), folder, progress=progress)
+    if transcripts is not None:
+        return transcripts
+    path, known = folder / LIST, folder / _RECOGNISED
+    rows = read_transcripts(path) if path.is_file() else []
+    heard = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
+    seen = {*heard, *(row.name for row in rows)}
+    new = [folder / piece.name for piece in slices if piece.name not in seen]
+    if new:
+        recogniser = load_recogniser(options.model)
+        found = recognise_clips(new, recogniser, options.language, progress=progress)
+        for number, row in enumerate(found, 1):
+            heard.append(row.name)
+            rows += [row] if row.text else []
+            if number % _SAVE_EVERY == 0 or number == len(new):
+                _save(path, known, rows, heard, options.speaker)
+    if not rows:
+        raise DataError(f"{folder}: nothing is said in these recordings; give others")
+    return path
+
+
+def _save(path: Path, known: Path, rows: list[Transcript], heard: list[str], speaker: str) -> None:
+    if rows:
+        write_list(path, rows, path.parent, speaker)
+    with atomic_write(known) as file:
+        file.write("".join(f"{name}\n" for name in heard).encode())
+
+
+def _find_recordings(sources: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            names = find_audio(source)
+            if not names:
+                raise DataError(
+                    f"{source}: is empty of recordings ({', '.join(SUFFIXES)}); check the path"
+                )
+            found += [source / name for name in names]
+        elif source.is_file():
+            found.append(source)
+        else:
+            raise DataError(f"{source}: there is no such recording; check the path")
+    return found

@@ -1,0 +1,206 @@
+"""What is said in each clip: the forms that transcripts come in.
+
+| file | a line |
+| --- | --- |
+| `NAME.list` | `path|speaker|language|text`, GPT-SoVITS's own |
+| `transcripts.tsv` | `file<TAB>text`; a speaker may stand between |
+| `NAME.csv` | `file,text` or LJ Speech's `file|text|normalised text` without a header |
+| `clip.txt`, `clip.lab` | beside each clip: its text |
+
+Source: GPT-SoVITS `prepare_datasets/1-get-text.py`, `tools/my_utils.py` (`clean_path`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from mlx_vits.errors import DataError
+from mlx_vits.files import atomic_write
+
+TRANSCRIPTS = "transcripts.tsv"
+LIST_SUFFIX, CSV_SUFFIX = ".list", ".csv"
+BESIDE = (".txt", ".lab")
+# Upstream's tags; any other is skipped there with a warning, and refused here.
+LANGUAGES = {
+    "zh": "zh",
+    "jp": "ja",
+    "ja": "ja",
+    "en": "en",
+    "ko": "ko",
+    "yue": "yue",
+}
+
+
+class Transcript(NamedTuple):
+    """What is said in a clip.
+
+    Attributes:
+        name: of the clip's file.
+        text: as it stands.
+        language: upstream's code, None where the form has none.
+        where: file and line, for messages.
+    """
+
+    name: str
+    text: str
+    language: str | None
+    where: str
+
+
+def find_transcripts(folder: Path) -> Path | None:
+    """The one transcript file of a folder: a `.list`, `transcripts.tsv` or a `.csv`.
+
+    Raises:
+        DataError: there are several, so that it is not clear which counts.
+    """
+    found = sorted(folder.glob(f"*{LIST_SUFFIX}")) + sorted(folder.glob(f"*{CSV_SUFFIX}"))
+    if (folder / TRANSCRIPTS).is_file():
+        found.append(folder / TRANSCRIPTS)
+    found = [path for path in found if not path.name.startswith(".")]
+    if len(found) > 1:
+        raise DataError(
+            f"{folder}: holds {found[0].name} and {found[1].name}; keep one of them, or name it "
+            "with --transcripts"
+        )
+    return found[0] if found else None
+
+
+def read_transcripts(path: Path) -> list[Transcript]:
+    """Reads a transcript file of any form, by its ending.
+
+    Raises:
+        DataError: it cannot be read, a line has another form, a clip is listed twice, or a text is
+            missing; the line is named.
+    """
+    content = read_text(path)
+    if path.suffix.lower() == LIST_SUFFIX:
+        rows = [_list_row(path, n, line) for n, line in _lines(content)]
+    elif path.suffix.lower() == CSV_SUFFIX:
+        rows = _csv_rows(path, content)
+    else:
+        rows = [_tsv_row(path, n, line) for n, line in _lines(content)]
+    seen: set[str] = set()
+    for row in rows:
+        if not row.name or row.name in (".", ".."):
+            raise DataError(f"{row.where} does not name a file of the folder itself")
+        if not row.text:
+            raise DataError(f"{row.where} gives no text for {row.name}")
+        if row.name in seen:
+            raise DataError(f"{row.where} lists {row.name} a second time")
+        seen.add(row.name)
+    if not rows:
+        raise DataError(f"{path}: lists no clip; write a line for each")
+    return rows
+
+
+def read_beside(clips: list[Path]) -> list[Transcript]:
+    """Texts from the `.txt` or `.lab` beside each clip; clips without one are left out.
+
+    Raises:
+        DataError: a file is empty or cannot be read.
+    """
+    found = []
+    for clip in clips:
+        for suffix in BESIDE:
+            path = clip.with_suffix(suffix)
+            if path.is_file():
+                text = " ".join(read_text(path).split())
+                if not text:
+                    raise DataError(f"{path}: is empty; write what is said in {clip.name}")
+                found.append(Transcript(clip.name, text, None, str(path)))
+                break
+    return found
+
+
+def write_list(path: Path, rows: list[Transcript], folder: Path, speaker: str) -> None:
+    """Writes upstream's list file.
+
+    Args:
+        folder: where the clips lie.
+        speaker: upstream ignores it.
+
+    Raises:
+        DataError: a text holds `|`, which the form has no place for.
+        UserError: the file cannot be written.
+    """
+    lines = []
+    for row in rows:
+        if "|" in row.text or "\n" in row.text:
+            raise DataError(f"{row.where}: the text holds `|` or a line break; take it out")
+        tag = (row.language or "en").upper()
+        lines.append(f"{folder / row.name}|{speaker}|{tag}|{row.text}\n")
+    with atomic_write(path) as file:
+        file.write("".join(lines).encode())
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        DataError: it is missing or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text; save it again as UTF-8") from error
+
+
+def _lines(content: str) -> list[tuple[int, str]]:
+    return [(n, line) for n, line in enumerate(content.splitlines(), 1) if line.strip()]
+
+
+def _list_row(path: Path, number: int, line: str) -> Transcript:
+    where, columns = f"{path}: line {number}", line.split("|")
+    if len(columns) != 4:
+        raise DataError(f"{where} is not `path|speaker|language|text`")
+    language = LANGUAGES.get(columns[2].strip().lower())
+    if language is None:
+        raise DataError(
+            f"{where}: the language {columns[2].strip()!r} is not one of {', '.join(LANGUAGES)}"
+        )
+    return Transcript(_clean_name(columns[0]), columns[3].strip(), language, where)
+
+
+def _clean_name(path: str) -> str:
+    """The file's name in a path as upstream cleans it, of any system."""
+    cleaned = path.strip().strip("\"'").replace("\u202a", "").rstrip("/\\")
+    return cleaned.replace("\\", "/").rpartition("/")[2]
+
+
+def _tsv_row(path: Path, number: int, line: str) -> Transcript:
+    where, columns = f"{path}: line {number}", line.split("\t")
+    if len(columns) not in (2, 3):
+        raise DataError(f"{where} is not `file<TAB>text`")
+    return _plain_row(columns[0], columns[-1], where)
+
+
+def _plain_row(name: str, text: str, where: str) -> Transcript:
+    name = name.strip()
+    if Path(name).name != name:
+        raise DataError(f"{where} does not name a file of the folder itself")
+    return Transcript(name, text.strip(), None, where)
+
+
+def _csv_rows(path: Path, content: str) -> list[Transcript]:
+    rows = []
+    if "|" in content.partition("\n")[0]:
+        delimiter = "|"
+        reader = csv.reader(io.StringIO(content), delimiter="|", quoting=csv.QUOTE_NONE)
+    else:
+        delimiter = ","
+        reader = csv.reader(io.StringIO(content))
+    try:
+        for columns in reader:
+            where = f"{path}: line {reader.line_num}"
+            if not any(column.strip() for column in columns):
+                continue
+            if len(columns) not in (2, 3):
+                raise DataError(f"{where} is not `file{delimiter}text`")
+            # The last of three is LJ Speech's normalised text.
+            rows.append(_plain_row(columns[0], columns[-1], where))
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
+    return rows

@@ -1,0 +1,168 @@
+"""From recordings to clips with transcripts, with a recogniser that is made up."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from mlx_vits import train
+from mlx_vits.cli import app
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.preprocessing import clips as clips_module
+from mlx_vits.preprocessing.clips import LIST, ClipOptions, make_clips, needs_clips
+from mlx_vits.preprocessing.recognition import Heard, load_recogniser, recognise_clips
+from mlx_vits.preprocessing.transcripts import read_transcripts
+from tests.support.tiny import RATE, SEGMENT, hum, make_base, make_voice
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """20 s: four pieces of voice, each after 0.6 s of silence."""
+    pieces = [np.concatenate([np.zeros(19200), hum(4.4, 100 + 30 * i)]) for i in range(4)]
+    path = tmp_path / "talk.wav"
+    soundfile.write(path, np.concatenate(pieces).astype(np.float32), RATE)
+    return path
+
+
+class Whisper:
+    """Hears a number in every clip, and counts what it is asked."""
+
+    def __init__(self, monkeypatch: Any, language: str = "en", silent: int | None = None):
+        self.heard: list[str] = []
+        self.language, self.silent = language, silent
+        monkeypatch.setattr(clips_module, "load_recogniser", lambda model: self)
+
+    def __call__(self, path: Path, language: str | None) -> Heard:
+        self.heard.append(path.name)
+        count = len(self.heard)
+        text = "" if count == self.silent else f" it is number {count} | of these. "
+        return Heard(text, language or self.language)
+
+
+def test_recordings_become_clips_with_a_list(
+    recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper = Whisper(monkeypatch, silent=2)
+    path = make_clips([recording], tmp_path / "clips", ClipOptions(speaker="me"))
+    assert path == tmp_path / "clips" / LIST
+    assert len(whisper.heard) == 4
+    rows = read_transcripts(path)
+    assert [row.text for row in rows] == [f"it is number {i} of these." for i in (1, 3, 4)]
+    assert path.read_text().startswith(f"{tmp_path / 'clips' / rows[0].name}|me|EN|it is")
+    assert all(row.name.startswith("talk.wav_") for row in rows)
+    assert soundfile.info(tmp_path / "clips" / rows[0].name).samplerate == RATE
+
+
+def test_a_list_that_was_corrected_stays(recording: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    whisper = Whisper(monkeypatch)
+    path = make_clips([recording], tmp_path / "clips", ClipOptions())
+    lines = path.read_text().splitlines()
+    corrected = [lines[0].replace("number 1", "number one"), *lines[2:]]  # and one taken out
+    path.write_text("\n".join(corrected) + "\n")
+    make_clips([recording], tmp_path / "clips", ClipOptions())
+    assert len(whisper.heard) == 4  # nothing was listened to again
+    assert path.read_text().splitlines() == corrected
+    more = tmp_path / "more.wav"
+    soundfile.write(more, hum(3.0), RATE)
+    make_clips([recording, more], tmp_path / "clips", ClipOptions())
+    assert len(whisper.heard) == 5
+    texts = [row.text for row in read_transcripts(path)]
+    assert texts == [
+        "it is number one of these.",
+        *(f"it is number {i} of these." for i in (3, 4, 5)),
+    ]
+
+
+def test_an_interrupted_recognition_keeps_what_was_heard(
+    recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper = Whisper(monkeypatch)
+    monkeypatch.setattr(clips_module, "_SAVE_EVERY", 1)
+
+    def stop(done: int, count: int, name: str) -> None:
+        if name.startswith("talk.wav_") and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_clips([recording], tmp_path / "clips", ClipOptions(), progress=stop)
+    make_clips([recording], tmp_path / "clips", ClipOptions())
+    assert len(whisper.heard) == 5  # the third one twice
+    assert len(read_transcripts(tmp_path / "clips" / LIST)) == 4
+
+
+def test_what_cannot_be_recognised_is_named(
+    recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    Whisper(monkeypatch, language="de")
+    with pytest.raises(DataError, match=r"is in a language \(de\).*--language"):
+        make_clips([recording], tmp_path / "clips", ClipOptions())
+    assert "--language" not in str(make_clips([recording], tmp_path / "b", ClipOptions("en")))
+    for sources, words in (
+        ([tmp_path / "no.wav"], "no such recording"),
+        ([tmp_path / "b" / "empty"], "is empty of recordings"),
+    ):
+        (tmp_path / "b" / "empty").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=words):
+            make_clips(sources, tmp_path / "c", ClipOptions())
+
+
+def test_languages_are_upstreams(tmp_path: Path) -> None:
+    rows = recognise_clips([tmp_path / "a.wav"], lambda path, language: Heard("はい", "ja"))
+    assert [row.language for row in rows] == ["ja"]
+
+
+def test_without_a_recogniser_one_sentence_says_what_to_do(monkeypatch: Any) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *arguments: Any, **more: Any) -> Any:
+        if name in ("faster_whisper", "mlx_whisper"):
+            raise ImportError(name)
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    for module in ("faster_whisper", "mlx_whisper"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(UserError, match=r"mlx-vits\[asr\].*--transcripts"):
+        load_recogniser()
+
+
+def test_clips_with_transcripts_are_not_cut(tmp_path: Path, recording: Path) -> None:
+    told = make_voice(tmp_path / "told")
+    assert not needs_clips([told])
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    soundfile.write(beside / "a.wav", hum(2.0), RATE)
+    assert needs_clips([beside])
+    (beside / "a.txt").write_text("one two three")
+    assert not needs_clips([beside])
+    assert needs_clips([recording])
+    assert needs_clips([told, recording])
+
+
+def test_a_recording_is_prepared_and_trained_on_by_name(
+    recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper = Whisper(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    base = str(make_base(tmp_path / "base").generator)
+    runner = CliRunner()
+    done = runner.invoke(app, ["prepare", str(recording), "--voice", "me", "--base", base])
+    assert done.exit_code == 0, done.output
+    assert "Transcripts: voices/me/clips/transcripts.list" in done.output
+    assert (tmp_path / "voices" / "me" / "prepared" / "2-name2text.txt").is_file()
+    short = ["--base", base, "--steps", "1", "--segment-size", str(SEGMENT), "--batch-size", "2"]
+    done = runner.invoke(train.app, ["--voice", "me", *short])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "runs" / "me" / "verdict.json").is_file()
+    # The same in one command, from the recording itself.
+    done = runner.invoke(train.app, ["--voice", str(recording), *short])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "runs" / "talk" / "verdict.json").is_file()
+    assert len(whisper.heard) == 8
