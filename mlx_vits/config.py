@@ -33,6 +33,13 @@ _VERSION_MODEL: dict[str, dict[str, Any]] = {
 }
 
 Section = TypeVar("Section")
+# What a file states is believed up to here, before a model is built of it.
+_LARGEST_INT = 1 << 20
+_LARGEST_FLOAT = 1e12
+_LONGEST_LIST = 16
+_MOST_LAYERS = 64
+_LAYERS = {"n_layers", "n_layers_q", "flow_n_flows", "flow_wn_layers", "enc_q_wn_layers"}
+_DEEPEST = 8
 _MAY_BE_ZERO = {"seed", "log_interval", "eval_interval", "epochs", "batch_size", "init_lr_ratio"}
 
 
@@ -207,6 +214,7 @@ class Config:
             CheckpointError: a section is not a dictionary, a value has the wrong type, or the
                 version is not one of `VERSIONS`.
         """
+        _check_plain(values, source)
         for name in ("train", "data", "model", "reduced_dims"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise CheckpointError(f"{source}: `{name}` of the configuration is not a table")
@@ -241,7 +249,7 @@ class Config:
         Raises:
             CheckpointError: lists differ in length, or a width cannot be divided.
         """
-        model, dims = self.model, self.reduced_dims
+        model, dims, betas = self.model, self.reduced_dims, self.train.betas
         lists = (model.upsample_rates, model.upsample_kernel_sizes)
         blocks = (model.resblock_kernel_sizes, model.resblock_dilation_sizes)
         hidden = model.upsample_initial_channel >> len(model.upsample_rates)
@@ -253,6 +261,8 @@ class Config:
             "mrte_heads does not divide mrte_hidden": dims.mrte_hidden % dims.mrte_heads,
             "style_heads does not divide style_hidden": dims.style_hidden % dims.style_heads,
             "inter_channels is odd": model.inter_channels % 2,
+            "betas are not two shares of 1": len(betas) != 2 or not all(0 <= b < 1 for b in betas),
+            "lr_decay is no share of 1": not 0 < self.train.lr_decay <= 1,
             "upsampling and hop_length differ": math.prod(lists[0]) != self.data.hop_length,
         }
         for fault, found in faults.items():
@@ -292,11 +302,30 @@ def read_json_table(path: str | Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: is not a configuration")
     return values
+
+
+def _check_plain(value: Any, source: str, depth: int = 0) -> None:
+    """Refuses a configuration that holds something else than JSON can.
+
+    Raises:
+        CheckpointError: it does, a tensor for instance.
+    """
+    if isinstance(value, Mapping):
+        items, is_good = list(value.values()), all(isinstance(key, str) for key in value)
+    else:
+        items = list(value) if isinstance(value, (list, tuple)) else []
+        is_good = bool(items) or isinstance(value, (str, int, float, list, tuple, type(None)))
+    if not is_good or depth > _DEEPEST:
+        raise CheckpointError(
+            f"{source}: its configuration is damaged; copy or download the file again"
+        )
+    for item in items:
+        _check_plain(item, source, depth + 1)
 
 
 def _freeze(value: Any) -> Any:
@@ -310,13 +339,19 @@ def _thaw(value: Any) -> Any:
 def _fits(value: Any, default: Any) -> bool:
     """Whether a value from a file has the type that the default shows."""
     if default is None:
-        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        return value is None or _fits(value, 0.0)
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and abs(value) <= _LARGEST_FLOAT  # nor is it infinite, or no number
     if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(_fits(item, default[0]) for item in value)
+        is_list = isinstance(value, tuple) and 0 < len(value) <= _LONGEST_LIST
+        # What stands in lists are rates, sizes and dilations.
+        return is_list and all(
+            _fits(item, default[0]) and (type(item) is not int or 0 < item <= _LARGEST_INT)
+            for item in value
+        )
     return type(value) is type(default)
 
 
@@ -327,7 +362,9 @@ def _section(kind: type[Section], values: Mapping[str, Any], source: str) -> Sec
         default = fields[name].default
         # Sizes are above 0; only what is 0 by default, or a share, may be 0.
         is_size = type(default) is int and default > 0 and name not in _MAY_BE_ZERO
-        if not _fits(value, default) or (is_size and value < 1):
+        least, most = int(is_size), _MOST_LAYERS if name in _LAYERS else _LARGEST_INT
+        is_believed = type(value) is not int or name == "seed" or least <= value <= most
+        if not _fits(value, default) or not is_believed:
             raise CheckpointError(f"{source}.{name} is {value!r}, which is not like {default!r}")
     if any(f.name == "extra" for f in dataclasses.fields(kind)):  # type: ignore[arg-type]
         known["extra"] = {k: v for k, v in values.items() if k not in fields}

@@ -6,9 +6,19 @@ status 1. Anything else that escapes is a defect of ours and keeps its traceback
 
 from __future__ import annotations
 
+_LONGEST = 500
+_KEPT_AT_END = 100  # the cure
+
 
 class UserError(Exception):
     """Something the user gave cannot be used; the message says what, where and what to do."""
+
+    def __str__(self) -> str:
+        """One line of bearable length, whatever a file's names and values put into it."""
+        line = "".join(c if c.isprintable() else "?" for c in super().__str__())
+        if len(line) <= _LONGEST:
+            return line
+        return f"{line[: _LONGEST - _KEPT_AT_END]} ... {line[-_KEPT_AT_END:]}"
 
 
 class CheckpointError(UserError):

@@ -17,7 +17,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_vits.checkpoints.contents import discriminator_family, has_posterior, is_discriminator
+from mlx_vits.checkpoints.contents import (
+    check_tensors,
+    discriminator_family,
+    has_posterior,
+    is_discriminator,
+)
 from mlx_vits.checkpoints.state_dict import load_state, parameter_paths
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
@@ -273,6 +278,7 @@ def load_content_encoder(folder: Path) -> HubertModel:
         tensors = read_torch_archive(path)
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{path}: is not a content encoder, which is a table of tensors")
+    check_tensors(tensors, path)
     load_state(model, _hugging_face_names(tensors), source=str(path), may_lack=("masked_spec",))
     return model
 

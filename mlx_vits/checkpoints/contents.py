@@ -100,7 +100,7 @@ def complete_config(
         CheckpointError: the two describe no model; the reason is named.
     """
     version = detect_version(tensors, source)
-    model = values.get("model") or {}
+    model = {} if values.get("model") is None else values["model"]
     if not isinstance(model, Mapping):
         raise CheckpointError(f"{source}: `model` of the configuration is not a table")
     try:

@@ -33,6 +33,7 @@ V2_LEAST_BYTES = 82978 * 1024
 _KNOWN_CODES = {"00", "01", *VERSION_CODES.values()}
 _OTHER_MODELS = {"02": "v3", "03": "v3 (LoRA)", "04": "v4 (LoRA)"}
 
+_MOST_EPOCHS = 1 << 20
 _QUOTED, _LONGEST_NAME = 5, 60  # of a strange file's keys, in a message
 
 Form = Literal["pretrained", "exported", "resume"]
@@ -107,10 +108,11 @@ def read_upstream(path: str | Path) -> UpstreamFile:
     if key == "model":
         return _resume_file(path, net, tensors, content)
     form: Form = "pretrained" if net == "discriminator" or has_posterior(tensors) else "exported"
-    config = content.get("config") or {}
+    config = {} if content.get("config") is None else content["config"]
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: its configuration is damaged; copy or download it again")
-    info = str(content.get("info") or "")
+    stated = content.get("info")
+    info = stated if isinstance(stated, str) else ""
     return UpstreamFile(path, net, form, tensors, config, info, version_code=code)
 
 
@@ -127,7 +129,8 @@ def _resume_file(
         content.get(key) for key in ("iteration", "learning_rate", "optimizer")
     )
     is_whole = isinstance(optimizer, dict) and {"state", "param_groups"} <= set(optimizer)
-    if type(iteration) is not int or not isinstance(rate, (int, float)) or not is_whole:
+    is_counted = type(iteration) is int and 0 <= iteration <= _MOST_EPOCHS
+    if not is_counted or type(rate) is not float or not is_whole:
         raise CheckpointError(
             f"{path}: is damaged, it lacks iteration, learning_rate or the optimizer's state; "
             "take an earlier file of that run"

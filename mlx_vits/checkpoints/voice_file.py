@@ -89,7 +89,7 @@ def _read_safetensors(path: Path) -> VoiceFile:
         )
     try:
         values = json.loads(file.metadata["config"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the configuration in its metadata is damaged") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: the configuration in its metadata is damaged")

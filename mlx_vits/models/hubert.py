@@ -19,6 +19,10 @@ from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.conv import conv1d
 from mlx_vits.nn.layers import Conv1d
 
+# What a file states is believed up to here.
+_LARGEST = 1 << 20
+_MOST_LAYERS = 64
+
 
 @dataclass(frozen=True)
 class HubertConfig:
@@ -63,7 +67,27 @@ class HubertConfig:
         for key, value in sizes.items():
             if type(value) is not type(known[key]):
                 raise CheckpointError(f"{source}: {key} is {value!r}, not like {known[key]!r}")
-        return cls(**sizes)
+        config = cls(**sizes)
+        config._check(source)
+        return config
+
+    def _check(self, source: str) -> None:
+        """Refuses sizes that no model can have, before one is built of them."""
+        lists = (self.conv_dim, self.conv_kernel, self.conv_stride)
+        sizes = [getattr(self, f.name) for f in fields(self) if f.type == "int"]
+        sizes += [size for sizes in lists for size in sizes]
+        is_sound = (
+            all(type(size) is int and 0 < size <= _LARGEST for size in sizes)
+            and self.num_hidden_layers <= _MOST_LAYERS
+            and len({len(sizes) for sizes in lists}) == 1
+            and 0 < len(lists[0]) <= _MOST_LAYERS
+            and self.hidden_size % self.num_attention_heads == 0
+            and self.hidden_size % self.num_conv_pos_embedding_groups == 0
+        )
+        if not is_sound:
+            raise CheckpointError(
+                f"{source}: its sizes describe no model; copy or download the file again"
+            )
 
 
 class _GroupNorm(nn.Module):
