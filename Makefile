@@ -15,7 +15,7 @@ NEEDS_MKL := $(and $(filter Linux,$(shell uname -s)),$(filter x86_64,$(shell una
 ALL_EXTRAS := $(EXTRAS)$(if $(NEEDS_MKL),$(shell echo ,)mkl)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test test-slow lint format clean
+.PHONY: help setup finetune test test-slow bench lint format clean
 
 help: ## Show this help
 	@echo "mlx_vits: fine-tune a GPT-SoVITS voice from about one minute of speech"
@@ -49,6 +49,9 @@ test: setup ## Run the tests
 
 test-slow: setup ## Run the tests that take minutes as well
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: setup ## Measure what reading a full-size model takes
+	$(BIN)/python scripts/bench_reading.py $(ARGS)
 
 lint: setup ## Check style and types
 	$(BIN)/python -m ruff check .

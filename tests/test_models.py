@@ -218,16 +218,23 @@ def test_full_size_forward() -> None:
 
 
 @pytest.mark.slow
-def test_full_size_decode() -> None:
-    model, data = generator("full_v2"), tensors("full_v2", "decode.safetensors")
+@pytest.mark.parametrize("folder", ["full_v2", "full_v1", "full_v2Pro", "full_v2ProPlus"])
+def test_full_size_decode(folder: str) -> None:
+    """Also of the recipe: the weights' checksums are compared as they are made."""
+    data = tensors(folder, "decode.safetensors")
+    model, meta = generator(folder), values(folder, "meta.json")
+    assert not model.config.is_reduced
     spec = last(data["in/refer"])
-    style = model.embed_style(spec, mx.ones((1, spec.shape[1], 1)))
-    for speed in ("1.0", "1.25"):
+    style = model.embed_style(spec, mx.ones((1, spec.shape[1], 1)), data.get("in/sv_emb"))
+    speeds = [name[len("out/s") : -len("/o")] for name in data if name.startswith("out/s")]
+    assert set(speeds) == ({"1.0", "1.25"} if folder == "full_v2" else {"1.0"})
+    for speed in speeds:
         out = model.decode(
             data["in/codes"][0],
             data["in/text"],
             [style],
             noise=last(data[f"in/noise_s{speed}"]),
+            noise_scale=meta["noise_scale"],
             speed=float(speed),
         )
         assert_close(last(out.wav), data[f"out/s{speed}/o"], atol=WAVE_ATOL)
