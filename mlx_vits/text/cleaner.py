@@ -1,21 +1,41 @@
 """The door to the front ends: a transcript and its language in, phonemes of a version out.
 
 A language is one module of this package, named in `_FRONT_ENDS` and imported when it is first
-asked for. It offers `clean(text, version) -> CleanText`; phonemes outside the version's symbols
-become "UNK" here, for every language alike.
+asked for, like the packages that it needs. It offers `clean(text, version) -> CleanText`; phonemes
+outside the version's symbols become "UNK" here, for every language alike. A text of several
+languages goes through `mixed`, which cuts it and comes back here with each part.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from importlib import import_module
 from typing import NamedTuple
 
 from mlx_vits.errors import DataError
+from mlx_vits.text.extras import LANGUAGE_NAMES
 from mlx_vits.text.symbols import symbols_for
 
 UNKNOWN = "UNK"
 
-_FRONT_ENDS = {"en": "mlx_vits.text.english"}
+_FRONT_ENDS = {
+    "en": "mlx_vits.text.english",
+    "zh": "mlx_vits.text.chinese",
+    "ja": "mlx_vits.text.japanese",
+    "ko": "mlx_vits.text.korean",
+    "yue": "mlx_vits.text.cantonese",
+}
+# Upstream's codes for a text of several languages, and the languages that each one needs.
+_MIXED = {
+    "all_zh": "zh",
+    "all_ja": "ja",
+    "all_ko": "ko",
+    "all_yue": "yue",
+    "auto": "zh",
+    "auto_yue": "yue",
+}
+_ALIASES = {"jp": "ja"}  # upstream's lists have both
+_NOT_IN_V1 = ("ko", "yue")
 
 
 class CleanText(NamedTuple):
@@ -25,16 +45,21 @@ class CleanText(NamedTuple):
     word2ph: how many phonemes each character of `normalized` has, where a language has that
         (Chinese, Cantonese); None elsewhere, as upstream writes it.
     normalized: the text as it is read aloud, numbers and abbreviations in words.
+    unknown: what the text has and the phonemes do not say, in order, repeats included: letters of
+        another script, pictures, characters without a reading, symbols that the version lacks.
+        English guesses words that it does not know, which is no such case.
     """
 
     phonemes: list[str]
     word2ph: list[int] | None
     normalized: str
+    unknown: tuple[str, ...] = ()
 
 
-def supported_languages() -> tuple[str, ...]:
-    """The codes that `clean_text` takes, for example `("en",)`."""
-    return tuple(_FRONT_ENDS)
+def supported_languages(version: str = "v2") -> tuple[str, ...]:
+    """The codes that `clean_text` takes for a version, single languages first."""
+    codes = {**{code: code for code in _FRONT_ENDS}, **_MIXED}
+    return tuple(c for c, main in codes.items() if not (version == "v1" and main in _NOT_IN_V1))
 
 
 def clean_text(text: str, language: str, version: str = "v2") -> CleanText:
@@ -42,20 +67,56 @@ def clean_text(text: str, language: str, version: str = "v2") -> CleanText:
 
     Args:
         text: one transcript, in any case and with any punctuation.
-        language: a code of `supported_languages()`, in either case.
+        language: a code of `supported_languages()`, in either case. "zh" and its like read the
+            text as that language alone; "all_zh" and its like read Latin letters in it as English;
+            "auto" tells the languages apart. See `mixed`.
         version: the model version whose symbols are wanted; see `symbols_for`.
 
     Raises:
-        DataError: the text is empty or has nothing to speak, or the language is not supported
-            (upstream would read such a text as one space of English).
+        DataError: the text is empty or has nothing to speak, or the version does not have the
+            language (upstream would read such a text as one space of English).
+        UserError: the language needs packages that are not installed.
     """
-    front_end = _FRONT_ENDS.get(language.lower())
-    if front_end is None:
-        known = ", ".join(repr(code) for code in _FRONT_ENDS)
-        raise DataError(f"The language {language!r} is not supported; supported: {known}.")
+    code = resolve_language(language, version)
     if not text.strip():
         raise DataError("The transcript is empty; write what is said in the recording.")
-    cleaned: CleanText = import_module(front_end).clean(text, version)
+    if code in _MIXED:
+        from mlx_vits.text.mixed import clean_mixed
+
+        return clean_mixed(text, code, version)
+    cleaned: CleanText = import_module(_FRONT_ENDS[code]).clean(text, version)
+    if code == "en":
+        cleaned = cleaned._replace(unknown=tuple(filter(_is_strange_to_english, text)))
     known_symbols = frozenset(symbols_for(version))
+    strange = tuple(p for p in cleaned.phonemes if p not in known_symbols)
+    if not strange:
+        return cleaned
     phonemes = [p if p in known_symbols else UNKNOWN for p in cleaned.phonemes]
-    return cleaned._replace(phonemes=phonemes)
+    return cleaned._replace(phonemes=phonemes, unknown=cleaned.unknown + strange)
+
+
+def _is_strange_to_english(character: str) -> bool:
+    """Whether it is a letter of another script, or a picture: English makes no sound of them."""
+    kind = unicodedata.category(character)
+    if kind == "So":
+        return character not in "°©®™℃℉№"
+    return kind[0] == "L" and not unicodedata.name(character, "").startswith(("LATIN", "MICRO"))
+
+
+def resolve_language(language: str, version: str) -> str:
+    """The code of `supported_languages()` that is meant.
+
+    Raises:
+        DataError: there is none, or the version lacks the language.
+    """
+    code = _ALIASES.get(language.lower(), language.lower())
+    main = _MIXED.get(code, code)
+    if main not in _FRONT_ENDS:
+        known = ", ".join(repr(code) for code in supported_languages(version))
+        raise DataError(f"The language {language!r} is not supported; supported: {known}.")
+    if version == "v1" and main in _NOT_IN_V1:
+        raise DataError(
+            f"Version v1 has no symbols of {LANGUAGE_NAMES[main]} ({language!r}); "
+            "choose a base of version v2 or later."
+        )
+    return code

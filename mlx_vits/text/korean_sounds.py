@@ -1,0 +1,210 @@
+"""How written Korean is pronounced: the Standard Pronunciation of Korean, syllable by syllable.
+
+The rules are those of the 표준 발음법 (Ministry of Culture 2017-13; the numbers of its articles
+stand in the code), applied as `g2pk2` applies them, the package upstream uses: across a space
+consonants change each other but do not move over. That package itself downloads an English
+dictionary when it is imported, and has not been kept since 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ONSETS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
+_VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
+_CODAS = ["", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"]
+SILENT = "ㅇ"  # as an onset
+
+# What is left of a coda before a consonant or at the end (articles 9 to 11).
+_CLOSED = {
+    **dict.fromkeys("ㄲㅋㄳㄺ", "ㄱ"),
+    **dict.fromkeys("ㅅㅆㅈㅊㅌㅎ", "ㄷ"),
+    **dict.fromkeys("ㅍㅄㄿ", "ㅂ"),
+    **{"ㄵ": "ㄴ", "ㄶ": "ㄴ", "ㄼ": "ㄹ", "ㄽ": "ㄹ", "ㄾ": "ㄹ", "ㅀ": "ㄹ", "ㄻ": "ㅁ"},
+}
+# A coda before a vowel: what stays, what moves over (articles 13, 14; 12.4 for ㅎ).
+_LINKED = {
+    **{"ㄳ": ("ㄱ", "ㅆ"), "ㄵ": ("ㄴ", "ㅈ"), "ㄺ": ("ㄹ", "ㄱ"), "ㄻ": ("ㄹ", "ㅁ")},
+    **{
+        "ㄼ": ("ㄹ", "ㅂ"),
+        "ㄽ": ("ㄹ", "ㅆ"),
+        "ㄾ": ("ㄹ", "ㅌ"),
+        "ㄿ": ("ㄹ", "ㅍ"),
+        "ㅄ": ("ㅂ", "ㅆ"),
+    },
+    **{"ㅎ": ("", SILENT), "ㄶ": ("", "ㄴ"), "ㅀ": ("", "ㄹ"), "ㅇ": ("ㅇ", SILENT)},
+}
+_PALATAL = {"ㄷ": ("", "ㅈ"), "ㅌ": ("", "ㅊ"), "ㄾ": ("ㄹ", "ㅊ")}  # before ㅣ (article 17)
+_ASPIRATED = {"ㄱ": "ㅋ", "ㄷ": "ㅌ", "ㅂ": "ㅍ", "ㅈ": "ㅊ"}
+_TENSE = {"ㄱ": "ㄲ", "ㄷ": "ㄸ", "ㅂ": "ㅃ", "ㅅ": "ㅆ", "ㅈ": "ㅉ"}
+_NASAL = {"ㄱ": "ㅇ", "ㄷ": "ㄴ", "ㅂ": "ㅁ"}
+# A coda that meets ㅎ (article 12.1): what stays, what is said for the ㅎ.
+_BEFORE_H = {
+    **{"ㄱ": ("", "ㅋ"), "ㄲ": ("", "ㅋ"), "ㄳ": ("", "ㅋ"), "ㅋ": ("", "ㅋ"), "ㄺ": ("ㄹ", "ㅋ")},
+    **{
+        "ㄷ": ("", "ㅌ"),
+        "ㅂ": ("", "ㅍ"),
+        "ㅍ": ("", "ㅍ"),
+        "ㄼ": ("ㄹ", "ㅍ"),
+        "ㄿ": ("ㅂ", "ㅍ"),
+    },
+    **{"ㅄ": ("", "ㅍ"), "ㅈ": ("", "ㅊ"), "ㄵ": ("ㄴ", "ㅊ"), "ㅎ": ("", "ㅎ")},
+    **dict.fromkeys("ㅅㅆㅊㅌ", ("", "ㅌ")),
+}
+# Endings whose first sound is tense although no space precedes it (article 27).
+_TENSE_ENDINGS = ("걸", "밖에", "세라", "수록", "지라도", "지언정", "진대")
+
+
+@dataclass
+class Syllable:
+    """A syllable of Hangul, or any other character.
+
+    Attributes:
+        onset, vowel, coda: compatibility jamo; the onset "ㅇ" makes no sound, the coda may be "".
+        other: the character where it is no syllable; the rest is empty then.
+        is_stem: it ends the stem of a verb or an adjective.
+        is_modifier: it ends a verb form in -ㄹ that describes what follows.
+    """
+
+    onset: str = ""
+    vowel: str = ""
+    coda: str = ""
+    other: str = ""
+    is_stem: bool = False
+    is_modifier: bool = False
+
+
+def split_syllable(character: str) -> Syllable:
+    """The sounds of one character as it is written (Unicode's arithmetic of Hangul)."""
+    index = ord(character) - 0xAC00
+    if not 0 <= index < 11172:
+        return Syllable(other=character)
+    return Syllable(_ONSETS[index // 588], _VOWELS[index // 28 % 21], _CODAS[index % 28])
+
+
+def pronounce(syllables: list[Syllable]) -> None:
+    """Changes what is written into what is said."""
+    text = "".join(_written(s) for s in syllables)
+    for syllable in syllables:
+        _change_vowel(syllable)
+    for i, syllable in enumerate(syllables):
+        spaced = i + 1 < len(syllables) and syllables[i + 1].other == " "
+        at = i + 1 + spaced
+        after = syllables[at] if at < len(syllables) else None
+        if after is None or not after.onset:
+            after = None
+        if syllable.coda:
+            _meet(syllable, after, spaced, text[i:])
+
+
+def _written(syllable: Syllable) -> str:
+    if syllable.other:
+        return syllable.other
+    onset, vowel = _ONSETS.index(syllable.onset), _VOWELS.index(syllable.vowel)
+    return chr(0xAC00 + onset * 588 + vowel * 28 + _CODAS.index(syllable.coda))
+
+
+def _change_vowel(syllable: Syllable) -> None:
+    if syllable.onset in ("ㅈ", "ㅉ", "ㅊ") and syllable.vowel == "ㅕ":  # article 5.1
+        syllable.vowel = "ㅓ"
+    if syllable.vowel == "ㅢ" and syllable.onset not in (SILENT, ""):  # article 5.3
+        syllable.vowel = "ㅣ"
+
+
+def _meet(left: Syllable, right: Syllable | None, spaced: bool, text: str) -> None:
+    """What a coda and the onset after it become.
+
+    Args:
+        left: the syllable with the coda.
+        right: the syllable after it, None where something else or nothing follows.
+        spaced: whether a space is between them.
+        text: as it is written, from `left` on.
+    """
+    if right is None:
+        left.coda = _closed(left, None)
+    elif right.onset == SILENT:
+        if spaced:
+            left.coda = _closed(left, None)
+        else:
+            _link(left, right)
+    elif right.onset == "ㅎ" and left.coda in _BEFORE_H:
+        _join_h(left, right, spaced)
+    elif left.coda in "ㅎㄶㅀ":
+        _drop_h(left, right)
+    else:
+        _make_tense(left, right, spaced, text)
+        left.coda = _closed(left, right)
+        _assimilate(left, right, spaced)
+
+
+def _link(left: Syllable, right: Syllable) -> None:
+    """A coda moves over to a syllable without an onset."""
+    links = _PALATAL if right.vowel in "ㅣㅕ" and left.coda in _PALATAL else _LINKED
+    left.coda, right.onset = links.get(left.coda, ("", left.coda))
+
+
+def _join_h(left: Syllable, right: Syllable, spaced: bool) -> None:
+    if left.coda == "ㄷ" and right.vowel == "ㅣ" and not spaced:  # 닫히다, article 17
+        left.coda, right.onset = "", "ㅊ"
+    else:
+        left.coda, right.onset = _BEFORE_H[left.coda]
+
+
+def _drop_h(left: Syllable, right: Syllable) -> None:
+    """ㅎ, ㄶ, ㅀ before a consonant (article 12)."""
+    coda, onset = {"ㅎ": "", "ㄶ": "ㄴ", "ㅀ": "ㄹ"}[left.coda], right.onset
+    if onset == "ㄴ":
+        coda, onset = {"": ("ㄴ", "ㄴ"), "ㄴ": ("ㄴ", "ㄴ"), "ㄹ": ("ㄹ", "ㄹ")}[coda]
+    elif onset == "ㄹ" and coda:
+        coda = "ㄹ"
+    elif onset == "ㅅ":
+        onset = "ㅆ"
+    elif onset in "ㄱㄷㅈ":
+        onset = _ASPIRATED[onset]
+    left.coda, right.onset = coda, onset
+
+
+def _make_tense(left: Syllable, right: Syllable, spaced: bool, text: str) -> None:
+    if right.onset not in _TENSE:
+        return
+    after_stop = _CLOSED.get(left.coda, left.coda) in _NASAL or left.coda in ("ㄼ", "ㄽ")  # 23
+    after_stem = (
+        left.is_stem and not spaced and right.onset != "ㅂ" and left.coda in "ㄴㅁㄵㄻㄼㄾ"
+    )  # articles 24, 25
+    after_modifier = left.coda == "ㄹ" and (
+        (left.is_modifier and spaced)
+        or (not spaced and any(text.startswith(ending, 1) for ending in _TENSE_ENDINGS))
+    )  # article 27
+    if after_stop or after_stem or after_modifier:
+        right.onset = _TENSE[right.onset]
+
+
+def _closed(left: Syllable, right: Syllable | None) -> str:
+    coda = left.coda
+    if coda == "ㄼ" and left.vowel == "ㅏ" and left.onset == "ㅂ":  # 밟다, article 10.1
+        return "ㅂ"
+    if coda == "ㄼ" and (left.onset, left.vowel) == ("ㄴ", "ㅓ") and right:  # 넓죽하다, 넓둥글다
+        return "ㅂ" if right.onset in "ㅈㅉㄷㄸ" and right.vowel == "ㅜ" else "ㄹ"
+    if coda == "ㄼ" and right and right.onset in "ㄴㅁ":
+        return "ㅂ"  # as g2pk2: a nasal comes of it
+    if coda == "ㄺ" and left.is_stem and right and right.onset in "ㄱㄲ":  # 맑게, article 11.1
+        return "ㄹ"
+    return _CLOSED.get(coda, coda)
+
+
+def _assimilate(left: Syllable, right: Syllable, spaced: bool) -> None:
+    """Nasals and ㄹ (articles 18 to 20)."""
+    coda, onset = left.coda, right.onset
+    if onset == "ㄹ":
+        if coda in ("ㅁ", "ㅇ"):
+            onset = "ㄴ"
+        elif coda in _NASAL:
+            coda, onset = _NASAL[coda], "ㄴ"
+        elif coda == "ㄴ":
+            coda = "ㄹ"
+    elif onset in "ㄴㅁ" and coda in _NASAL:
+        coda = _NASAL[coda]
+    elif onset == "ㄴ" and coda == "ㄹ":
+        after_particle = spaced and left.vowel == "ㅡ" and left.onset in (SILENT, "ㄹ")
+        onset = "ㄴ" if after_particle else "ㄹ"  # 을, 를: upstream mends g2pk2 so
+    left.coda, right.onset = coda, onset
