@@ -44,11 +44,14 @@ endif
 finetune: setup ## Fine-tune VOICE: its clips in, a voice, samples and a report out
 	$(BIN)/python -m mlx_vits.train --voice "$(VOICE)" $(if $(BASE),--base "$(BASE)") $(ARGS)
 
+# Two processes of one thread each: small models gain little from a second thread.
+PYTEST := MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: setup ## Run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: setup ## Run the tests that take minutes as well
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 bench: setup ## Measure what reading a full-size model takes
 	$(BIN)/python scripts/bench_reading.py $(ARGS)

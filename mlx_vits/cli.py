@@ -10,6 +10,8 @@ import typer
 import mlx_vits
 from mlx_vits import train
 from mlx_vits.audio.files import read_audio, write_wav
+from mlx_vits.checking.command import check_voice
+from mlx_vits.checking.subject import CheckOptions
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
 from mlx_vits.errors import UserError
@@ -176,6 +178,26 @@ def inspect(
         print(json.dumps(as_json(facts), indent=1))
     else:
         show(facts)
+
+
+@app.command()
+@report_errors
+def check(
+    voice: str = typer.Argument(
+        ..., help="Clips with transcripts, a prepared folder (logs/NAME too), a run, or a name."
+    ),
+    batch_size: int | None = train.BATCH_SIZE,
+    language: str | None = train.LANGUAGE,
+    held_out: int | None = train.HELD_OUT,
+    transcripts: Path | None = train.TRANSCRIPTS,
+    json_: bool = typer.Option(False, "--json", help="One JSON object, for machines."),
+) -> None:
+    """Say whether a good voice can be expected of these clips, and what is wrong with them.
+
+    Exit status: 0, it can be trained on; 2, training would refuse it; 1, it cannot be read.
+    """
+    options = CheckOptions(language, held_out, transcripts, batch_size)
+    raise typer.Exit(check_voice(voice, options, for_machines=json_))
 
 
 def main() -> None:

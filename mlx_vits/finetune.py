@@ -85,6 +85,8 @@ def _start(options: FinetuneOptions, screen: Screen, run: UpstreamRun | None) ->
         make_folder(fresh)
         info = _prepare(options, file, fresh, screen)
         voice = PreparedVoice(fresh / info.prepared, file.config)
+        for reason in voice.dropped:
+            screen.warn(f"Left out: {reason}")
         state = _state_of(run, voice, options) if run is not None else None
         if run is not None and options.base.generator == run.path:
             info = _keep_generator(info, run, fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "2-name2text.txt").write_text("a.wav\tAH0\tNone\tuh\n")
     with pytest.raises(DataError, match=r"holds no clip to train on \(a\.wav has no features"):
         PreparedVoice(tmp_path, CONFIG)
+
+
+def test_a_folder_of_upstreams_may_have_lines_without_a_clip(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "logs"))
+    (copy / "4-cnhubert" / "clip_1.wav.pt").unlink()
+    with pytest.raises(DataError, match=r"clip_1\.wav has no features; take it out"):
+        PreparedVoice(copy, CONFIG)
+    (copy / "mlx_vits.json").unlink()
+    voice = PreparedVoice(copy, CONFIG)
+    assert voice.dropped == ["clip_1.wav has no features"]
+    assert len(voice.items) == 4
 
 
 def test_features_of_another_length_are_named(folder: Path) -> None:

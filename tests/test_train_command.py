@@ -317,7 +317,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     assert done.stderr.count("error: ") == 1
     assert "cannot be written" in done.stderr
     left = [path.name for path in (place.root / "runs").rglob("*") if name in str(path)]
-    # What was prepared so far is kept to go on from, under one hidden name; nothing is half written.
+    # What was prepared is kept to go on from, under one hidden name; nothing is half written.
     hidden = {part for part in left if part.startswith(".")}
     assert hidden <= {f".{name}.prepared.partial"}
     assert not any(part.endswith(".tmp") for part in left)

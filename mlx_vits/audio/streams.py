@@ -77,7 +77,8 @@ def stream_recording(path: Path, rate: int) -> Iterator[np.ndarray]:
         if file.samplerate != rate:
             resampler = soxr.ResampleStream(file.samplerate, rate, 1, "float32", "HQ")
         try:
-            for block in file.blocks(_BLOCK, dtype="float32", always_2d=True):
+            # Not `blocks()`: where a file is cut off, that gives its last buffer again.
+            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
                 mono = block.mean(axis=1, dtype=np.float32)
                 if not np.isfinite(mono).all():
                     raise DataError(

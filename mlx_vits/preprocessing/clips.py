@@ -84,12 +84,19 @@ def make_clips(
         DataError: a recording cannot be read, or nothing is said in any.
         UserError: transcripts are needed and there is no recogniser.
     """
-    slices = slice_recordings(_find_recordings(sources), folder, progress=progress)
+    gone: list[str] = []
+    slices = slice_recordings(
+        _find_recordings(sources), folder, progress=progress, forget=gone.extend
+    )
     if transcripts is not None:
         return transcripts
     path, known = folder / LIST, folder / _RECOGNISED
     rows = read_transcripts(path) if path.is_file() else []
     heard = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
+    if gone:
+        rows = [row for row in rows if row.name not in gone]
+        heard = [name for name in heard if name not in gone]
+        _save(path, known, rows, heard, options.speaker)
     seen = {*heard, *(row.name for row in rows)}
     new = [folder / piece.name for piece in slices if piece.name not in seen]
     if new:
@@ -108,6 +115,8 @@ def make_clips(
 def _save(path: Path, known: Path, rows: list[Transcript], heard: list[str], speaker: str) -> None:
     if rows:
         write_list(path, rows, path.parent, speaker)
+    else:
+        path.unlink(missing_ok=True)
     with atomic_write(known) as file:
         file.write("".join(f"{name}\n" for name in heard).encode())
 

@@ -51,7 +51,7 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 continue  # the line that an interruption cut short
         for other in earlier:
-            manifest = layout.Manifest.read(other) if layout.is_prepared(other) else None
+            manifest = layout.read_manifest(other)
             for clip in manifest.sources if manifest else ():
                 part = other / layout.HELD_OUT_FOLDER if clip.held_out else other
                 self._found.setdefault(clip.key, layout.clip_files(part, clip.name))
@@ -78,9 +78,13 @@ class Journal:
             UserError: the journal cannot be written.
         """
         names = [str(path.relative_to(self.folder)) for path in files if path.is_file()]
-        line = json.dumps({"key": key, "files": names}) + "\n"
+        line = json.dumps({"key": key, "files": names}).encode() + b"\n"
         try:
-            with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
+            with (self.folder / JOURNAL).open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    # The line before was cut short: this one begins anew.
+                    line = line if file.read(1) == b"\n" else b"\n" + line
                 file.write(line)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error

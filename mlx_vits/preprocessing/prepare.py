@@ -94,20 +94,22 @@ def prepare_voice(
     voice = read_voice_source(source, options.held_out, options.transcripts)
     _check_output(source.resolve(), output.resolve())
     manifest = _manifest(voice, base, config, options.language)
-    if layout.is_prepared(output):
-        before = Manifest.read(output)
-        is_same = before is not None and replace(before, dropped=()) == manifest
-        if before is not None and is_same and _is_whole(output, before):
-            for clip in before.dropped if drop else ():
-                drop(clip)  # type: ignore[misc]
-            return output
+    before = layout.read_manifest(output)
+    if before is not None and replace(before, dropped=()) == manifest and _is_whole(output, before):
+        listed = set(voice.unlisted)
+        faulty = [clip for clip in before.dropped if clip.name not in listed]
+        if options.strict and faulty:
+            raise DataError(faulty[0].reason)
+        for clip in before.dropped if drop else ():
+            drop(clip)  # type: ignore[misc]
+        return output
     partial = output.with_name(f".{output.name.lstrip('.')}.partial")
     maker = _Maker(partial, [output, *options.earlier], base, config, options.strict)
     try:
         dropped = maker.make(voice, manifest, progress, drop)
         replace(manifest, dropped=tuple(dropped)).write(partial)
-        maker.journal.close()
         replace_folder(partial, output)
+        Journal(output).close()
     finally:
         if maker.journal.is_empty:  # nothing there to go on from
             shutil.rmtree(partial, ignore_errors=True)
@@ -115,6 +117,9 @@ def prepare_voice(
 
 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    parts = {_part(folder, clip) for clip in manifest.sources}
+    if not all((part / layout.TEXT_FILE).is_file() for part in parts):
+        return False
     dropped = {clip.name for clip in manifest.dropped}
     has_vectors = bool(manifest.speaker_encoder_sha256)
     return all(
@@ -136,7 +141,7 @@ def _check_output(source: Path, output: Path) -> None:
         return
     if not output.is_dir():
         raise DataError(f"{output}: is a file; choose a folder")
-    ours = layout.is_prepared(output) and (output / layout.MANIFEST).is_file()
+    ours = (output / layout.MANIFEST).is_file()
     if any(output.iterdir()) and not ours:
         raise DataError(f"{output}: holds something else; choose an empty or a new folder")
 
@@ -254,9 +259,9 @@ class _Maker:
                 if progress:
                     progress(done, count, clip.name)
             if not texts and part == self.folder:
-                raise DataError(dropped[0].reason)
+                raise DataError(dropped[len(voice.unlisted)].reason)
             _write_texts(part, texts)
-            _remove_others(part, {clip.name for clip, _ in texts})
+            self._remove_others(part, {clip.name for clip, _ in texts})
         return dropped
 
     def _make_clip(self, clip: Clip, source: SourceClip, part: Path) -> CleanText:
@@ -292,6 +297,15 @@ class _Maker:
             made = speaker_vector(encoders.speaker, samples, rate, clip.path)
             write_speaker_vector(part, clip.name, made)
 
+    def _remove_others(self, part: Path, names: set[str]) -> None:
+        """Takes away what an interrupted preparation left of clips that are no longer there."""
+        vector = self.makes_vectors
+        wanted = {path for name in names for path in layout.clip_files(part, name, vector=vector)}
+        for folder in (layout.WAV_FOLDER, layout.SSL_FOLDER, layout.SPEAKER_FOLDER):
+            for path in (part / folder).glob("*"):
+                if path not in wanted:
+                    path.unlink()
+
     def _load_encoders(self) -> _Encoders:
         if self._encoders is None:
             base, config = self.base, self.config
@@ -318,12 +332,3 @@ class _Maker:
 def _write_texts(part: Path, texts: list[tuple[Clip, CleanText]]) -> None:
     lines = [TextLine(clip.name, text.phonemes, text.normalized) for clip, text in texts]
     layout.write_text_lines(part / layout.TEXT_FILE, lines, [text.word2ph for _, text in texts])
-
-
-def _remove_others(part: Path, names: set[str]) -> None:
-    """Takes away what an interrupted preparation left of clips that are no longer there."""
-    wanted = {path for name in names for path in layout.clip_files(part, name)}
-    for folder in (layout.WAV_FOLDER, layout.SSL_FOLDER, layout.SPEAKER_FOLDER):
-        for path in (part / folder).glob("*"):
-            if path not in wanted:
-                path.unlink()

@@ -34,6 +34,7 @@ SPEAKER_FOLDER = "7-sv_cn"
 HELD_OUT_FOLDER = "held_out"
 MANIFEST = "mlx_vits.json"
 SHORTEST_FRAMES, LONGEST_FRAMES = 33, 1900  # of a clip: upstream's sampler drops the others
+WAV_HEADER_BYTES = 44
 _FORMAT = 1
 
 
@@ -131,6 +132,14 @@ class Manifest:
             raise DataError(f"{path}: is damaged; prepare the voice again") from error
 
 
+def read_manifest(folder: Path) -> Manifest | None:
+    """A folder's manifest, or None where it has none that can be read."""
+    try:
+        return Manifest.read(folder)
+    except DataError:
+        return None
+
+
 def fingerprint(folder: Path) -> str:
     """Hexadecimal SHA-256 of texts, manifest, and names and sizes of the other files."""
     digest = hashlib.sha256()
@@ -190,7 +199,7 @@ def read_text_lines(path: Path) -> list[TextLine]:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read; prepare the voice again") from error
-    rows = [line.split("\t") for line in content.splitlines()]
+    rows = [line.split("\t") for line in content.split("\n")]
     return [TextLine(row[0], row[1].split(" "), row[3]) for row in rows if len(row) == 4]
 
 
@@ -249,7 +258,7 @@ def read_features(path: Path, ssl_dim: int) -> np.ndarray:
     """Reads upstream's tensor [1, C, S] as features `(S, C)` float32.
 
     Raises:
-        DataError: the file is damaged, or has another width.
+        DataError: the file is damaged, has another width, or holds no numbers.
     """
     try:
         tensor = read_torch_archive(path)
@@ -262,4 +271,7 @@ def read_features(path: Path, ssl_dim: int) -> np.ndarray:
             f"{path}: has features {tensor.shape[1]} wide, the base needs {ssl_dim}; prepare the "
             "voice again with this base"
         )
-    return np.ascontiguousarray(tensor[0].T, dtype=np.float32)
+    features = np.ascontiguousarray(tensor[0].T, dtype=np.float32)
+    if not np.isfinite(features).all():
+        raise DataError(f"{path}: holds values that are no numbers; prepare the clip again")
+    return features

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_vits.config import DataSection
 from mlx_vits.preprocessing.levels import LOUDEST, SILENT
-from mlx_vits.preprocessing.prepared import LONGEST_FRAMES, SHORTEST_FRAMES
+from mlx_vits.preprocessing.prepared import LONGEST_FRAMES, SHORTEST_FRAMES, WAV_HEADER_BYTES
 
 _FULL_SCALE = 0.999
 _CLIPPED_SHARE = 0.001
@@ -38,6 +38,7 @@ def measure_levels(wav: np.ndarray, rate: int) -> Levels:
     size = round(rate * _FRAME_SECONDS)
     count = max(1, len(wav) // size)
     frames = wav[: count * size].astype(np.float64).reshape(count, -1)
+    frames = frames - frames.mean()  # an offset is no noise
     levels = np.sort(20 * np.log10(np.sqrt(np.square(frames).mean(axis=1)) + _FLOOR))
     tenth = max(1, count // 10)
     power = np.square(wav, dtype=np.float64).mean()
@@ -64,7 +65,8 @@ def judge_clip(wav: np.ndarray, data: DataSection) -> str | None:
             f"is {seconds:.2f} s long; clips need at least {shortest:.2f} s, so take it out or "
             "join it with the next"
         )
-    if frames > LONGEST_FRAMES:
+    # Upstream's buckets count the frames of the file, its header included.
+    if (WAV_HEADER_BYTES + 2 * len(wav)) // (2 * data.hop_length) > LONGEST_FRAMES:
         longest = LONGEST_FRAMES * data.hop_length / rate
         return f"is {seconds:.0f} s long; cut it into clips of 3 to 10 s (at most {longest:.0f} s)"
     levels = measure_levels(wav, rate)

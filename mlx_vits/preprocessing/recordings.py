@@ -50,6 +50,7 @@ def slice_recordings(
     settings: SliceSettings | None = None,
     *,
     progress: Callable[[int, int, str], None] | None = None,
+    forget: Callable[[list[str]], None] | None = None,
 ) -> list[SliceFile]:
     """Cuts recordings into clips; one that was cut before and has not changed is left alone.
 
@@ -58,6 +59,7 @@ def slice_recordings(
         folder: of the clips, made if it is missing.
         settings: where to cut.
         progress: called with recordings done, recordings in all and the recording's name.
+        forget: called with the names of earlier slices of a recording that has changed.
 
     Returns:
         The slices, in order. A silent one is not written.
@@ -79,6 +81,11 @@ def slice_recordings(
         spans = [Span(*span) for span in before.get("spans", [])]
         is_there = all((folder / _slice_name(path.name, span)).is_file() for span in spans)
         if before.get("key") != key or not is_there:
+            changed = before.get("key") != key
+            for span in spans if changed else ():
+                (folder / _slice_name(path.name, span)).unlink(missing_ok=True)
+            if forget and changed:
+                forget([_slice_name(path.name, span) for span in spans])
             spans = _slice_one(path, folder, settings)
             made[path.name] = {"key": key, "spans": [list(span) for span in spans]}
             with atomic_write(folder / _MADE) as file:

@@ -33,6 +33,15 @@ class SliceSettings:
     hop_ms: int = 10
     max_silence_ms: int = 500
 
+    def __post_init__(self) -> None:
+        fits = self.min_length_ms >= self.min_interval_ms >= self.hop_ms > 0
+        # A window is then a whole number of hops: four of them, or the shortest silence.
+        whole = (
+            self.min_interval_ms >= 4 * self.hop_ms or self.min_interval_ms % (2 * self.hop_ms) == 0
+        )
+        if not (fits and whole and self.max_silence_ms >= self.hop_ms):
+            raise ValueError(f"{self} cannot cut a recording")
+
     def hop(self, rate: int) -> int:
         """Samples from one frame to the next."""
         return round(rate * self.hop_ms / 1000)

@@ -120,13 +120,16 @@ def _read_clips(folder: Path, transcripts: Path | None) -> _Listed:
     twins = [name for name in audio if stems[Path(name).stem] > 1]
     if twins:
         raise DataError(f"{folder}: {twins[0]} and {twins[1]} differ in ending only; rename one")
+    present = {path.name for path in folder.iterdir()}
     by_stem = {Path(name).stem: name for name in audio}
-    clips = []
+    clips: list[Clip] = []
     for row in rows:
         # LJ Speech lists its clips without their ending.
-        name = row.name if (folder / row.name).is_file() else by_stem.get(row.name)
+        name = row.name if row.name in present else by_stem.get(row.name)
         if name is None:
             raise DataError(f"{row.where} lists {row.name}, which is not in the folder")
+        if name in {clip.name for clip in clips}:
+            raise DataError(f"{row.where} lists {name} a second time")
         clips.append(Clip(name, folder / name, row.text, row.language))
     untold = sorted(set(audio) - {clip.name for clip in clips})
     if untold and not (path is not None and path.suffix.lower() == LIST_SUFFIX):

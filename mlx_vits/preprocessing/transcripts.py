@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +150,7 @@ def read_text(path: Path) -> str:
 
 
 def _lines(content: str) -> list[tuple[int, str]]:
-    return [(n, line) for n, line in enumerate(content.splitlines(), 1) if line.strip()]
+    return [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
 
 
 def _list_row(path: Path, number: int, line: str) -> Transcript:
@@ -166,7 +167,7 @@ def _list_row(path: Path, number: int, line: str) -> Transcript:
 
 def _clean_name(path: str) -> str:
     """The file's name in a path as upstream cleans it, of any system."""
-    cleaned = path.strip().strip("\"'").replace("\u202a", "").rstrip("/\\")
+    cleaned = path.rstrip("/\\").strip(" '\n\"\u202a")
     return cleaned.replace("\\", "/").rpartition("/")[2]
 
 
@@ -186,7 +187,7 @@ def _plain_row(name: str, text: str, where: str) -> Transcript:
 
 def _csv_rows(path: Path, content: str) -> list[Transcript]:
     rows = []
-    if "|" in content.partition("\n")[0]:
+    if "|" in re.sub(r'"[^"]*"', "", content.partition("\n")[0]):
         delimiter = "|"
         reader = csv.reader(io.StringIO(content), delimiter="|", quoting=csv.QUOTE_NONE)
     else:

@@ -29,7 +29,6 @@ from mlx_vits.training.step import Batch
 
 _BOUNDARIES = (layout.SHORTEST_FRAMES - 1, *range(300, layout.LONGEST_FRAMES + 1, 100))  # frames
 _FEWEST_ITEMS = 100
-_WAV_HEADER_BYTES = 44
 _NO_VECTOR = np.zeros(0, dtype=np.float32)
 
 
@@ -71,13 +70,18 @@ class PreparedVoice:
         config: of the model.
         cache_bytes: how much of it is kept in memory once read.
 
+    Attributes:
+        items: clips to train on, sorted by name.
+        dropped: what is wrong with each clip that is left out, in a folder of GPT-SoVITS's.
+
     Raises:
         DataError: nothing in the folder can be trained on; the reason is named.
     """
 
     def __init__(self, folder: Path, config: Config, cache_bytes: int = 2 << 30):
         self.folder, self.config = folder, config
-        self.items = _read_items(folder, config)
+        self.dropped: list[str] = []
+        self.items = _read_items(folder, config, self.dropped)
         self._cache: dict[str, Utterance] = {}
         self._cache_left = cache_bytes
 
@@ -132,9 +136,9 @@ class PreparedVoice:
         return Utterance(ssl, spec, recording.wav, np.array(item.ids, dtype=np.int32), vector)
 
 
-def _read_items(folder: Path, config: Config) -> list[Item]:
+def _read_items(folder: Path, config: Config, dropped: list[str]) -> list[Item]:
     lines = layout.read_text_lines(folder / layout.TEXT_FILE)
-    items, dropped = [], []
+    items = []
     for line in lines:
         wav = folder / layout.WAV_FOLDER / line.name
         ssl = folder / layout.SSL_FOLDER / f"{line.name}.pt"
@@ -151,14 +155,15 @@ def _read_items(folder: Path, config: Config) -> list[Item]:
             dropped.append(f"{line.name} is {seconds:.2f} s long")
             continue
         # The header counts in upstream's lengths, but not in the spectrogram's.
-        if (size - _WAV_HEADER_BYTES) // (2 * config.data.hop_length) < config.segment_frames:
+        if (size - layout.WAV_HEADER_BYTES) // (2 * config.data.hop_length) < config.segment_frames:
             dropped.append(f"{line.name} is shorter than a segment of {config.train.segment_size}")
             continue
         items.append(Item(line.name, phonemes_to_ids(line.phonemes, config.version), frames))
     if not items:
         reason = f" ({dropped[0]})" if dropped else ""
         raise DataError(f"{folder}: holds no clip to train on{reason}; prepare the voice again")
-    if dropped:
+    if dropped and (folder / layout.MANIFEST).is_file():
+        # In a folder of ours all files belong together; GPT-SoVITS leaves lines of clips out.
         raise DataError(f"{folder}: {dropped[0]}; take it out and prepare the voice again")
     return sorted(items)
 
