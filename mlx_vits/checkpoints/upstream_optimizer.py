@@ -242,7 +242,8 @@ def _read_rates(model: nn.Module, groups: Any, source: str | Path) -> list[float
             f"{source}: its optimizer numbers {[len(i) for i in found]} tensors, this model has "
             f"{expected}; the file belongs to another version"
         )
-    if list(itertools.chain.from_iterable(found)) != list(range(sum(expected))):
+    numbers = list(itertools.chain.from_iterable(found))
+    if not all(type(n) is int for n in numbers) or numbers != list(range(sum(expected))):
         raise _damaged(source)
     rates = [group.get("lr") for group in groups]
     if not all(type(rate) is float and rate >= 0 for rate in rates):

@@ -160,9 +160,9 @@ def _plain(character: str) -> str:
         return unicodedata.normalize("NFKC", character)
     if character in "〜～∼":
         return "~"
-    if character in "￥\u3000":
-        return "¥" if character == "￥" else " "
-    return character
+    if character == "￥":
+        return "¥"
+    return " " if character.isspace() and character != "\n" else character
 
 
 def _spell_numbers(text: str) -> str:

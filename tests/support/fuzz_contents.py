@@ -113,7 +113,7 @@ def _other_array(array: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     if kind == 4:
         return array.astype(pick(draw, ("f4", "f8", "i8", "i4", "u1", "?")))
     if kind == 5:
-        return np.full(array.shape, pick(draw, (np.nan, np.inf, -65504)), array.dtype)
+        return np.full(array.shape, pick(draw, (np.nan, np.inf, -65504)), np.float32)
     return _array(draw)
 
 
