@@ -74,6 +74,7 @@ def prepare(
         PrepareOptions(language or FinetuneOptions.language, held_out, transcripts, strict),
         progress=screen.preparing,
         drop=lambda clip: screen.warn(f"Left out: {clip.reason}"),
+        notice=screen.warn,
     )
     screen.say(f"Prepared: {folder}")
     if config.model.is_pro and chosen.speaker_encoder is None:

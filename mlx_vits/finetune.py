@@ -234,6 +234,7 @@ def _prepare(options: FinetuneOptions, file: VoiceFile, fresh: Path, screen: Scr
             wished,
             progress=screen.preparing,
             drop=lambda clip: screen.warn(f"Left out: {clip.reason}"),
+            notice=screen.warn,
         )
         move_folder(growing, fresh / PREPARED)
         prepared = PREPARED

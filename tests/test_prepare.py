@@ -200,3 +200,13 @@ def test_clips_to_listen_to_can_be_named(tmp_path: Path) -> None:
 
 def test_few_clips_are_all_trained_on(tmp_path: Path) -> None:
     assert read_voice_source(make_voice(tmp_path / "three", clips=3)).held_out == []
+
+
+def test_signs_that_are_not_read_are_counted_and_shown(base: Any, tmp_path: Path) -> None:
+    source = make_voice(tmp_path / "clips", clips=2)
+    lines = "clip_0.wav\tone \N{SNOWMAN} two \N{SNOWMAN}\nclip_1.wav\tthree \u4e8c\n"
+    (source / "transcripts.tsv").write_text(lines, encoding="utf-8")
+    said: list[str] = []
+    prepare_voice(source, tmp_path / "prepared", base, tiny_config(), notice=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("3 signs in the transcripts are not read aloud: \N{SNOWMAN} (2), ")

@@ -61,10 +61,15 @@ def test_the_golden_pth_decodes_as_in_the_original(version: str) -> None:
         assert_close(wav, data[name][0, 0], atol=WAVE_ATOL)
 
 
-@pytest.mark.parametrize("form", ["voice.pth", "voice.safetensors", "voice"])
-def test_every_form_comes_back_with_the_same_samples(form: str, tmp_path: Path) -> None:
-    voice = mlx_vits.load(_golden_pth("v2"))
-    data = tensors("sovits_v2", "decode.safetensors")
+@pytest.mark.parametrize(
+    ("version", "form"),
+    [(v, "voice.pth") for v in VERSIONS] + [("v2", "voice.safetensors"), ("v2", "voice")],
+)
+def test_every_form_comes_back_with_the_same_samples(
+    version: str, form: str, tmp_path: Path
+) -> None:
+    voice = mlx_vits.load(_golden_pth(version))
+    data = tensors(f"sovits_{version}", "decode.safetensors")
     again = mlx_vits.load(voice.save(tmp_path / form))
     assert (again.version, again.info) == (voice.version, voice.info)
     assert again.config.reduced_dims == voice.config.reduced_dims

@@ -8,6 +8,7 @@ what has changed.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from mlx_vits.text import CleanText, clean_text
 
 Progress = Callable[[int, int, str], None]
 Drop = Callable[[DroppedClip], None]
+Notice = Callable[[str], None]
+_SHOWN = 10  # signs quoted in a notice
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def prepare_voice(
     *,
     progress: Progress | None = None,
     drop: Drop | None = None,
+    notice: Notice | None = None,
 ) -> Path:
     """Prepares a folder of clips, or returns the one that is there already and fits.
 
@@ -81,6 +85,7 @@ def prepare_voice(
         options: how.
         progress: called with clips done, clips in all and the clip's name.
         drop: called with every clip that is not used.
+        notice: called with a sentence on signs in the transcripts that no phoneme stands for.
 
     Returns:
         `output`.
@@ -107,6 +112,8 @@ def prepare_voice(
     maker = _Maker(partial, [output, *options.earlier], base, config, options.strict)
     try:
         dropped = maker.make(voice, manifest, progress, drop)
+        if notice and maker.unknown:
+            notice(_describe_unknown(maker.unknown))
         replace(manifest, dropped=tuple(dropped)).write(partial)
         replace_folder(partial, output)
         Journal(output).close()
@@ -217,6 +224,7 @@ class _Maker:
     def __init__(self, folder: Path, earlier: list[Path], base: Base, config: Config, strict: bool):
         self.folder, self.base, self.config, self.strict = folder, base, config, strict
         self.journal = Journal(folder, earlier)
+        self.unknown: Counter[str] = Counter()
         self._encoders: _Encoders | None = None
 
     def make(
@@ -273,6 +281,7 @@ class _Maker:
         if not self.journal.take(source.key, files):
             self._write_audio(clip, part)
             self.journal.note(source.key, files)
+        self.unknown.update(text.unknown)
         return text
 
     @property
@@ -327,6 +336,15 @@ class _Maker:
                     )
             self._encoders = _Encoders(content, speaker)
         return self._encoders
+
+
+def _describe_unknown(unknown: Counter[str]) -> str:
+    signs = ", ".join(f"{sign} ({count})" for sign, count in unknown.most_common(_SHOWN))
+    more = ", ..." if len(unknown) > _SHOWN else ""
+    return (
+        f"{unknown.total()} signs in the transcripts are not read aloud: {signs}{more}; write them "
+        "out in words, or say with --language what they are."
+    )
 
 
 def _write_texts(part: Path, texts: list[tuple[Clip, CleanText]]) -> None:
