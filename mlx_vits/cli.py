@@ -63,8 +63,14 @@ def prepare(
     elif needs_clips(sources):
         clips = home / CLIPS
         options = ClipOptions(language, asr_model, name)
-        progress = screen.preparing
-        made = make_clips(sources, clips, options, transcripts=transcripts, progress=progress)
+        made = make_clips(
+            sources,
+            clips,
+            options,
+            transcripts=transcripts,
+            cutting=screen.cutting,
+            listening=screen.listening,
+        )
         screen.say(f"Transcripts: {made}; correct them and run this again.")
     folder = prepare_voice(
         clips,

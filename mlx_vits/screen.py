@@ -67,6 +67,12 @@ class TerminalScreen:
     def preparing(self, done: int, count: int, name: str) -> None:
         self.say(f"prepared {done}/{count}  {name}")
 
+    def cutting(self, done: int, count: int, name: str) -> None:
+        self.say(f"cut {done}/{count}  {name}")
+
+    def listening(self, done: int, count: int, name: str) -> None:
+        self.say(f"heard {done}/{count}  {name}")
+
     def step(self, record: StepRecord, total: int) -> None:
         now = time.monotonic()
         self._times = [*self._times[-_RATE_STEPS:], now]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,9 +28,11 @@ class DataScreen(Protocol):
     def say(self, text: str) -> None:
         """A line of information."""
 
-    @property
-    def preparing(self) -> Callable[[int, int, str], None]:
-        """Told what was done, how much there is, and a name."""
+    def cutting(self, done: int, count: int, name: str) -> None:
+        """A recording was cut into clips."""
+
+    def listening(self, done: int, count: int, name: str) -> None:
+        """A clip was recognised."""
 
 
 def find_voice_data(
@@ -90,7 +91,8 @@ def _with_clips(
         folder,
         replace(options, speaker=name),
         transcripts=transcripts,
-        progress=screen.preparing,
+        cutting=screen.cutting,
+        listening=screen.listening,
     )
     screen.say(f"Transcripts: {made}; correct them and run this again for a better voice.")
     return VoiceData(name, folder)

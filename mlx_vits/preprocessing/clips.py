@@ -27,6 +27,8 @@ from mlx_vits.preprocessing.transcripts import (
     write_list,
 )
 
+Progress = Callable[[int, int, str], None]
+
 LIST = "transcripts.list"
 _RECOGNISED = "recognised.txt"
 _SAVE_EVERY = 20  # clips between two writings of the list
@@ -63,7 +65,8 @@ def make_clips(
     options: ClipOptions,
     *,
     transcripts: Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    cutting: Progress | None = None,
+    listening: Progress | None = None,
 ) -> Path:
     """Cuts recordings into clips, and has them recognised where their transcripts are not given.
 
@@ -75,7 +78,8 @@ def make_clips(
         folder: of the clips.
         options: how.
         transcripts: given for the slices; then nothing is recognised.
-        progress: called with what is done, how much there is, and a name.
+        cutting: called with recordings cut, recordings in all and the recording's name.
+        listening: called with clips recognised, clips in all and the clip's name.
 
     Returns:
         The file of the transcripts.
@@ -86,7 +90,7 @@ def make_clips(
     """
     gone: list[str] = []
     slices = slice_recordings(
-        _find_recordings(sources), folder, progress=progress, forget=gone.extend
+        _find_recordings(sources), folder, progress=cutting, forget=gone.extend
     )
     if transcripts is not None:
         return transcripts
@@ -101,7 +105,7 @@ def make_clips(
     new = [folder / piece.name for piece in slices if piece.name not in seen]
     if new:
         recogniser = load_recogniser(options.model)
-        found = recognise_clips(new, recogniser, options.language, progress=progress)
+        found = recognise_clips(new, recogniser, options.language, progress=listening)
         for number, row in enumerate(found, 1):
             heard.append(row.name)
             rows += [row] if row.text else []
