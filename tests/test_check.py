@@ -248,19 +248,9 @@ def test_a_run_of_upstreams_lies_in_its_data(upstreams: Path) -> None:
 
 def test_a_run_of_ours(made: Path, tmp_path: Path) -> None:
     data = made / "prepared"
-    info = RunInfo(
-        voice="tiny",
-        data=str(data),
-        prepared=str(data),
-        prepared_sha256=layout.fingerprint(data),
-        base="tiny",
-        generator="",
-        discriminator="",
-        content_encoder="",
-        generator_sha256="",
-        language="en",
-        options={"training": {"batch_size": 5}},
-    )
+    here, options = str(data), {"training": {"batch_size": 5}}
+    own = layout.fingerprint(data)
+    info = RunInfo("tiny", here, here, own, "tiny", "", "", "", "", "en", options)
     info.write(tmp_path)
     facts, _ = _look(tmp_path)
     assert (facts.kind, facts.batch_size) == ("the data of a run, prepared by mlx_vits", 5)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +17,10 @@ from mlx_vits.checking.facts import AlignmentFacts, PartFacts, Spread, Verdict, 
 from mlx_vits.checking.gather import Progress as Report
 from mlx_vits.checking.verdict import name_some, words_for
 from mlx_vits.config import ReducedDims
+from mlx_vits.pages import pairs, safe_text, standard_output
 from mlx_vits.text.extras import LANGUAGE_NAMES
 
-WIDTH = 100
+_LABEL_WIDTH = 18
 _BAR = 30  # characters of the longest bar
 _SILENCE_DB = -100.0  # below it no microphone was open
 _FEWEST_TO_SHOW_PROGRESS = 50
@@ -43,9 +42,9 @@ def show(facts: VoiceFacts, verdict: Verdict, console: Console | None = None) ->
         verdict: from `judge`.
         console: standard output otherwise.
     """
-    console = console or _standard_output()
-    console.print(_text(facts.path, "bold"))
-    console.print(_pairs(_about(facts)))
+    console = console or standard_output()
+    console.print(safe_text(facts.path, "bold"))
+    console.print(pairs(_about(facts), _LABEL_WIDTH))
     _section(console, "Clips", _clips(facts))
     _section(console, "Phonemes", _phonemes(facts))
     _section(console, _sound_title(facts), _sound(facts))
@@ -59,14 +58,16 @@ def show(facts: VoiceFacts, verdict: Verdict, console: Console | None = None) ->
     _section(console, "Stops training", [("clips", sum(bool(clip.faults) for clip in kept) or "")])
     _sentences(console, faults)
     console.print()
-    console.print(_text(f"{verdict.word.capitalize()}: {verdict.summary}", _STYLES[verdict.word]))
+    console.print(
+        safe_text(f"{verdict.word.capitalize()}: {verdict.summary}", _STYLES[verdict.word])
+    )
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for level, words in verdict.remarks:
         is_problem = level == "problem"
         style = "bold yellow" if is_problem else ""
-        grid.add_row(_text("  !" if is_problem else "  -", style), _text(words, style))
+        grid.add_row(safe_text("  !" if is_problem else "  -", style), safe_text(words, style))
     if verdict.remarks:
         console.print(grid)
 
@@ -95,40 +96,16 @@ def reading_progress() -> Iterator[Report]:
         yield report
 
 
-def _standard_output() -> Console:
-    # A terminal that knows no block character shows a question mark.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    console = Console(highlight=False)
-    width = min(WIDTH, console.width) if console.is_terminal else WIDTH
-    return Console(highlight=False, width=width)
-
-
-def _text(value: Any, style: str = "") -> Text:
-    """Text that a file may have written: no markup, nothing that a terminal obeys."""
-    return Text("".join(c if c.isprintable() else "?" for c in str(value)), style)
-
-
-def _pairs(rows: Iterable[tuple[str, Any]]) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True, min_width=18)
-    grid.add_column(overflow="fold")
-    for label, value in rows:
-        if value not in (None, ""):
-            grid.add_row(_text(f"  {label}", "dim"), _text(value))
-    return grid
-
-
 def _section(console: Console, title: str, rows: Sequence[tuple[str, Any]]) -> None:
     if any(value not in (None, "") for _, value in rows):
         console.print()
         console.print(Text(title, "bold"))
-        console.print(_pairs(rows))
+        console.print(pairs(rows, _LABEL_WIDTH))
 
 
 def _sentences(console: Console, sentences: Sequence[str]) -> None:
     for words in sentences[:_REASONS]:
-        console.print(Padding(_text(words), (0, 0, 0, 4)))
+        console.print(Padding(safe_text(words), (0, 0, 0, 4)))
     if len(sentences) > _REASONS:
         console.print(f"    and {len(sentences) - _REASONS} more, see --json")
 

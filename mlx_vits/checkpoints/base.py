@@ -213,13 +213,22 @@ def load_discriminator(path: Path | None, config: Config) -> MultiPeriodDiscrimi
         mx.eval(model.parameters())
         return model
     model = load_discriminator_tensors(_discriminator_tensors(path), path)
+    check_judge(model, config, path)
+    return model
+
+
+def check_judge(model: MultiPeriodDiscriminator, config: Config, source: str | Path) -> None:
+    """Checks that a discriminator is of the generator's version.
+
+    Raises:
+        CheckpointError: it is of another.
+    """
     family = discriminator_family(parameter_paths(model))
     if config.version not in family.split(" and "):
         raise CheckpointError(
-            f"{path}: is a discriminator of {family}, but the generator is {config.version}; give "
-            f"that of {config.version}"
+            f"{source}: is a discriminator of {family}, but the generator is {config.version}; "
+            f"give that of {config.version}"
         )
-    return model
 
 
 def _discriminator_tensors(path: Path) -> Mapping[str, Any]:

@@ -18,11 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_vits.checkpoints.base import file_sha256, load_discriminator_tensors, load_generator
-from mlx_vits.checkpoints.contents import discriminator_family
+from mlx_vits.checkpoints.base import (
+    check_judge,
+    file_sha256,
+    load_discriminator_tensors,
+    load_generator,
+)
 from mlx_vits.checkpoints.run import Place, RunState
 from mlx_vits.checkpoints.run_info import RunInfo
-from mlx_vits.checkpoints.state_dict import parameter_paths, state_of
+from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import to_numpy
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.checkpoints.upstream import UpstreamFile, read_upstream
@@ -193,7 +197,9 @@ def read_upstream_run(folder: Path) -> UpstreamRun:
             f"{discriminator.iteration}; take the later one away"
         )
     voice = voice_of(generator)
-    nets = Nets(load_generator(voice), _load_judge(discriminator, voice.config))
+    judge = load_discriminator_tensors(discriminator.tensors, paths[1])
+    check_judge(judge, voice.config, paths[1])
+    nets = Nets(load_generator(voice), judge)
     optimizer_g = from_upstream(nets.generator, generator.optimizer, paths[0])
     optimizer_d = from_upstream(nets.discriminator, discriminator.optimizer, paths[1])
     base, *text_side = parameter_groups(nets.generator)
@@ -230,17 +236,6 @@ def _read_resume(path: Path) -> UpstreamFile:
             " take it away"
         )
     return file
-
-
-def _load_judge(file: UpstreamFile, config: Config) -> MultiPeriodDiscriminator:
-    model = load_discriminator_tensors(file.tensors, file.path)
-    family = discriminator_family(parameter_paths(model))
-    if config.version not in family.split(" and "):
-        raise CheckpointError(
-            f"{file.path}: is a discriminator of {family}, but the generator beside it is "
-            f"{config.version}; take it away"
-        )
-    return model
 
 
 def _undecayed(rate: float, file: UpstreamFile, config: Config) -> float:

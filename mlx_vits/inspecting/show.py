@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from rich.text import Text
 from mlx_vits.inspecting.facts import Facts, NetFacts
 from mlx_vits.inspecting.layers import LayerFacts, Levels, RowFacts
 from mlx_vits.inspecting.remarks import Remark, listed, remarks
+from mlx_vits.pages import pairs, safe_text, standard_output
 
-WIDTH = 100
 _FAR = 0.1  # a ratio this far from 1 stands out
 _MODULES = {
     "enc_p": "reads phonemes and content",
@@ -42,40 +40,16 @@ def show(facts: Facts, console: Console | None = None) -> None:
         facts: from `gather`.
         console: standard output otherwise.
     """
-    console = console or _standard_output()
-    console.print(_text(facts.path, "bold"))
+    console = console or standard_output()
+    console.print(safe_text(facts.path, "bold"))
     if len(facts.nets) > 1 or facts.run is not None or facts.downloads is not None or facts.parts:
-        console.print(_pairs(_about(facts)))
+        console.print(pairs(_about(facts)))
     _print_remarks(console, [Remark("problem", fault) for fault in facts.faults])
     for net in facts.nets:
         _show_net(console, net, facts)
     if facts.run is not None and not facts.against and facts.run.get("generator"):
         hint = f"Compare it with its base: --against {facts.run['generator']}"
-        console.print(_text(hint), soft_wrap=True)
-
-
-def _standard_output() -> Console:
-    # A terminal that knows neither √ nor → shows a question mark.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    console = Console(highlight=False)
-    width = min(WIDTH, console.width) if console.is_terminal else WIDTH
-    return Console(highlight=False, width=width)
-
-
-def _text(value: Any, style: str = "") -> Text:
-    """Text that a file may have written: no markup, nothing that a terminal obeys."""
-    return Text("".join(c if c.isprintable() else "?" for c in str(value)), style)
-
-
-def _pairs(rows: Iterable[tuple[str, Any]]) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, value in rows:
-        if value not in (None, "", [], {}):
-            grid.add_row(_text(f"  {label}", "dim"), _text(value))
-    return grid
+        console.print(safe_text(hint), soft_wrap=True)
 
 
 def _print_remarks(console: Console, found: list[Remark]) -> None:
@@ -87,7 +61,7 @@ def _print_remarks(console: Console, found: list[Remark]) -> None:
     for level, words in found:
         is_problem = level == "problem"
         sign, style = ("! ", "bold yellow") if is_problem else ("- ", "")
-        grid.add_row(_text(f"  {sign}", style), _text(words, style))
+        grid.add_row(safe_text(f"  {sign}", style), safe_text(words, style))
     console.print()
     console.print(grid)
 
@@ -130,19 +104,19 @@ def _place(place: dict[str, Any]) -> str:
 def _show_net(console: Console, net: NetFacts, facts: Facts) -> None:
     console.print()
     if net.file != facts.path:
-        console.print(_text(net.file, "bold"))
-    console.print(_pairs(_identity(net)))
+        console.print(safe_text(net.file, "bold"))
+    console.print(pairs(_identity(net)))
     _print_remarks(console, remarks(net))
     console.print()
     console.print(_module_table(net, bool(facts.against)))
     if net.layers:
         console.print()
         if net.net == "generator":
-            console.print(_text("The decoder's layers, as the signal passes them"))
+            console.print(safe_text("The decoder's layers, as the signal passes them"))
         console.print(_layer_table(net, bool(facts.against)))
         console.print()
         for line in _legend(net, facts.against):
-            console.print(_text(line, "dim"))
+            console.print(safe_text(line, "dim"))
 
 
 def _identity(net: NetFacts) -> list[tuple[str, Any]]:
@@ -224,11 +198,11 @@ def _module_table(net: NetFacts, is_compared: bool) -> Table:
     table = _table(*columns, *(["Moved"] if is_compared else []), numbers=numbers)
     for module in net.modules:
         cells = [
-            _text(module.name),
+            safe_text(module.name),
             Text(_what_is(module.name)),
             Text(f"{module.tensors:,}"),
             Text(f"{module.parameters:,}"),
-            _text(", ".join(module.precisions)),
+            safe_text(", ".join(module.precisions)),
         ]
         table.add_row(*cells, *([Text(_number(module.moved))] if is_compared else []))
     return table
@@ -252,7 +226,7 @@ def _layer_table(net: NetFacts, is_compared: bool) -> Table:
     table = _table(*columns, numbers=columns[4:])
     for row in net.layers:
         levels = row.levels
-        cells = [_text(row.name), *_geometry(row), Text(row.forms)]
+        cells = [safe_text(row.name), *_geometry(row), Text(row.forms)]
         cells += [Text(_number(levels.norm)), Text(_number(levels.mean_g))]
         cells += [Text(_number(levels.gain))] if is_generator else []
         table.add_row(*cells, *(_comparison(levels) if is_compared else []))

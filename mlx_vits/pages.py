@@ -1,0 +1,56 @@
+"""What the commands that print a page, `inspect` and `check`, have in common."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 100
+
+
+def standard_output() -> Console:
+    """A console of at most `WIDTH` columns; a sign it lacks becomes a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(highlight=False)
+    width = min(WIDTH, console.width) if console.is_terminal else WIDTH
+    return Console(highlight=False, width=width)
+
+
+def safe_text(value: Any, style: str = "") -> Text:
+    """Text that a file may have written: no markup, nothing that a terminal obeys."""
+    return Text("".join(c if c.isprintable() else "?" for c in str(value)), style)
+
+
+def pairs(rows: Iterable[tuple[str, Any]], label_width: int | None = None) -> Table:
+    """Labels and values; a row whose value is None or empty is left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, min_width=label_width)
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        if value not in (None, "", [], {}):
+            grid.add_row(safe_text(f"  {label}", "dim"), safe_text(value))
+    return grid
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: tables for dataclasses, null for a number that is not finite."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
