@@ -2,13 +2,14 @@
 
 Source: Hugging Face `HubertModel` with the switches of chinese-hubert-base (group norm in the first
 convolution only, layers normed after the addition); Hsu et al. 2021, arXiv:2106.07447. The waveform
-goes in as it is, without mean or variance normalisation. Axes: B batch, N samples, S frames,
-C channels.
+goes in as it is, without mean or variance normalisation. Upstream hears one clip at a time; here
+clips of several lengths may share a batch, each heard as if alone. Axes: B batch, N samples,
+S frames, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -71,6 +72,12 @@ class HubertConfig:
         config._check(source)
         return config
 
+    def frames(self, samples: int, layers: int | None = None) -> int:
+        """Frames of so many samples, after all convolutions or the first few."""
+        for kernel, stride in list(zip(self.conv_kernel, self.conv_stride, strict=True))[:layers]:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
     def _check(self, source: str) -> None:
         """Refuses sizes that no model can have, before one is built of them."""
         lists = (self.conv_dim, self.conv_kernel, self.conv_stride)
@@ -99,9 +106,15 @@ class _GroupNorm(nn.Module):
         self.weight = mx.ones((channels,))
         self.bias = mx.zeros((channels,))
 
-    def __call__(self, x: mx.array) -> mx.array:
-        mean = mx.mean(x, axis=1, keepdims=True)
-        variance = mx.var(x, axis=1, keepdims=True)
+    def __call__(self, x: mx.array, inside: mx.array | None = None) -> mx.array:
+        if inside is None:
+            mean = mx.mean(x, axis=1, keepdims=True)
+            variance = mx.var(x, axis=1, keepdims=True)
+        else:
+            frames = mx.sum(inside, axis=1, keepdims=True)
+            mean = mx.sum(mx.where(inside, x, 0), axis=1, keepdims=True) / frames
+            squares = mx.where(inside, mx.square(x - mean), 0)
+            variance = mx.sum(squares, axis=1, keepdims=True) / frames
         return (x - mean) * mx.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
@@ -112,9 +125,9 @@ class _ConvLayer(nn.Module):
         if normed:
             self.layer_norm = _GroupNorm(outputs, 1e-5)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, inside: mx.array | None = None) -> mx.array:
         x = self.conv(x)
-        return nn.gelu(self.layer_norm(x) if "layer_norm" in self else x)
+        return nn.gelu(self.layer_norm(x, inside) if "layer_norm" in self else x)
 
 
 class _FeatureExtractor(nn.Module):
@@ -124,9 +137,11 @@ class _FeatureExtractor(nn.Module):
         sizes = zip(inputs, config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
         self.conv_layers = [_ConvLayer(*size, index == 0) for index, size in enumerate(sizes)]
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, inside: mx.array | None = None) -> mx.array:
+        """`inside` says which frames of the first layer are a clip's own: `(B, frames, 1)`."""
+        # No convolution is padded, so a clip's own frames see its own samples alone.
         for layer in self.conv_layers:
-            x = layer(x)
+            x = layer(x, inside)
         return x
 
 
@@ -193,14 +208,14 @@ class _Attention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         batch, length, width = x.shape
         query, key, value = (
             layer(x).reshape(batch, length, self.n_heads, -1).swapaxes(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         scale = query.shape[-1] ** -0.5
-        y = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+        y = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
         return self.out_proj(y.swapaxes(1, 2).reshape(batch, length, width))
 
 
@@ -222,8 +237,8 @@ class _EncoderLayer(nn.Module):
         self.feed_forward = _FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = self.layer_norm(x + self.attention(x))
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        x = self.layer_norm(x + self.attention(x, mask))
         return self.final_layer_norm(x + self.feed_forward(x))
 
 
@@ -234,10 +249,16 @@ class _Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.layers = [_EncoderLayer(config) for _ in range(config.num_hidden_layers)]
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, inside: mx.array | None = None) -> mx.array:
+        """`inside` says which frames are a clip's own: `(B, S, 1)`."""
+        mask = None
+        if inside is not None:
+            # The positional convolution sees zeros around a clip; no frame attends to the others'.
+            x = mx.where(inside, x, 0)
+            mask = inside[:, None, None, :, 0]
         x = self.layer_norm(x + self.pos_conv_embed(x))
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, mask)
         return x
 
 
@@ -256,7 +277,25 @@ class HubertModel(nn.Module):
         self.feature_projection = _FeatureProjection(self.config)
         self.encoder = _Encoder(self.config)
 
-    def __call__(self, wav: mx.array) -> mx.array:
-        """16 kHz audio `(B, N)` to features `(B, S, hidden_size)`, S = (N - 400) // 320 + 1."""
-        features = self.feature_extractor(wav[..., None])
-        return self.encoder(self.feature_projection(features))
+    def __call__(self, wav: mx.array, lengths: Sequence[int] | None = None) -> mx.array:
+        """Features of 16 kHz audio.
+
+        Args:
+            wav: `(B, N)`; a clip that is shorter is followed by zeros.
+            lengths: samples of each clip; None where all are N long.
+
+        Returns:
+            `(B, S, hidden_size)`, S = (N - 400) // 320 + 1. With `lengths` a clip's own frames are,
+            but for rounding, those it has alone; what follows them means nothing.
+        """
+        if lengths is None or min(lengths) == wav.shape[1]:
+            features = self.feature_extractor(wav[..., None])
+            return self.encoder(self.feature_projection(features))
+        inside_first, inside = (self._inside(wav.shape[1], lengths, n) for n in (1, None))
+        features = self.feature_extractor(wav[..., None], inside_first)
+        return self.encoder(self.feature_projection(features), inside)
+
+    def _inside(self, samples: int, lengths: Sequence[int], layers: int | None) -> mx.array:
+        """Which frames, after so many convolutions, are a clip's own: `(B, frames, 1)`."""
+        own = mx.array([self.config.frames(length, layers) for length in lengths])
+        return (mx.arange(self.config.frames(samples, layers)) < own[:, None])[..., None]
