@@ -6,7 +6,9 @@ amplifies rounding there. The tolerances are the goldens' README's, from the mea
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -100,7 +102,8 @@ def test_channels_are_averaged_and_rates_changed(tmp_path: Path) -> None:
     assert resample(wav, 32000, 32000) is wav
 
 
-def test_what_is_not_a_recording_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_recording_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     text, empty = tmp_path / "text.wav", tmp_path / "empty.wav"
     text.write_text("this is no sound")
     soundfile.write(empty, np.zeros(0), 16000)

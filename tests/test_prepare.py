@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,10 @@ def _faults(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def test_bad_voices_get_one_sentence_and_leave_nothing(base: Any, tmp_path: Path) -> None:
+def test_bad_voices_get_one_sentence_and_leave_nothing(
+    base: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     for name, words in _faults(tmp_path):
         output = tmp_path / "prepared"
         with pytest.raises(DataError, match=words) as caught:

@@ -241,12 +241,15 @@ def add_bad_clips(bench: Bench) -> dict[str, str]:
         "silent.wav": "is silent; take it out or record it again",
         "clipped.wav": r"is clipped \(\d+\.\d% of it at full scale\); record it at a lower level",
         "noisy.wav": r"is too noisy \(.* \d dB above its quietest\); record it where it is quiet",
-        "text.wav": "is not audio that can be read; give it as .* or take it out of the folder",
+        "text.wav": "is not audio that can be read; give it as .*, install ffmpeg, or take it out",
         "snowman.wav": "",
     }
 
 
-def test_bad_clips_are_left_out_with_their_reasons(bench: Bench, heard: list[str]) -> None:
+def test_bad_clips_are_left_out_with_their_reasons(
+    bench: Bench, heard: list[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     words = add_bad_clips(bench)
     said: list[tuple[int, int]] = []
     dropped = bench.make(held_out=0, progress=lambda done, count, _: said.append((done, count)))

@@ -280,12 +280,13 @@ def _bad_recordings(folder: Path) -> list[tuple[Path, str]]:
     soundfile.write(folder / "cut.flac", wav, RATE)
     os.truncate(folder / "cut.flac", 500_000)
     wav[300_000] = np.nan
-    unreadable = "cannot be read; give it as .wav, .flac, .ogg, .mp3, or install ffmpeg"
+    cures = "give it as .wav, .flac, .ogg or .mp3, install ffmpeg, or take it out"
+    unreadable = f"is not audio that can be read; {cures}"
     return [
         (folder / "absent.wav", "cannot be read (No such file or directory)"),
         (folder / "notes.wav", unreadable),
         (folder / "empty.wav", unreadable),
-        (folder / "film.mp4", unreadable),
+        (folder / "film.mp4", "can be read with ffmpeg alone, which is not installed; install it"),
         (record(folder, "silent.wav", wav[:0]), "holds no sound; take it out"),
         (record(folder, "holed.wav", wav), "holds samples that are not numbers; record or export"),
         (folder / "cut.flac", "is damaged; export it again"),

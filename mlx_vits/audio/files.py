@@ -6,8 +6,6 @@ Libraries: soundfile (libsndfile) and soxr, the resampler that upstream's libros
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +13,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from mlx_vits.audio.formats import open_recording
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 _MIN_RATE = 16000
 
 
@@ -40,10 +38,15 @@ def read_audio(path: str | Path) -> Recording:
     Raises:
         DataError: the file is missing, is not audio, is empty, or holds something that is not a
             number.
+        UserError: it needs ffmpeg, which is not installed.
     """
     path = Path(path)
-    with _naming(path):
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    with open_recording(path) as file:
+        rate = file.samplerate
+        try:
+            samples = file.read(dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise DataError(f"{path}: is damaged; export it again or take it out") from error
     if not len(samples):
         raise DataError(f"{path}: holds no sound; take it out of the folder")
     wav = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
@@ -57,23 +60,10 @@ def read_seconds(path: str | Path) -> float:
 
     Raises:
         DataError: the file is missing or is not audio.
+        UserError: it needs ffmpeg, which is not installed.
     """
-    with _naming(Path(path)):
-        return float(soundfile.info(path).duration)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Makes one sentence of what libsndfile says."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such recording; check the path")
-    try:
-        yield
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: is not audio that can be read; give it as {', '.join(SUFFIXES[:4])} "
-            "or take it out of the folder"
-        ) from error
+    with open_recording(Path(path)) as file:
+        return file.frames / file.samplerate
 
 
 def read_speech(path: str | Path, rate: int) -> np.ndarray:

@@ -1,15 +1,10 @@
 """Recordings of any length, a block at a time, at any rate.
 
-What libsndfile cannot open goes through ffmpeg, where that is installed. The resampler is soxr, as
-for whole clips.
+The resampler is soxr, as for whole clips.
 """
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,47 +12,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from mlx_vits.audio.files import SUFFIXES
+from mlx_vits.audio.formats import open_recording
 from mlx_vits.errors import DataError
 
 _BLOCK = 1 << 18  # samples
-
-
-@contextlib.contextmanager
-def open_recording(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Opens a recording, by way of ffmpeg where libsndfile does not know its form.
-
-    Raises:
-        DataError: it is missing, or neither can read it.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such recording; check the path")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError, RuntimeError):
-        with tempfile.TemporaryDirectory() as folder:
-            decoded = Path(folder) / "decoded.wav"
-            _decode(path, decoded)
-            with soundfile.SoundFile(decoded) as file:
-                yield file
-        return
-    with file:
-        yield file
-
-
-def _decode(path: Path, output: Path) -> None:
-    """Has ffmpeg write a WAV at the recording's own rate."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise DataError(
-            f"{path}: cannot be read; give it as {', '.join(SUFFIXES[:4])}, or install ffmpeg"
-        )
-    command = [program, "-nostdin", "-v", "error", "-i", str(path), "-vn", "-rf64", "auto"]
-    done = subprocess.run(
-        [*command, "-acodec", "pcm_f32le", str(output)], capture_output=True, check=False
-    )
-    if done.returncode != 0 or not output.is_file():
-        raise DataError(f"{path}: holds no sound that ffmpeg can read; export it again as WAV")
 
 
 def stream_recording(path: Path, rate: int) -> Iterator[np.ndarray]:
@@ -71,6 +29,7 @@ def stream_recording(path: Path, rate: int) -> Iterator[np.ndarray]:
 
     Raises:
         DataError: it cannot be read, or holds something that is not a number.
+        UserError: it needs ffmpeg, which is not installed.
     """
     with open_recording(path) as file:
         resampler = None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlx_vits.audio.files import read_audio, read_speech
-from mlx_vits.audio.streams import open_recording
+from mlx_vits.audio.formats import open_recording
 from mlx_vits.checking.facts import ClipFacts, FeatureFacts, LeftOut
 from mlx_vits.checking.phonemes import ENGLISH, guessed_words, is_english
 from mlx_vits.checking.sound import SoundFacts, measure_sound

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_vits.audio.files import SUFFIXES
+from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, recognise_clips
@@ -131,9 +131,8 @@ def _find_recordings(sources: Sequence[Path]) -> list[Path]:
         if source.is_dir():
             names = find_audio(source)
             if not names:
-                raise DataError(
-                    f"{source}: is empty of recordings ({', '.join(SUFFIXES)}); check the path"
-                )
+                endings = ", ".join([*SUFFIXES, *FFMPEG_SUFFIXES])
+                raise DataError(f"{source}: is empty of recordings ({endings}); check the path")
             found += [source / name for name in names]
         elif source.is_file():
             found.append(source)

@@ -83,8 +83,8 @@ def prepare_voice(
     options = options or PrepareOptions()
     voice = read_voice_source(source, options.held_out, options.transcripts)
     _check_output(source.resolve(), output.resolve())
-    manifest = _manifest(voice, base, config, options.language)
     before = layout.read_manifest(output)
+    manifest = _manifest(voice, base, config, options.language, before)
     if before is not None and replace(before, dropped=()) == manifest and _is_whole(output, before):
         listed = set(voice.unlisted)
         faulty = [clip for clip in before.dropped if clip.name not in listed]
@@ -155,11 +155,14 @@ def check_speaker_encoder(base: Base, config: Config) -> None:
         )
 
 
-def _manifest(voice: VoiceSource, base: Base, config: Config, language: str) -> Manifest:
+def _manifest(
+    voice: VoiceSource, base: Base, config: Config, language: str, before: Manifest | None
+) -> Manifest:
     held_out = {clip.name for clip in voice.held_out}
     encoder = file_sha256(content_encoder_file(encoder_folder(base)))
     takes_vectors = config.model.is_pro and base.speaker_encoder is not None
     speaker = file_sha256(base.speaker_encoder) if takes_vectors and base.speaker_encoder else ""
+    seconds = {clip.sha256: clip.seconds for clip in before.sources} if before else {}
     sources = []
     for clip in voice.clips:
         sha256 = file_sha256(clip.path)
@@ -167,7 +170,7 @@ def _manifest(voice: VoiceSource, base: Base, config: Config, language: str) -> 
             SourceClip(
                 clip.name,
                 sha256,
-                _seconds(clip.path),
+                seconds.get(sha256) or _seconds(clip.path),
                 clip.text,
                 clip.name in held_out,
                 clip.language or language,

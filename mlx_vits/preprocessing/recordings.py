@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlx_vits.audio.files import write_wav
-from mlx_vits.audio.streams import open_recording, stream_recording
+from mlx_vits.audio.formats import open_recording
+from mlx_vits.audio.streams import stream_recording
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write, make_folder
@@ -66,6 +67,7 @@ def slice_recordings(
 
     Raises:
         DataError: a recording cannot be read, or two have one name.
+        UserError: one needs ffmpeg, which is not installed; or `folder` cannot be written.
     """
     settings = settings or SliceSettings()
     names = [path.name for path in recordings]

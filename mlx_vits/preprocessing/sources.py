@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_vits.audio.files import SUFFIXES
+from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing.transcripts import (
     LIST_SUFFIX,
@@ -143,6 +143,9 @@ def _read_clips(folder: Path, transcripts: Path | None) -> _Listed:
 def find_audio(folder: Path) -> list[str]:
     """Names of the recordings of a folder, in order.
 
+    Where one that only ffmpeg reads lies beside another of the same name, as it does once it was
+    converted, it is left aside.
+
     Raises:
         DataError: there is no such folder, or it cannot be read.
     """
@@ -153,4 +156,11 @@ def find_audio(folder: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
     # Names with a leading dot are macOS's own companions of files on other disks.
-    return [n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
+    names = [name for name in names if not name.startswith(".")]
+    plain = {Path(name).stem for name in names if Path(name).suffix.lower() in SUFFIXES}
+    return [
+        name
+        for name in names
+        if (suffix := Path(name).suffix.lower()) in SUFFIXES
+        or (suffix in FFMPEG_SUFFIXES and Path(name).stem not in plain)
+    ]
