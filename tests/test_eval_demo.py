@@ -373,6 +373,7 @@ def test_from_runs_to_tables(place: Place, monkeypatch: Any) -> None:
     tables = write_tables(settings, place.output)
     assert "5 of 7 runs are finished" in tables
     assert "| `port` | 1 |" in tables
+    assert "is 0.0 points above the recordings'" in tables
     assert "| first | mel distance |" in tables
 
     _change(place, steps=3)

@@ -17,6 +17,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,7 +104,13 @@ def _package_folder(name: str) -> Path:
 
 def _load_whisper(cache: Path) -> Hear:
     library = _import("faster_whisper", "faster-whisper")
-    model = library.WhisperModel(str(_join_whisper(cache)), device="cpu", compute_type="float32")
+    # More threads than cores, its default where there are few, take several times as long.
+    model = library.WhisperModel(
+        str(_join_whisper(cache)),
+        device="cpu",
+        compute_type="float32",
+        cpu_threads=os.cpu_count() or 1,
+    )
 
     def hear(wav: np.ndarray) -> str:
         segments, _ = model.transcribe(

@@ -116,8 +116,8 @@ def compare_minutes(settings: Settings, found: dict[Run, Outcome]) -> list[Compa
             if measure in base.clips and measure in tuned.clips:
                 compared.append(_compare(settings, minute, measure, base, tuned))
         peaks = base.overall["largest_sample"], tuned.overall["largest_sample"]
-        is_loud = peaks[1] > LEAST_LARGEST_SAMPLE
-        compared.append(Comparison(minute, "largest_sample", *peaks, None, is_loud))
+        is_met = peaks[1] > LEAST_LARGEST_SAMPLE and _is_as_loud(*peaks)
+        compared.append(Comparison(minute, "largest_sample", *peaks, None, is_met))
     return compared
 
 
@@ -135,8 +135,12 @@ def _compare(
     elif measure == "ovrl":
         is_met = change.mean >= -QUALITY_MARGIN
     elif measure == "rms":
-        is_met = abs(means[1] / means[0] - 1) <= LOUDNESS_MARGIN
+        is_met = _is_as_loud(*means)
     return Comparison(minute, measure, *means, change, is_met)
+
+
+def _is_as_loud(base: float, tuned: float) -> bool:
+    return abs(tuned / base - 1) <= LOUDNESS_MARGIN
 
 
 def paired_differences(base: Sequence[float | None], tuned: Sequence[float | None]) -> list[float]:

@@ -191,11 +191,11 @@ class Speaker:
 
     def score(self, only: tuple[str, ...] = ()) -> Score:
         """The product's own score, of all held-out clips or of some."""
-        clips = [clip for clip in self.listening.clips if not only or stem(clip.name, only)]
+        clips = [clip for clip in self.listening.clips if not only or is_among(clip.name, only)]
         return score_voice(self.voice, clips, self.reference, self.listening.speaker_vector)
 
 
-def stem(name: str, among: tuple[str, ...]) -> bool:
+def is_among(name: str, among: tuple[str, ...]) -> bool:
     """Whether a prepared clip is one of those named, whatever their endings."""
     return Path(name).stem in {Path(other).stem for other in among}
 
@@ -263,7 +263,7 @@ def _write(
             clips = []
             break
         clips.append(_describe(clip, recordings.get(clip.name, clip.wav), rate))
-        kept = rate if stem(clip.name, settings.pictured) else HEARD_RATE
+        kept = rate if is_among(clip.name, settings.pictured) else HEARD_RATE
         name = Path(clip.name).with_suffix(".flac").name
         soundfile.write(folder / name, _as_int16(resample(clip.wav, rate, kept)), kept)
     with atomic_write(folder / RESULT) as out:

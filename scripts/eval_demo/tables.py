@@ -31,6 +31,7 @@ _FORMATS = {name: (heading, shown) for name, heading, shown in (*_SOUND, *_HEARD
     "rms": ("loudness (root mean square)", ",.0f")
 }
 _SHOWN_STEPS = (0, 10, 20, 30, 50, 80, 100, 150, 200)
+WORD_ERROR_MARGIN = 15.0  # points
 _NONE = "–"
 
 
@@ -51,10 +52,29 @@ def write_tables(settings: Settings, output: Path) -> str:
         "greatest.",
         ablation_table(rows, _SOUND),
         ablation_table(rows, _HEARD),
+        _word_error_margin(rows),
         probe_table(rows),
         minutes_table(compare_minutes(settings, found)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _word_error_margin(rows: dict[str, list[Outcome]]) -> str:
+    """How far the base's words are from the recordings'; empty while one of them is not scored."""
+    rates = [
+        outcome.overall["whisper"]
+        for name in (RECORDING, BASE)
+        for outcome in rows.get(name, [])
+        if "whisper" in outcome.overall
+    ]
+    if len(rates) < 2:
+        return ""
+    points = 100 * (rates[1] - rates[0])
+    met = "met" if points <= WORD_ERROR_MARGIN else "NOT met"
+    return (
+        f"By Whisper, the base's word error rate is {points:.1f} points above the recordings'; at "
+        f"most {WORD_ERROR_MARGIN:g} are asked for: {met}."
+    )
 
 
 def ablation_table(rows: dict[str, list[Outcome]], columns: Sequence[tuple[str, str, str]]) -> str:
