@@ -10,6 +10,8 @@ the heap instead.
 
 Nothing here runs on macOS, where MLX uses Accelerate and the GPU. `MLX_VITS_BLAS` overrides the
 choice: the path of a library, or `none` for the wheel's own.
+
+`MLX_VITS_DEVICE=cpu`, on any system, keeps MLX off the GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import ctypes
 import ctypes.util
 import os
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -103,5 +106,19 @@ def tune_allocator() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEEP_ON_HEAP_BYTES)
 
 
+def choose_device() -> None:
+    """Makes the CPU MLX's default device where `MLX_VITS_DEVICE` says so; imports `mlx`."""
+    wish = os.environ.get("MLX_VITS_DEVICE", "")
+    if not wish:
+        return
+    if wish != "cpu":
+        warnings.warn(f"MLX_VITS_DEVICE={wish}: only cpu is known; ignored", stacklevel=2)
+        return
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+
+
 BLAS = load_blas()
 tune_allocator()
+choose_device()

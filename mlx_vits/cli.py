@@ -14,6 +14,7 @@ from mlx_vits.checking.command import check_voice
 from mlx_vits.checking.subject import CheckOptions
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
+from mlx_vits.doctor.command import diagnose
 from mlx_vits.errors import UserError
 from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.handover import hand_over
@@ -205,6 +206,18 @@ def check(
     """
     options = CheckOptions(language, held_out, transcripts, batch_size)
     raise typer.Exit(check_voice(voice, options, for_machines=json_))
+
+
+@app.command()
+@report_errors
+def doctor(
+    json_: bool = typer.Option(False, "--json", help="One JSON object, for machines."),
+) -> None:
+    """Say what this machine runs on, and check its arithmetic: every gradient, GPU against CPU.
+
+    Exit status: 0, all is right; 1, something is wrong, with what to do.
+    """
+    raise typer.Exit(diagnose(for_machines=json_))
 
 
 def main() -> None:
