@@ -168,17 +168,25 @@ def test_a_compiled_step_gives_the_same(place: Place) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(place: Place) -> None:
     trainer = place.trainer()
     _run(trainer, 2)
-    batches = trainer.voice.batches
+    endless = trainer.voice.endless
 
     def poisoned(*args: Any) -> Any:
-        for batch in batches(*args):
-            yield batch._replace(spec=batch.spec * mx.array(float("nan")))
+        for fields in endless(*args):
+            yield fields | {"spec": fields["spec"] * np.float32("nan")}
 
-    trainer.voice.batches = poisoned  # type: ignore[method-assign]
+    trainer.voice.endless = poisoned  # type: ignore[method-assign]
     with pytest.raises(TrainingStopped, match="no longer a number at step 3") as caught:
         _run(trainer)
     assert caught.value.step == 3
     assert trainer.place.step == 2
+
+
+def test_clips_that_memory_has_no_room_for_are_read_again(place: Place) -> None:
+    """Every batch's spectrograms are then made beside the step, in the other thread."""
+    roomy, tight = place.trainer(), place.trainer()
+    tight.voice = PreparedVoice(tight.voice.folder, tight.voice.config, cache_bytes=0)
+    assert _run(roomy) == _run(tight)
+    assert tight.waited_seconds > 0
 
 
 def test_a_strong_pull_halves_the_drift(place: Place) -> None:

@@ -12,6 +12,7 @@ has to be traced and compiled again. The padding is masked like any other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,20 @@ class PreparedVoice:
         for items in self.plan(batch_size, seed, epoch)[start:]:
             yield collate([self.read(item) for item in items], self.config)
 
+    def endless(
+        self, batch_size: int, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The padded fields of batch after batch, epoch after epoch; for `Ahead`.
+
+        Args:
+            epoch: the first, from 1.
+            start: batches of the first epoch that are left out.
+        """
+        for number in count(epoch):
+            for items in self.plan(batch_size, seed, number)[start:]:
+                yield pad_utterances([self.read(item) for item in items], self.config)
+            start = 0
+
     def read(self, item: Item) -> Utterance:
         """Reads one clip.
 
@@ -125,7 +140,8 @@ class PreparedVoice:
                 f"{path}: is at {recording.rate} Hz instead of {data.sampling_rate}; prepare the "
                 "voice again"
             )
-        spec = np.array(spectrogram(mx.array(recording.wav)[None], data)[0])
+        with mx.stream(mx.cpu):  # may be another thread than the one that drives the GPU
+            spec = np.array(spectrogram(mx.array(recording.wav)[None], data)[0])
         ssl_path = self.folder / layout.SSL_FOLDER / f"{item.name}.pt"
         ssl = layout.read_features(ssl_path, self.config.reduced_dims.ssl_dim)
         ssl = align_features(ssl, len(spec), str(ssl_path))

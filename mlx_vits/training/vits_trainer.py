@@ -17,6 +17,7 @@ from mlx_vits.checkpoints.run import Place, RunState
 from mlx_vits.errors import CheckpointError, TrainingStopped
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
+from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.regularization import Anchor
 from mlx_vits.training.step import Batch, GANStep, VITSLosses, build_optimizers, set_learning_rates
@@ -108,6 +109,7 @@ class VITSTrainer:
         self.generator, self.discriminator = generator, discriminator
         self.voice, self.config = voice, config
         self.place = Place()
+        self.waited_seconds = 0.0
         freeze_for(generator, config.train)
         compiled = config.compiled
         if compiled is None:
@@ -138,16 +140,20 @@ class VITSTrainer:
         Raises:
             TrainingStopped: a loss or a gradient is no longer a number; nor are the weights now.
         """
-        while self.place.step < self.total_steps:
-            epoch = self.place.epoch
-            size, seed = self.config.batch_size, self.config.seed
-            count = len(self.voice.plan(size, seed, epoch))
-            self.place = replace(self.place, epoch_batches=count)
-            for batch in self.voice.batches(size, seed, epoch, self.place.batch):
-                yield self._update(batch)
-                if self.place.step >= self.total_steps:
-                    return
-            self.place = replace(self.place, epoch=epoch + 1, batch=0)
+        size, seed = self.config.batch_size, self.config.seed
+        ahead = Ahead(self.voice.endless(size, seed, self.place.epoch, self.place.batch))
+        try:
+            while self.place.step < self.total_steps:
+                count = len(self.voice.plan(size, seed, self.place.epoch))
+                if self.place.batch >= count:
+                    self.place = replace(self.place, epoch=self.place.epoch + 1, batch=0)
+                    continue
+                self.place = replace(self.place, epoch_batches=count)
+                fields = next(ahead)
+                self.waited_seconds = ahead.waited
+                yield self._update(Batch(**{name: mx.array(a) for name, a in fields.items()}))
+        finally:
+            ahead.close()
 
     def _update(self, batch: Batch) -> StepRecord:
         rates = self._set_rates()
