@@ -23,17 +23,33 @@ from mlx_vits.text.chinese_numbers import cardinal, digits, number, quantity
 
 _NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"
 _UNITS = {
-    **{"km/h": "公里每小时", "m/s": "米每秒", "km2": "平方公里", "km²": "平方公里", "km": "公里"},
+    **{"km/h": "千米每小时", "m/s": "米每秒", "km2": "平方千米", "km²": "平方千米", "km": "千米"},
     **{"cm2": "平方厘米", "cm²": "平方厘米", "cm3": "立方厘米", "cm³": "立方厘米", "cm": "厘米"},
     **{"mm": "毫米", "m2": "平方米", "m²": "平方米", "m3": "立方米", "m³": "立方米", "m": "米"},
-    **{"㎡": "平方米", "㎞": "公里", "㎝": "厘米", "㎏": "公斤", "kg": "公斤", "mg": "毫克"},
+    **{"㎡": "平方米", "㎞": "千米", "㎝": "厘米", "㎏": "千克", "kg": "千克", "mg": "毫克"},
     **{"g": "克", "ml": "毫升", "mL": "毫升", "L": "升", "kWh": "千瓦时", "kW": "千瓦", "W": "瓦"},
     **{"V": "伏", "db": "分贝", "dB": "分贝", "Hz": "赫兹", "kHz": "千赫兹", "MHz": "兆赫"},
     **{"GHz": "吉赫", "ms": "毫秒", "min": "分钟", "h": "小时", "s": "秒"},
 }
 _UNIT = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _MONEY = {"$": "美元", "¥": "元", "€": "欧元", "£": "英镑"}
-_SCALE = "万亿|千万|百万|十万|万|亿|千|百"
+# Cantonese is read as it is written, so the words around a number may be traditional.
+_TRADITIONAL = str.maketrans(
+    "万亿个条张册辆间栋层颗块盘壶锅双对组队种类样门节课项声盏顶处笔桩周岁钟时头点两吨亩顷户国县届拨帧辈礼"
+    "党页阵篮笼针贴丝只摄镑欧",
+    "萬億個條張冊輛間棟層顆塊盤壺鍋雙對組隊種類樣門節課項聲盞頂處筆樁週歲鐘時頭點兩噸畝頃戶國縣屆撥幀輩禮"
+    "黨頁陣籃籠針貼絲隻攝鎊歐",
+)
+
+
+def _either_script(words: str) -> str:
+    """Alternatives of a pattern in simplified characters, then those that look otherwise."""
+    simplified = words.split("|")
+    both = dict.fromkeys([*simplified, *(word.translate(_TRADITIONAL) for word in simplified)])
+    return "|".join(both)
+
+
+_SCALE = _either_script("万亿|千万|百万|十万|万|亿|千|百")
 # Measure words before which 2 is 两. Not here: 月 日 号 楼 级 班 路 世纪, before which it is 二.
 _MEASURE_WORDS = """
 个 位 名 只 支 枝 条 张 把 件 本 册 辆 台 架 艘 家 间 所 座 栋 幢 层 棵 株 朵 颗 粒 块 片 滴 杯
@@ -41,12 +57,15 @@ _MEASURE_WORDS = """
 集 场 次 回 遍 趟 顿 番 下 步 口 句 声 段 份 封 项 道 面 扇 盏 根 串 束 卷 匹 头 尾 峰 枚 顶 处 笔
 桩 起 周 年 天 夜 岁 秒 分钟 分 小时 钟头 点 刻 里 米 尺 寸 丈 公里 厘米 毫米 千米 平方 立方 克 千克
 公斤 斤 两 吨 升 毫升 亩 公顷 元 块 角 毛 美元 欧元 英镑 日元 港元 人 户 倍 国 省 市 县 代 届 期 拨
-瓣 尊 帧 辈子 旬 季 晚 星期 礼拜 成 折 大 者 派 党
+瓣 尊 帧 辈子 旬 季 晚 星期 礼拜 成 折 大 者 派 党 页 例 列 床 堂 阵 堆 捆 扎 碟 叠 篮 笼 针 贴 丝
+堵 蚊 嚿 樽 餐 煲
 """
-_MEASURES = {*_MEASURE_WORDS.split(), *_SCALE.split("|")}
+_MEASURES = {*_either_script("|".join(_MEASURE_WORDS.split())).split("|"), *_SCALE.split("|")}
 _MEASURE = "|".join(sorted(_MEASURES, key=len, reverse=True))
 _COUNTED = "".join(sorted({word[-1] for word in _MEASURES}))
-_PER = r"(?:平方|立方|天|日|月|年|小时|分钟|分|秒|人|次|公里|千米|千克|公斤|米|升|吨|周|斤|个)"
+_PER = _either_script(
+    "平方|立方|天|日|月|年|小时|分钟|分|秒|人|次|公里|千米|千克|公斤|米|升|吨|周|斤|个"
+)
 _TIME = r"(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?"
 _SERVICE_NUMBERS = frozenset(["110", "112", "114", "119", "120", "122", "911", "315"])
 _CELLULAR = r"(?<![\d.])(?:\+?86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}(?!\d)"
@@ -78,7 +97,7 @@ def spell_numbers(text: str, one: str = "幺") -> str:
 
 def _plain_numeral(character: str) -> str:
     """Circled and Roman numerals in Chinese, "½" as " 1/2"; other characters as they are."""
-    if character in "²³零" or unicodedata.category(character) not in ("No", "Nl"):
+    if character in "¹²³零" or unicodedata.category(character) not in ("No", "Nl"):
         return character
     value = unicodedata.numeric(character)
     if value != int(value):
@@ -146,14 +165,14 @@ def _spell_amounts(text: str) -> str:
         sign, value, kind = match[1], match[2], match[3]
         return f"{'负' if sign else ''}{'百' if kind == '%' else '千'}分之{number(value)}"
 
-    text = re.sub(rf"(?<![\d])-(?=(?:{_NUMBER})(?:°C|℃|°|度|摄氏度))", "零下", text)
+    text = re.sub(rf"(?<![\d])-(?=(?:{_NUMBER})(?:°C|℃|°|度|摄氏度|攝氏度))", "零下", text)
     text = re.sub(
         rf"({_NUMBER})(?:(°C|℃|°F|℉|°))",
         lambda m: number(m[1]) + ("华氏度" if m[2] in ("°F", "℉") else "度"),
         text,
     )
     text = re.sub(rf"(?<!\d)(-?)({_NUMBER})(%|‰)", percent, text)
-    text = re.sub(rf"([$¥€£]) ?({_NUMBER})({_SCALE})?(?:元|美元|欧元|英镑)?", money, text)
+    text = re.sub(rf"([$¥€£]) ?({_NUMBER})({_SCALE})?(?:元|美元|欧元|歐元|英镑|英鎊)?", money, text)
     return re.sub(
         rf"({_NUMBER}) ?({_UNIT})(?![A-Za-z0-9])",
         lambda m: quantity(m[1]) + _UNITS[m[2]],
@@ -168,9 +187,8 @@ def _spell_reckoning(text: str) -> str:
         lambda m: f"{cardinal(m[1]) + '又' if m[1] else ''}{cardinal(m[3])}分之{cardinal(m[2])}",
         text,
     )
-    text = text.replace("²", "的平方").replace("³", "的立方")
     text = re.sub(
-        "[⁰-⁹]+", lambda m: f"的{cardinal(unicodedata.normalize('NFKC', m[0]))}次方", text
+        "[⁰¹²³⁴-⁹]+", lambda m: f"的{cardinal(unicodedata.normalize('NFKC', m[0]))}次方", text
     )
     text = re.sub(r"(?<=[\dA-Za-z)方]) ?- ?(?=(?:[\d.]+|[A-Za-z]) ?[=+])", "减", text)
     return re.sub(r"(?<![\dA-Za-z])-(?=\d)", "负", text)

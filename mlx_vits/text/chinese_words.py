@@ -80,6 +80,8 @@ def read_words(text: str, in_context: bool) -> list[Word]:
             readings = _replace(readings, context[here])
         if in_context and written[-1] == "地" and _is_adverbial(cut, i):
             readings[-1] = "de5"
+        if in_context and written == "重" and cut[i + 1 : i + 2] and cut[i + 1][1] == "m":
+            readings[-1] = "zhong4"  # what something weighs, which g2pM takes for "again"
         readings = _replace(readings, listed[here])
         pairs = [_split_reading(reading) for reading in readings]
         words.append(Word(written, tag, [p[0] for p in pairs], [p[1] for p in pairs]))
