@@ -35,7 +35,7 @@ _SPOKEN = "A-Za-z0-9々〆\u3041-\u3096\u309d\u309e\u30a1-\u30ff\u3400-\u4dbf\u4
 _SPOKEN += "\uf900-\ufaff\U00020000-\U0003134f"
 _LONGEST_PIECE = 400  # characters; OpenJTalk refuses texts of some thousands
 _PIECE = re.compile(
-    rf"[{_SPOKEN}]{{1,{_LONGEST_PIECE}}}(?:[.][0-9]{{1,20}}[{_SPOKEN}]{{0,{_LONGEST_PIECE}}})?"
+    rf"[{_SPOKEN}]{{1,{_LONGEST_PIECE}}}(?:(?<=[0-9])[.][0-9]{{1,20}}[{_SPOKEN}]{{0,{_LONGEST_PIECE}}})?"
     rf"|[^\W{_SPOKEN}]+|.|\n"
 )
 _MARK_OF = {
@@ -90,7 +90,8 @@ def normalize(text: str) -> str:
 
     Counts stay in digits: OpenJTalk reads them with the changes that counters bring (三百, 一本).
     """
-    text = "".join(_plain(c) for c in text)
+    # Composed last: half-width kana have their voicing marks apart, as some systems' texts have.
+    text = unicodedata.normalize("NFC", "".join(_plain(c) for c in text))
     text = _spell_numbers(text)
     text = re.sub(r"(?<=[A-Za-z0-9 ])=(?=[A-Za-z0-9 -])", "イコール", text)
     for sign, word in _SIGNS.items():
@@ -100,6 +101,7 @@ def normalize(text: str) -> str:
     text = re.sub(r"(?<=[A-Za-z0-9])[-‐](?=[A-Za-z0-9])", "", text)
     text = re.sub(r"\.{2,}", "…", text)
     text = re.sub(r"(?<!\d)\.(?=\d)|(?<=\d)\.(?!\d)", "。", text)
+    text = re.sub(r"(?<=\d)。(?=\d)", "。 ", text)  # a sentence's end is no decimal point
     text = "".join(_MARK_OF.get(c, c) for c in text)
     return re.sub(rf"([{MARKS}])[{MARKS}]+", r"\1", text).strip()
 
@@ -180,6 +182,7 @@ def _spell_numbers(text: str) -> str:
         lambda m: f"{int(m[1])}時" + (f"{int(m[2])}分" if int(m[2]) else ""),
         text,
     )
+    text = re.sub(r"(?<![\d/.])(\d+)/(\d+)(?![\d/.])", r"\2分の\1", text)
     text = re.sub(rf"([¥$€£]) ?(\d+(?:\.\d+)?)({_SCALE})?", _spell_money, text)
     text = re.sub(r"(?<=\d)([^\s\d]{0,3})[~](?=[¥$€£]?\d)", r"\1から", text)
     text = re.sub(r"(?<=\d)-(?=\d+(?:\.\d+)?(?:[^\d-]|$))", "から", text)

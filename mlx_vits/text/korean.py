@@ -92,7 +92,8 @@ def normalize(text: str) -> str:
     text = spell_numbers(text)
     text = "".join(_MARK_OF.get(c, c) for c in text)
     text = re.sub(rf"([{MARKS}])[{MARKS}]+", r"\1", text)
-    return re.sub(r"\s+", " ", text).strip()
+    # A blank at an end is a pause of its own, between a word and one of another language.
+    return re.sub(r"\s+", " ", text)
 
 
 def _pronounced(text: str) -> list[Syllable]:

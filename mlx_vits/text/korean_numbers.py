@@ -41,6 +41,9 @@ _LETTER_NAMES = """
 와이 제트
 """
 _LETTERS = dict(zip("abcdefghijklmnopqrstuvwxyz", _LETTER_NAMES.split(), strict=True))
+# Emergency and service numbers, said digit by digit where nothing is counted.
+_SERVICE = "112|114|119|911"
+_COUNTED = "[원년월일점위층호회도분초만억천백번등세조]"
 _NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"
 
 
@@ -97,6 +100,8 @@ def spell_numbers(text: str) -> str:
     """The text with every number and every Latin letter in Hangul."""
     text = re.sub(r"\d{20,}", lambda m: digits(m[0]), text)
     text = re.sub(r"(?<![\d-])(0\d{1,2}-\d{3,4}-\d{4}|1\d{3}-\d{4})(?![\d-])", _telephone, text)
+    # Days that events are named after: 6·25, 3·1절.
+    text = re.sub(r"(?<![\d.,])(\d)[·ㆍ](\d\d?)(?![\d.·ㆍ])", lambda m: digits(m[1] + m[2]), text)
     text = re.sub(
         r"(?<!\d)(\d{4})([-./])(\d{1,2})\2(\d{1,2})(?!\d)",
         lambda m: f"{m[1]}년 {int(m[3])}월 {int(m[4])}일",
@@ -120,6 +125,11 @@ def spell_numbers(text: str) -> str:
     )
     text = re.sub(r"(?<![\d.,])1 ?번째", "첫번째", text)
     text = re.sub(rf"(?<![\d.,])(\d+) ?(?={_COUNTER})", _count, text)
+    text = re.sub(
+        rf"(?<![\d.,:/~-])(?:{_SERVICE})(?![\d:/~-]|[.,]\d| ?{_COUNTED})",
+        lambda m: digits(m[0], "공"),
+        text,
+    )
     text = re.sub(r"(?<![\d.])0\d+(?![\d.])", lambda m: digits(m[0], "공"), text)
     text = re.sub(_NUMBER, lambda m: number(m[0]), text)
     for sign, word in (("+", " 더하기 "), ("=", "는 "), ("×", " 곱하기 "), ("&", " 앤드 ")):

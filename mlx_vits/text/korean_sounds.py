@@ -3,7 +3,9 @@
 The rules are those of the 표준 발음법 (Ministry of Culture 2017-13; the numbers of its articles
 stand in the code), applied as `g2pk2` applies them, the package upstream uses: across a space
 consonants change each other but do not move over. That package itself downloads an English
-dictionary when it is imported, and has not been kept since 2023.
+dictionary when it is imported, and has not been kept since 2023. Where its rules give another sound
+than the Standard (늦어 느서, 밟아 바바), its sound is kept; slips of its table in clusters before
+ㅋ, ㅌ and ㅎ (흙탕물 as 흑팡물) are not.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ _LINKED = {
     },
     **{"ㅎ": ("", SILENT), "ㄶ": ("", "ㄴ"), "ㅀ": ("", "ㄹ"), "ㅇ": ("ㅇ", SILENT)},
 }
+# The same after ㅡ, for the names of letters (디귿이 디그시, article 16). `g2pk2` does so in every
+# word, also where the Standard does not (늦어), and its results are what models were trained on.
+_LINKED_AS_LETTER_NAME = {**dict.fromkeys("ㄷㅈㅊㅌㅎ", "ㅅ"), "ㅋ": "ㄱ", "ㅍ": "ㅂ"}
 _PALATAL = {"ㄷ": ("", "ㅈ"), "ㅌ": ("", "ㅊ"), "ㄾ": ("ㄹ", "ㅊ")}  # before ㅣ (article 17)
 _ASPIRATED = {"ㄱ": "ㅋ", "ㄷ": "ㅌ", "ㅂ": "ㅍ", "ㅈ": "ㅊ"}
 _TENSE = {"ㄱ": "ㄲ", "ㄷ": "ㄸ", "ㅂ": "ㅃ", "ㅅ": "ㅆ", "ㅈ": "ㅉ"}
@@ -139,6 +144,11 @@ def _meet(left: Syllable, right: Syllable | None, spaced: bool, text: str) -> No
 
 def _link(left: Syllable, right: Syllable) -> None:
     """A coda moves over to a syllable without an onset."""
+    if left.vowel == "ㅡ" and left.coda in _LINKED_AS_LETTER_NAME:
+        left.coda, right.onset = "", _LINKED_AS_LETTER_NAME[left.coda]
+        return
+    if left.coda == "ㄼ" and left.is_stem and _is_balb(left):  # 밟아: so g2pk2
+        left.coda = "ㅂ"
     links = _PALATAL if right.vowel in "ㅣㅕ" and left.coda in _PALATAL else _LINKED
     left.coda, right.onset = links.get(left.coda, ("", left.coda))
 
@@ -181,15 +191,19 @@ def _make_tense(left: Syllable, right: Syllable, spaced: bool, text: str) -> Non
 
 def _closed(left: Syllable, right: Syllable | None) -> str:
     coda = left.coda
-    if coda == "ㄼ" and left.vowel == "ㅏ" and left.onset == "ㅂ":  # 밟다, article 10.1
+    if coda == "ㄼ" and _is_balb(left):  # 밟다, article 10.1
         return "ㅂ"
-    if coda == "ㄼ" and (left.onset, left.vowel) == ("ㄴ", "ㅓ") and right:  # 넓죽하다, 넓둥글다
-        return "ㅂ" if right.onset in "ㅈㅉㄷㄸ" and right.vowel == "ㅜ" else "ㄹ"
     if coda == "ㄼ" and right and right.onset in "ㄴㅁ":
         return "ㅂ"  # as g2pk2: a nasal comes of it
+    if coda == "ㄼ" and (left.onset, left.vowel) == ("ㄴ", "ㅓ") and right:  # 넓죽하다, 넓둥글다
+        return "ㅂ" if right.onset in "ㅈㅉㄷㄸ" and right.vowel == "ㅜ" else "ㄹ"
     if coda == "ㄺ" and left.is_stem and right and right.onset in "ㄱㄲ":  # 맑게, article 11.1
         return "ㄹ"
     return _CLOSED.get(coda, coda)
+
+
+def _is_balb(syllable: Syllable) -> bool:
+    return syllable.vowel == "ㅏ" and syllable.onset in "ㅂㅃ"  # also tense, as in 짓밟다
 
 
 def _assimilate(left: Syllable, right: Syllable, spaced: bool) -> None:
@@ -205,6 +219,7 @@ def _assimilate(left: Syllable, right: Syllable, spaced: bool) -> None:
     elif onset in "ㄴㅁ" and coda in _NASAL:
         coda = _NASAL[coda]
     elif onset == "ㄴ" and coda == "ㄹ":
-        after_particle = spaced and left.vowel == "ㅡ" and left.onset in (SILENT, "ㄹ")
-        onset = "ㄴ" if after_particle else "ㄹ"  # 을, 를: upstream mends g2pk2 so
+        onset = "ㄹ"
+    if spaced and coda == onset == "ㄹ" and left.vowel == "ㅡ" and left.onset in (SILENT, "ㄹ"):
+        onset = "ㄴ"  # 을, 를: upstream mends g2pk2 so, and a ㄹ that is written goes with it
     left.coda, right.onset = coda, onset
