@@ -21,7 +21,7 @@ from mlx_vits.files import replace_folder
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.journal import Journal, audio_key
 from mlx_vits.preprocessing.making import Drop, Maker, Progress, Report, encoder_folder
-from mlx_vits.preprocessing.prepared import Manifest, SourceClip
+from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 
 Notice = Callable[[str], None]
@@ -69,7 +69,8 @@ def prepare_voice(
         config: of the base's generator.
         options: how.
         progress: called with clips done, clips in all and the clip's name.
-        drop: called with every clip that is not used.
+        drop: called with every clip that is not used, and every line of the transcripts (its name
+            is then empty). Without it, and with `strict`, a faulty line is an error.
         notice: called with a sentence on signs in the transcripts that no phoneme stands for.
 
     Returns:
@@ -81,7 +82,8 @@ def prepare_voice(
         CheckpointError: the base has no content encoder, or one of another width.
     """
     options = options or PrepareOptions()
-    voice = read_voice_source(source, options.held_out, options.transcripts)
+    fault = (lambda reason: drop(DroppedClip("", reason))) if drop and not options.strict else None
+    voice = read_voice_source(source, options.held_out, options.transcripts, fault)
     _check_output(source.resolve(), output.resolve())
     before = layout.read_manifest(output)
     manifest = _manifest(voice, base, config, options.language, before)

@@ -6,7 +6,6 @@ on.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ from mlx_vits.errors import DataError
 from mlx_vits.preprocessing.transcripts import (
     LIST_SUFFIX,
     TRANSCRIPTS,
+    Fault,
+    Transcript,
     find_transcripts,
     read_beside,
     read_text,
@@ -60,7 +61,10 @@ class VoiceSource(NamedTuple):
 
 
 def read_voice_source(
-    folder: Path, held_out: int | None = None, transcripts: Path | None = None
+    folder: Path,
+    held_out: int | None = None,
+    transcripts: Path | None = None,
+    fault: Fault | None = None,
 ) -> VoiceSource:
     """Reads a folder of clips and transcripts.
 
@@ -69,11 +73,14 @@ def read_voice_source(
         held_out: how many of the last clips are kept from training; None for what
             `held_out.txt` names, or without one a tenth of the clips, if there are four or more.
         transcripts: their file, where it is not the one within the folder.
+        fault: called with the sentence on each clip or line that has to be left out; where not
+            given, the first is an error.
 
     Raises:
-        DataError: the folder, a clip or a transcript is missing, empty, or has no counterpart.
+        DataError: the folder is missing or nothing in it can be used; without `fault` also a clip
+            or a transcript that is missing, empty, or has no counterpart.
     """
-    clips, unlisted = _read_clips(folder, transcripts)
+    clips, unlisted = _read_clips(folder, transcripts, fault)
     listed = folder / HELD_OUT
     if held_out is None and listed.is_file():
         names = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
@@ -99,13 +106,41 @@ class _Listed(NamedTuple):
     unlisted: list[str]
 
 
-def _read_clips(folder: Path, transcripts: Path | None) -> _Listed:
-    audio = find_audio(folder)
+def _read_clips(folder: Path, transcripts: Path | None, fault: Fault | None) -> _Listed:
+    reasons: list[str] = []
+
+    def leave_out(reason: str) -> None:
+        if fault is None:
+            raise DataError(reason)
+        reasons.append(reason)
+        fault(reason)
+
+    found = find_audio(folder)
     path = transcripts or find_transcripts(folder)
+    rows = _read_rows(folder, found, path, leave_out if fault else None)
+    of_lines = list(reasons)
+    audio = _usable(folder, found, leave_out)
+    clips = _match(folder, rows, audio, set(found) - set(audio), leave_out)
+    told = {clip.name for clip in clips}
+    untold = [name for name in audio if name not in told]
+    if untold and not (path is not None and path.suffix.lower() == LIST_SUFFIX):
+        place = path.name if path is not None else "a .txt or .lab beside it"
+        for name in untold:
+            if not any(name in reason for reason in of_lines):  # its line has been said
+                leave_out(f"{folder / name}: has no line in {place}; add one or take the clip out")
+        untold = []
+    if not clips:
+        raise DataError(reasons[0] if reasons else f"{folder}: no clip has a transcript")
+    return _Listed(clips, untold)
+
+
+def _read_rows(
+    folder: Path, audio: list[str], path: Path | None, fault: Fault | None
+) -> list[Transcript]:
     if path is not None:
-        rows = read_transcripts(path)
+        rows = read_transcripts(path, fault)
     elif audio:
-        rows = read_beside([folder / name for name in audio])
+        rows = read_beside([folder / name for name in audio], fault)
     else:
         raise DataError(
             f"{folder}: is empty of recordings; put clips of about 3 to 10 seconds there, with "
@@ -116,28 +151,40 @@ def _read_clips(folder: Path, transcripts: Path | None) -> _Listed:
             f"{folder}: has recordings but no {TRANSCRIPTS}; write one, a line `file<TAB>text` "
             "for each clip"
         )
-    stems = Counter(Path(name).stem for name in audio)
-    twins = [name for name in audio if stems[Path(name).stem] > 1]
-    if twins:
-        raise DataError(f"{folder}: {twins[0]} and {twins[1]} differ in ending only; rename one")
+    return rows
+
+
+def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
+    """The names that are files and that no other shares but for its ending."""
+    usable: list[str] = []
+    for name in audio:
+        twin = next((other for other in usable if Path(other).stem == Path(name).stem), None)
+        if not (folder / name).is_file():
+            kind = "a folder" if (folder / name).is_dir() else "a link to nothing"
+            leave_out(f"{folder / name}: is {kind}, not a recording; take it out")
+        elif twin is not None:
+            leave_out(f"{folder}: {twin} and {name} differ in ending only; rename one")
+        else:
+            usable.append(name)
+    return usable
+
+
+def _match(
+    folder: Path, rows: list[Transcript], audio: list[str], refused: set[str], leave_out: Fault
+) -> list[Clip]:
     present = {path.name for path in folder.iterdir()}
     by_stem = {Path(name).stem: name for name in audio}
-    clips: list[Clip] = []
+    clips: dict[str, Clip] = {}
     for row in rows:
         # LJ Speech lists its clips without their ending.
         name = row.name if row.name in present else by_stem.get(row.name)
         if name is None:
-            raise DataError(f"{row.where} lists {row.name}, which is not in the folder")
-        if name in {clip.name for clip in clips}:
-            raise DataError(f"{row.where} lists {name} a second time")
-        clips.append(Clip(name, folder / name, row.text, row.language))
-    untold = sorted(set(audio) - {clip.name for clip in clips})
-    if untold and not (path is not None and path.suffix.lower() == LIST_SUFFIX):
-        place = path.name if path is not None else "a .txt or .lab beside it"
-        raise DataError(
-            f"{folder / untold[0]}: has no line in {place}; add one or take the clip out"
-        )
-    return _Listed(clips, untold)
+            leave_out(f"{row.where} lists {row.name}, which is not in the folder")
+        elif name in clips:
+            leave_out(f"{row.where} lists {name} a second time")
+        elif name not in refused:
+            clips[name] = Clip(name, folder / name, row.text, row.language)
+    return list(clips.values())
 
 
 def find_audio(folder: Path) -> list[str]:

@@ -15,11 +15,15 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
+
+Fault = Callable[[str], None]
 
 TRANSCRIPTS = "transcripts.tsv"
 LIST_SUFFIX, CSV_SUFFIX = ".list", ".csv"
@@ -69,50 +73,78 @@ def find_transcripts(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_transcripts(path: Path) -> list[Transcript]:
+def read_transcripts(path: Path, fault: Fault | None = None) -> list[Transcript]:
     """Reads a transcript file of any form, by its ending.
 
+    Args:
+        fault: called with the sentence on each line that cannot be used, which is then left out;
+            where not given, the first such line is an error.
+
     Raises:
-        DataError: it cannot be read, a line has another form, a clip is listed twice, or a text is
-            missing; the line is named.
+        DataError: it cannot be read, or no line can be used; without `fault` also a line of another
+            form, a clip that is listed twice, or a missing text. The line is named.
     """
     content = read_text(path)
+    parsers: list[Callable[[], Transcript]]
     if path.suffix.lower() == LIST_SUFFIX:
-        rows = [_list_row(path, n, line) for n, line in _lines(content)]
+        parsers = [partial(_list_row, path, n, line) for n, line in _lines(content)]
     elif path.suffix.lower() == CSV_SUFFIX:
-        rows = _csv_rows(path, content)
+        parsers = _csv_parsers(path, content)
     else:
-        rows = [_tsv_row(path, n, line) for n, line in _lines(content)]
-    seen: set[str] = set()
-    for row in rows:
-        if not row.name or row.name in (".", ".."):
-            raise DataError(f"{row.where} does not name a file of the folder itself")
-        if not row.text:
-            raise DataError(f"{row.where} gives no text for {row.name}")
-        if row.name in seen:
-            raise DataError(f"{row.where} lists {row.name} a second time")
-        seen.add(row.name)
+        parsers = [partial(_tsv_row, path, n, line) for n, line in _lines(content)]
+    rows: dict[str, Transcript] = {}
+    first = ""
+    for parse in parsers:
+        try:
+            row = _checked(parse(), rows)
+        except DataError as error:
+            if fault is None:
+                raise
+            fault(str(error))
+            first = first or str(error)
+        else:
+            rows[row.name] = row
     if not rows:
-        raise DataError(f"{path}: lists no clip; write a line for each")
-    return rows
+        raise DataError(first or f"{path}: lists no clip; write a line for each")
+    return list(rows.values())
 
 
-def read_beside(clips: list[Path]) -> list[Transcript]:
+def _checked(row: Transcript, before: Mapping[str, Transcript]) -> Transcript:
+    if not row.name or row.name in (".", ".."):
+        raise DataError(f"{row.where} does not name a file of the folder itself")
+    if not row.text:
+        raise DataError(f"{row.where} gives no text for {row.name}")
+    if row.name in before:
+        raise DataError(f"{row.where} lists {row.name} a second time")
+    return row
+
+
+def read_beside(clips: list[Path], fault: Fault | None = None) -> list[Transcript]:
     """Texts from the `.txt` or `.lab` beside each clip; clips without one are left out.
 
+    Args:
+        fault: called with the sentence on each file that cannot be used; where not given, the
+            first is an error.
+
     Raises:
-        DataError: a file is empty or cannot be read.
+        DataError: a file is empty or cannot be read, and there is no `fault`.
     """
     found = []
     for clip in clips:
-        for suffix in BESIDE:
-            path = clip.with_suffix(suffix)
-            if path.is_file():
-                text = " ".join(read_text(path).split())
-                if not text:
-                    raise DataError(f"{path}: is empty; write what is said in {clip.name}")
-                found.append(Transcript(clip.name, text, None, str(path)))
-                break
+        beside = [clip.with_suffix(suffix) for suffix in BESIDE]
+        path = next((path for path in beside if path.is_file()), None)
+        if path is None:
+            continue
+        try:
+            text = " ".join(read_text(path).split())
+            if not text:
+                raise DataError(f"{path}: is empty; write what is said in {clip.name}")
+        except DataError as error:
+            if fault is None:
+                raise
+            fault(str(error))
+        else:
+            found.append(Transcript(clip.name, text, None, str(path)))
     return found
 
 
@@ -185,8 +217,12 @@ def _plain_row(name: str, text: str, where: str) -> Transcript:
     return Transcript(name, text.strip(), None, where)
 
 
-def _csv_rows(path: Path, content: str) -> list[Transcript]:
-    rows = []
+def _csv_parsers(path: Path, content: str) -> list[Callable[[], Transcript]]:
+    """What reads each line that is not empty.
+
+    Raises:
+        DataError: the file is not CSV.
+    """
     if "|" in re.sub(r'"[^"]*"', "", content.partition("\n")[0]):
         delimiter = "|"
         reader = csv.reader(io.StringIO(content), delimiter="|", quoting=csv.QUOTE_NONE)
@@ -194,14 +230,17 @@ def _csv_rows(path: Path, content: str) -> list[Transcript]:
         delimiter = ","
         reader = csv.reader(io.StringIO(content))
     try:
-        for columns in reader:
-            where = f"{path}: line {reader.line_num}"
-            if not any(column.strip() for column in columns):
-                continue
-            if len(columns) not in (2, 3):
-                raise DataError(f"{where} is not `file{delimiter}text`")
-            # The last of three is LJ Speech's normalised text.
-            rows.append(_plain_row(columns[0], columns[-1], where))
+        return [
+            partial(_csv_row, columns, delimiter, f"{path}: line {reader.line_num}")
+            for columns in reader
+            if any(column.strip() for column in columns)
+        ]
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
-    return rows
+
+
+def _csv_row(columns: list[str], delimiter: str, where: str) -> Transcript:
+    if len(columns) not in (2, 3):
+        raise DataError(f"{where} is not `file{delimiter}text`")
+    # The last of three is LJ Speech's normalised text.
+    return _plain_row(columns[0], columns[-1], where)
