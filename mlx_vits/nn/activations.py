@@ -20,7 +20,8 @@ def _leaky_relu(slope: float) -> Callable[[mx.array], mx.array]:
         return mx.maximum(x, slope * x)
 
     def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-        return mx.where(primal > 0, cotangent, slope * cotangent)
+        # `where` takes six times as long on a CPU.
+        return cotangent * mx.maximum(mx.sign(primal), slope)
 
     function: Any = mx.custom_function(forward)
     function.vjp(gradient)

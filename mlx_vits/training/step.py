@@ -264,9 +264,13 @@ class GANStep:
     def _update_discriminator(
         self, real: mx.array, fake: mx.array
     ) -> tuple[mx.array, dict[str, Any]]:
+        # One batch: exact, as nothing in the discriminator reaches across clips.
+        both = mx.concatenate([real, fake])
+
         def objective() -> mx.array:
-            on_real, on_fake = self.discriminator(real), self.discriminator(fake)
-            return losses.discriminator_loss(losses.scores(on_real), losses.scores(on_fake))
+            pairs = [mx.split(score, 2) for score in losses.scores(self.discriminator(both))]
+            on_real, on_fake = zip(*pairs, strict=True)
+            return losses.discriminator_loss(on_real, on_fake)
 
         loss, grads = nn.value_and_grad(self.discriminator, objective)()
         self.optimizers.discriminator.update(self.discriminator, grads)

@@ -1,0 +1,245 @@
+"""Convolutions as matrix products: what MLX's CPU backend runs, for want of fast ones of its own.
+
+A convolution and a transposed one are each other's gradient, so three linear maps serve both:
+
+* `_gather`: the convolution, x and w to y;
+* `_spread`: its adjoint in x, y and w to x, which is the transposed convolution;
+* `_correlate`: its adjoint in w, x and y to w.
+
+Each takes the cheapest of a few ways, as measured on one and two cores (`make bench` measures all
+of them together). No way multiplies inserted zeros:
+
+* *windows*: every window copied into a row (im2col), then one product. Strides and dilations are
+  only other strides of the view that is copied.
+* *taps*: no copy; the product of each tap accumulates onto that of the last, over shifted views of
+  the rows of all clips end to end. For narrow layers, where copying costs as much as multiplying.
+* *columns*: one product gives every tap's share of x, which are then added up in place.
+* *phases*: one stride of steps becomes the channels of one row (sub-pixel convolution, Shi et al.
+  2016, arXiv:1609.05158), then as windows.
+
+Axes: G groups, N batch, T time of x, Y time of y, C channels of x in a group, O of y in a group,
+K taps. Here x is `(G, N, T, C)`, y is `(G, N, Y, O)`, w is `(G, O, K, C)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+_NARROW = range(16, 129)  # channels of layers that go tap by tap
+_MOST_BLOCKS = 4  # strides that a kernel may span to be added up as columns
+
+
+class _Geometry(NamedTuple):
+    stride: int
+    padding: int
+    dilation: int
+
+    def reach(self, kernel: int) -> int:
+        """Steps that a window covers beyond its first."""
+        return self.dilation * (kernel - 1)
+
+
+def conv1d(
+    x: mx.array, weight: mx.array, stride: int, padding: int, dilation: int, groups: int
+) -> mx.array:
+    """`(N, T, G C)` with `(G O, K, C)` to `(N, Y, G O)`; see `conv.conv1d`."""
+    if stride > 1:
+        weight, dilation = dilate(weight, dilation), 1
+    function = _convolution(_Geometry(stride, padding, dilation))
+    w = weight.reshape(groups, -1, *weight.shape[1:])
+    return _join(function(_split(x, groups), w))
+
+
+def conv_transpose1d(x: mx.array, weight: mx.array, stride: int, padding: int) -> mx.array:
+    """`(N, Y, O)` with `(C, K, O)` to `(N, T, C)`, T = (Y - 1) stride + K - 2 padding.
+
+    In the names of `_spread`, as whose input this x is a y: one group, no dilation.
+    """
+    function = _transposed(_Geometry(stride, padding, 1))
+    return function(x[None], weight.swapaxes(0, 2)[None]).squeeze(0)
+
+
+def dilate(weight: mx.array, dilation: int) -> mx.array:
+    """`(O, K, C)` to `(O, dilation (K - 1) + 1, C)`: zeros between the taps."""
+    outputs, kernel, channels = weight.shape
+    if dilation == 1:
+        return weight
+    spread = mx.pad(weight[:, :, None], [(0, 0), (0, 0), (0, dilation - 1), (0, 0)])
+    return spread.reshape(outputs, -1, channels)[:, : dilation * (kernel - 1) + 1]
+
+
+def _split(x: mx.array, groups: int) -> mx.array:
+    """`(N, T, G C)` to `(G, N, T, C)`."""
+    if groups == 1:
+        return x[None]
+    return x.reshape(*x.shape[:2], groups, -1).transpose(2, 0, 1, 3)
+
+
+def _join(x: mx.array) -> mx.array:
+    """`(G, N, T, C)` to `(N, T, G C)`."""
+    if x.shape[0] == 1:
+        return x.squeeze(0)
+    return x.transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1)
+
+
+@cache
+def _convolution(at: _Geometry) -> Callable[[mx.array, mx.array], mx.array]:
+    def forward(x: mx.array, w: mx.array) -> mx.array:
+        return _gather(x, w, at)
+
+    def gradient(
+        primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        x, w = primals
+        grad_x = _spread(cotangent, w, at, x.shape[2])
+        return grad_x, _correlate(x, cotangent, w.shape[2], at)
+
+    return _with_gradient(forward, gradient)
+
+
+@cache
+def _transposed(at: _Geometry) -> Callable[[mx.array, mx.array], mx.array]:
+    def forward(y: mx.array, w: mx.array) -> mx.array:
+        length = (y.shape[2] - 1) * at.stride + at.reach(w.shape[2]) + 1 - 2 * at.padding
+        return _spread(y, w, at, length)
+
+    def gradient(
+        primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        y, w = primals
+        return _gather(cotangent, w, at), _correlate(cotangent, y, w.shape[2], at)
+
+    return _with_gradient(forward, gradient)
+
+
+def _with_gradient(forward: Any, gradient: Any) -> Callable[[mx.array, mx.array], mx.array]:
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
+
+
+def _gather(x: mx.array, w: mx.array, at: _Geometry) -> mx.array:
+    """The convolution: `(G, N, T, C)` to `(G, N, Y, O)`."""
+    groups, outputs, kernel, _ = w.shape
+    x = _around(x, at.padding, at.padding)
+    if at.stride == 1 and _goes_by_taps(w):
+        taps = mx.contiguous(w[0].swapaxes(0, 1)).swapaxes(1, 2)
+        return _sum_of_taps(x, taps, at.dilation)
+    rows, count = _windows(x, kernel, at)
+    y = rows @ w.reshape(groups, outputs, -1).swapaxes(1, 2)
+    return y.reshape(groups, -1, count, outputs)
+
+
+def _spread(y: mx.array, w: mx.array, at: _Geometry, length: int) -> mx.array:
+    """The adjoint of `_gather` in x: `(G, N, Y, O)` to `(G, N, length, C)`."""
+    groups, outputs, kernel, channels = w.shape
+    stride = at.stride
+    if stride == 1 and _goes_by_taps(w):
+        margin = at.reach(kernel) - at.padding
+        mirrored = mx.contiguous(w[0, :, ::-1].swapaxes(0, 1))
+        return _sum_of_taps(_around(y, margin, margin), mirrored, at.dilation)
+    blocks = -(-kernel // stride)
+    by_columns = channels < outputs if stride == 1 else blocks <= _MOST_BLOCKS
+    if by_columns:
+        columns = y.reshape(groups, -1, outputs) @ w.reshape(groups, outputs, -1)
+        steps = _add_columns(columns.reshape(*y.shape[:3], -1), blocks, stride * channels, at)
+    else:
+        reach = at.dilation * (blocks - 1)
+        rows, _ = _windows(_around(y, reach, reach), blocks, _Geometry(1, 0, at.dilation))
+        phases = mx.pad(w, [(0, 0), (0, 0), (0, blocks * stride - kernel), (0, 0)])
+        phases = phases.reshape(groups, outputs, blocks, stride * channels)[:, :, ::-1]
+        steps = rows @ phases.swapaxes(1, 2).reshape(groups, -1, stride * channels)
+    steps = steps.reshape(groups, y.shape[1], -1, channels)
+    return _around(steps, -at.padding, length + at.padding - steps.shape[2])
+
+
+def _correlate(x: mx.array, y: mx.array, kernel: int, at: _Geometry) -> mx.array:
+    """The adjoint of `_gather` in w: `(G, N, T, C)` and `(G, N, Y, O)` to `(G, O, K, C)`."""
+    groups, batch, steps, outputs = y.shape
+    channels = x.shape[-1]
+    x = _around(x, at.padding, at.padding)
+    if groups == at.stride == 1 and channels in _NARROW and outputs in _NARROW:
+        # Clips end to end; between them y is padded by zeros, which end every product.
+        length = x.shape[2]
+        x = x.reshape(-1, channels)
+        y = _around(y, 0, length - steps).reshape(batch * length, outputs)
+        count = batch * length - at.reach(kernel)
+        y = y[:count].T
+        starts = range(0, at.dilation * kernel, at.dilation)
+        return mx.stack([y @ x[start : start + count] for start in starts], axis=1)[None]
+    rows, _ = _windows(x, kernel, at)
+    grad = y.reshape(groups, -1, outputs).swapaxes(1, 2) @ rows
+    return grad.reshape(groups, outputs, kernel, channels)
+
+
+def _goes_by_taps(w: mx.array) -> bool:
+    groups, outputs, _, channels = w.shape
+    return groups == 1 and channels in _NARROW and outputs in _NARROW
+
+
+def _around(x: mx.array, before: int, after: int) -> mx.array:
+    """`(G, N, T, C)` with zeros before and after in time, or with steps cut off (negative)."""
+    x = x[:, :, max(0, -before) : x.shape[2] - max(0, -after)]
+    if before <= 0 and after <= 0:
+        return x
+    return mx.pad(x, [(0, 0), (0, 0), (max(0, before), max(0, after)), (0, 0)])
+
+
+def _windows(x: mx.array, kernel: int, at: _Geometry) -> tuple[mx.array, int]:
+    """Padded `(G, N, T, C)` to rows `(G, N Y, K C)`, each one window; and Y."""
+    groups, batch, length, channels = x.shape
+    count = (length - at.reach(kernel) - 1) // at.stride + 1
+    windows = mx.as_strided(
+        mx.contiguous(x),
+        (groups, batch, count, kernel, channels),
+        (
+            batch * length * channels,
+            length * channels,
+            at.stride * channels,
+            at.dilation * channels,
+            1,
+        ),
+    )
+    return windows.reshape(groups, batch * count, kernel * channels), count
+
+
+def _sum_of_taps(x: mx.array, taps: mx.array, dilation: int) -> mx.array:
+    """Padded `(1, N, T, C)` with `(K, C, O)` to `(1, N, Y, O)`, stride 1.
+
+    Windows across two clips are computed too, and skipped by the view that is returned.
+    """
+    _, batch, length, channels = x.shape
+    kernel, _, outputs = taps.shape
+    rows = x.reshape(batch * length, channels)
+    count = len(rows) - dilation * (kernel - 1)
+    y = rows[:count] @ taps[0]
+    for tap in range(1, kernel):
+        start = tap * dilation
+        y = mx.addmm(y, rows[start : start + count], taps[tap])
+    shape = (1, batch, length - dilation * (kernel - 1), outputs)
+    return mx.as_strided(y, shape, (0, length * outputs, outputs, 1))
+
+
+def _add_columns(columns: mx.array, blocks: int, width: int, at: _Geometry) -> mx.array:
+    """Adjoint of `_windows`, one stride of steps a row.
+
+    Args:
+        columns: `(G, N, Y, K C)`.
+        blocks: strides that a window spans.
+        width: of a stride of steps, stride * C.
+
+    Returns:
+        `(G, N, Y + dilation (blocks - 1), width)`.
+    """
+    total = None
+    for block in range(blocks):
+        part = columns[..., block * width : (block + 1) * width]
+        start, end = block * at.dilation, (blocks - 1 - block) * at.dilation
+        part = mx.pad(part, [(0, 0), (0, 0), (start, end), (0, width - part.shape[-1])])
+        total = part if total is None else total + part
+    assert total is not None
+    return total
