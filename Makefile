@@ -16,7 +16,7 @@ NEEDS_MKL := $(and $(filter Linux,$(shell uname -s)),$(filter x86_64,$(shell una
 ALL_EXTRAS := $(EXTRAS)$(if $(NEEDS_MKL),$(shell echo ,)mkl)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test test-slow bench eval-demo lint format clean
+.PHONY: help setup finetune test test-slow bench bench-reading eval-demo lint format clean
 
 help: ## Show this help
 	@echo "mlx_vits: fine-tune a GPT-SoVITS voice from about one minute of speech"
@@ -54,7 +54,10 @@ test: setup ## Run the tests
 test-slow: setup ## Run the tests that take minutes as well
 	$(PYTEST) -m "slow or not slow"
 
-bench: setup ## Measure what reading a full-size model takes
+bench: setup ## Measure a training step and synthesis at full size, on this machine
+	$(BIN)/mlx-vits bench $(ARGS)
+
+bench-reading: setup ## Measure what reading a full-size model takes
 	$(BIN)/python scripts/bench_reading.py $(ARGS)
 
 # Speaker models, of which only the weights and the network are used: their packages ask for more.

@@ -10,6 +10,7 @@ import typer
 import mlx_vits
 from mlx_vits import train
 from mlx_vits.audio.files import read_audio, write_wav
+from mlx_vits.benchmarking.command import bench as run_bench
 from mlx_vits.checking.command import check_voice
 from mlx_vits.checking.subject import CheckOptions
 from mlx_vits.checkpoints.base import choose_base
@@ -218,6 +219,31 @@ def doctor(
     Exit status: 0, all is right; 1, something is wrong, with what to do.
     """
     raise typer.Exit(diagnose(for_machines=json_))
+
+
+@app.command()
+@report_errors
+def bench(
+    version: list[str] = typer.Option(["v2"], help="Of the model; may be given again."),  # noqa: B008
+    batch: list[int] = typer.Option([2], min=1, help="Clips a step; may be given again."),  # noqa: B008
+    seconds: float = typer.Option(4.5, min=0.1, max=60, help="Length of a clip."),
+    repeat: int = typer.Option(3, min=1, help="Repetitions; medians are shown."),
+    compare: str | None = typer.Option(None, help="torch: PyTorch's time of the heavy parts."),
+    compile_: bool | None = typer.Option(
+        None, "--compile/--no-compile", help="The step; on GPUs by default."
+    ),
+    output: Path = typer.Option(Path("bench.json"), help="The JSON to write."),  # noqa: B008
+) -> None:
+    """Measure a training step and synthesis at full size on this machine."""
+    run_bench(
+        version,
+        batch,
+        seconds,
+        repetitions=repeat,
+        compare=compare,
+        compiled=compile_,
+        output=output,
+    )
 
 
 def main() -> None:

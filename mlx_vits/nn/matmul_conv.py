@@ -6,8 +6,8 @@ A convolution and a transposed one are each other's gradient, so three linear ma
 * `_spread`: its adjoint in x, y and w to x, which is the transposed convolution;
 * `_correlate`: its adjoint in w, x and y to w.
 
-Each takes the cheapest of a few ways, as measured on one and two cores (`make bench` measures all
-of them together). No way multiplies inserted zeros:
+Each takes the cheapest of a few ways, as measured on one core (`make bench` measures them all
+together). No way multiplies inserted zeros, but for the last one's tail of a kernel:
 
 * *windows*: every window copied into a row (im2col), then one product. Strides and dilations are
   only other strides of the view that is copied.
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-_NARROW = range(16, 129)  # channels of layers that go tap by tap
+_FEW, _NARROW = 4, 128  # channels: below the one windows are cheap, up to the other taps are
 _MOST_BLOCKS = 4  # strides that a kernel may span to be added up as columns
 
 
@@ -126,7 +126,7 @@ def _gather(x: mx.array, w: mx.array, at: _Geometry) -> mx.array:
     """The convolution: `(G, N, T, C)` to `(G, N, Y, O)`."""
     groups, outputs, kernel, _ = w.shape
     x = _around(x, at.padding, at.padding)
-    if at.stride == 1 and _goes_by_taps(w):
+    if at.stride == 1 and _goes_by_taps(groups, w.shape[-1], outputs):
         taps = mx.contiguous(w[0].swapaxes(0, 1)).swapaxes(1, 2)
         return _sum_of_taps(x, taps, at.dilation)
     rows, count = _windows(x, kernel, at)
@@ -138,7 +138,7 @@ def _spread(y: mx.array, w: mx.array, at: _Geometry, length: int) -> mx.array:
     """The adjoint of `_gather` in x: `(G, N, Y, O)` to `(G, N, length, C)`."""
     groups, outputs, kernel, channels = w.shape
     stride = at.stride
-    if stride == 1 and _goes_by_taps(w):
+    if stride == 1 and _goes_by_taps(groups, outputs, channels):
         margin = at.reach(kernel) - at.padding
         mirrored = mx.contiguous(w[0, :, ::-1].swapaxes(0, 1))
         return _sum_of_taps(_around(y, margin, margin), mirrored, at.dilation)
@@ -162,7 +162,7 @@ def _correlate(x: mx.array, y: mx.array, kernel: int, at: _Geometry) -> mx.array
     groups, batch, steps, outputs = y.shape
     channels = x.shape[-1]
     x = _around(x, at.padding, at.padding)
-    if groups == at.stride == 1 and channels in _NARROW and outputs in _NARROW:
+    if at.stride == 1 and _goes_by_taps(groups, channels, outputs):
         # Clips end to end; between them y is padded by zeros, which end every product.
         length = x.shape[2]
         x = x.reshape(-1, channels)
@@ -176,9 +176,10 @@ def _correlate(x: mx.array, y: mx.array, kernel: int, at: _Geometry) -> mx.array
     return grad.reshape(groups, outputs, kernel, channels)
 
 
-def _goes_by_taps(w: mx.array) -> bool:
-    groups, outputs, _, channels = w.shape
-    return groups == 1 and channels in _NARROW and outputs in _NARROW
+def _goes_by_taps(groups: int, inputs: int, outputs: int) -> bool:
+    """Whether copying every window of the inputs costs more than adding up the outputs K times."""
+    narrow = outputs < _FEW or max(inputs, outputs) <= _NARROW
+    return groups == 1 and inputs >= _FEW and narrow
 
 
 def _around(x: mx.array, before: int, after: int) -> mx.array:

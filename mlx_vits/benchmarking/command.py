@@ -1,0 +1,51 @@
+"""`mlx-vits bench`: measure, show, and write the JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mlx_vits.benchmarking.measure import measure_all
+from mlx_vits.benchmarking.show import show
+from mlx_vits.benchmarking.work import Work
+from mlx_vits.config import VERSIONS
+from mlx_vits.errors import UserError
+from mlx_vits.files import atomic_write
+
+
+def bench(
+    versions: Sequence[str],
+    batches: Sequence[int],
+    clip_seconds: float,
+    *,
+    repetitions: int,
+    compare: str | None,
+    compiled: bool | None,
+    output: Path,
+) -> None:
+    """Measures every version at every batch size.
+
+    Raises:
+        UserError: a version or a comparison is not known, or PyTorch is missing.
+    """
+    unknown = sorted(set(versions) - set(VERSIONS))
+    if unknown:
+        raise UserError(f"{', '.join(unknown)}: not a version; there are {', '.join(VERSIONS)}")
+    if compare not in (None, "torch"):
+        raise UserError(f"--compare {compare}: only torch can be compared with")
+    works = [Work(version, batch, clip_seconds) for version in versions for batch in batches]
+    console = Console(highlight=False)
+    report = measure_all(
+        works,
+        repetitions=repetitions,
+        compiled=compiled,
+        compare=compare is not None,
+        say=lambda line: console.print(f"measuring {line}"),
+    )
+    show(report, console)
+    with atomic_write(output) as file:
+        file.write(json.dumps(report, indent=1).encode() + b"\n")
+    console.print(f"{output}: all of it, with machine, versions and commit")

@@ -1,0 +1,71 @@
+"""A benchmark's results on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_LABELS = {
+    "forward_g": "generator forward",
+    "step_d": "discriminator step",
+    "step_g": "generator step",
+    "step": "whole step",
+    "synthesis": "synthesis",
+}
+
+
+def show(report: dict[str, Any], console: Console | None = None) -> None:
+    """Prints one table for each size.
+
+    Args:
+        report: from `measure_all`.
+    """
+    console = console or Console(highlight=False)
+    machine, ceiling = report["machine"], report["ceiling"]
+    console.print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, "
+        f"BLAS {machine['blas']}, mlx {machine['versions']['mlx']}, "
+        f"{'compiled' if report['compiled'] else 'not compiled'}"
+    )
+    console.print(f"matrix product: {ceiling / 1e9:,.0f} GFLOP/s, the ceiling of the last column")
+    for result in report["results"]:
+        console.print(_table(result, ceiling, report["repetitions"]))
+    if any("torch" in result for result in report["results"]):
+        console.print(
+            "PyTorch's twin leaves out the text side and the style encoder. Other programs on "
+            "the same cores slow its threads more than ours: compare on a machine at rest."
+        )
+
+
+def _table(result: dict[str, Any], ceiling: float, repetitions: int) -> Table:
+    work, ours, torch = result["work"], result["mlx"], result.get("torch")
+    title = (
+        f"{work['version']}, batch {work['batch_size']}, clips of {result['clip_seconds']:.2f} s, "
+        f"arrays of {ours['peak_bytes'] / 1e9:.2f} GB, medians of {repetitions}"
+    )
+    if torch:
+        kind = "arrays" if torch["device"] == "cuda" else "a process"
+        title += f"; PyTorch {torch['torch']}, {kind} of {torch['peak_bytes'] / 1e9:.2f} GB"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in ("seconds", "audio s / s", "GFLOP", "GFLOP/s", "of ceiling"):
+        table.add_column(name, justify="right")
+    if torch:
+        table.add_column("PyTorch s", justify="right")
+        table.add_column("ratio", justify="right")
+    for part, label in _LABELS.items():
+        rate, speed = ours["rates"][part], ours["audio_seconds_per_second"].get(part)
+        cells = [
+            label,
+            f"{ours['seconds'][part]:.3f}",
+            "" if speed is None else f"{speed:.2f}",
+            f"{result['operations'][part] / 1e9:.1f}",
+            f"{rate / 1e9:,.0f}",
+            f"{rate / ceiling:.0%}",
+        ]
+        if torch:
+            cells += [f"{torch['seconds'][part]:.3f}", f"{result['ratios'][part]:.2f}"]
+        table.add_row(*cells, style="bold" if part == "step" else None)
+    return table

@@ -1,0 +1,186 @@
+"""What is measured: a version's model with weights of a recipe, and batches of noise.
+
+The weights are PyTorch's initial values drawn from a fixed seed, at the full size of a version: the
+time of a step depends on shapes alone. Axes: B batch, T spectrogram frames, N samples, L phonemes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_vits.config import Config
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.nn.dropout import KeyedDropout
+from mlx_vits.training.step import (
+    Batch,
+    GANStep,
+    build_optimizers,
+    draw_step,
+    set_learning_rates,
+)
+from mlx_vits.training.vits_trainer import freeze_for
+
+_SEED = 20742
+_PHONEMES_PER_SECOND = 14  # of the demo's clips, rounded
+_LEARNING_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Work:
+    """One size to measure.
+
+    Attributes:
+        version: v1, v2, v2Pro or v2ProPlus.
+        batch_size: clips a step.
+        clip_seconds: length of every clip, and of the synthesis.
+    """
+
+    version: str = "v2"
+    batch_size: int = 2
+    clip_seconds: float = 4.5
+
+    @property
+    def config(self) -> Config:
+        """The version's full size."""
+        return Config.from_dict({"version": self.version})
+
+    @property
+    def frames(self) -> int:
+        """Spectrogram frames of a clip, an even number, at least a segment and two more."""
+        data = self.config.data
+        frames = round(self.clip_seconds * data.sampling_rate / data.hop_length / 2) * 2
+        return max(frames, self.config.segment_frames + 2)
+
+    @property
+    def phonemes(self) -> int:
+        """Of a clip."""
+        return max(2, round(self.seconds * _PHONEMES_PER_SECOND))
+
+    @property
+    def seconds(self) -> float:
+        """Of a clip, as it is computed."""
+        data = self.config.data
+        return self.frames * data.hop_length / data.sampling_rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Work:
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+
+class StepParts:
+    """One work's nets, optimizers and batch, and what is timed of them.
+
+    Every method returns when its result is computed.
+
+    Args:
+        compiled: whether the step and its parts run through `mx.compile`.
+    """
+
+    def __init__(self, work: Work, *, compiled: bool):
+        self.work = work
+        self.gan = make_step(work, compiled=compiled)
+        self.batch = make_batch(work)
+        generator, gan, batch = self.gan.generator, self.gan, self.batch
+        config, one = work.config, work.frames
+        samples, gin = config.train.segment_size, config.model.gin_channels
+        self._steps = 0
+        noise = mx.random.normal((1, one, config.model.inter_channels))
+        codes = mx.random.randint(0, config.reduced_dims.codebook_size, (1, one // 2))
+        style = mx.random.normal((1, 1, gin))
+
+        def forward_g(key: mx.array) -> list[mx.array]:
+            draws = draw_step(key, batch, config)
+            out = generator(
+                *batch[:3],
+                *batch[4:6],
+                noise=draws.noise,
+                ids_slice=draws.ids_slice,
+                sv_emb=batch.sv_emb if config.model.is_pro else None,
+                dropout=KeyedDropout(draws.dropout_key),
+            )
+            return [out.y_hat, out.z_p, out.m_p, out.logs_p]
+
+        def step_d(key: mx.array) -> mx.array:
+            real = batch.wav[:, :samples]
+            return gan._update_discriminator(real, real[:, ::-1])[0]
+
+        def synthesize(key: mx.array) -> mx.array:
+            text = batch.text[:1]
+            return generator.decode(codes, text, [style], noise=noise).wav
+
+        state = gan.state()
+        self._forward_g: Any = forward_g
+        self._step_d: Any = step_d
+        self._synthesize: Any = synthesize
+        if compiled:
+            self._forward_g = mx.compile(forward_g, inputs=state)
+            self._step_d = mx.compile(step_d, inputs=state, outputs=state)
+            self._synthesize = mx.compile(synthesize, inputs=state)
+
+    def step(self) -> None:
+        """A whole training step."""
+        mx.eval(self.gan(self.batch, self._key()), self.gan.state())
+
+    def forward_g(self) -> None:
+        """The generator's forward of training."""
+        mx.eval(self._forward_g(self._key()))
+
+    def step_d(self) -> None:
+        """The discriminator on real and generated, and its update."""
+        mx.eval(self._step_d(self._key()), self.gan.state())
+
+    def synthesize(self) -> None:
+        """One clip from codes."""
+        mx.eval(self._synthesize(self._key()))
+
+    def _key(self) -> mx.array:
+        self._steps += 1
+        return mx.random.key(self._steps)
+
+
+def make_generator(work: Work) -> SynthesizerTrn:
+    """A generator of full size, frozen as training freezes it."""
+    mx.random.seed(_SEED)
+    model = SynthesizerTrn(work.config)
+    freeze_for(model, "all")
+    mx.eval(model.parameters())
+    return model
+
+
+def make_step(work: Work, *, compiled: bool = False) -> GANStep:
+    """The training step over both nets with fresh optimizers."""
+    generator = make_generator(work)
+    discriminator = MultiPeriodDiscriminator(work.config)
+    optimizers = build_optimizers(work.config)
+    set_learning_rates(optimizers, _LEARNING_RATE, _LEARNING_RATE, 0.4)
+    step = GANStep(generator, discriminator, optimizers, compiled=compiled)
+    mx.eval(step.state())
+    return step
+
+
+def make_batch(work: Work) -> Batch:
+    """Noise in the shapes of a batch of clips that are all of full length."""
+    config, size = work.config, work.batch_size
+    data, dims = config.data, config.reduced_dims
+    key = mx.random.key(_SEED)
+    keys = mx.random.split(key, 5)
+    frames, phonemes = work.frames, work.phonemes
+    batch = Batch(
+        ssl=mx.random.normal((size, frames, dims.ssl_dim), key=keys[0]),
+        spec=mx.abs(mx.random.normal((size, frames, data.spec_channels), key=keys[1])),
+        spec_lengths=mx.full((size,), frames, mx.int32),
+        wav=mx.random.uniform(-0.5, 0.5, (size, frames * data.hop_length, 1), key=keys[2]),
+        text=mx.random.randint(0, dims.text_vocab, (size, phonemes), key=keys[3]),
+        text_lengths=mx.full((size,), phonemes, mx.int32),
+        sv_emb=mx.random.normal((size, dims.sv_dim), key=keys[4]),
+    )
+    mx.eval(*batch)
+    return batch

@@ -1,0 +1,141 @@
+"""`mlx-vits bench`: what it counts, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from typer.testing import CliRunner
+
+from mlx_vits.benchmarking import operations, work
+from mlx_vits.benchmarking.measure import PARTS, measure_all
+from mlx_vits.cli import app
+from mlx_vits.config import Config
+from mlx_vits.models.discriminator import MultiPeriodDiscriminator
+from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.nn import layers
+from tests.support.tiny import tiny_config
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Operations of every convolution that is called."""
+    seen: list[float] = []
+
+    def watch(name: str, per_output: bool) -> None:
+        original: Any = getattr(layers, name)
+
+        def watched(x: mx.array, weight: mx.array, *args: Any, **options: Any) -> mx.array:
+            y = original(x, weight, *args, **options)
+            steps = (y if per_output else x).shape[1]
+            seen.append(2.0 * x.shape[0] * steps * weight.size)
+            return y
+
+        monkeypatch.setattr(layers, name, watched)
+
+    watch("conv1d", True)
+    watch("conv_transpose1d", False)
+    return seen
+
+
+def test_operations_of_the_decoder_and_the_coders(counted: list[float]) -> None:
+    config = tiny_config()
+    model = SynthesizerTrn(config)
+    frames = 20
+    mask, g = mx.ones((1, frames, 1)), mx.zeros((1, 1, config.model.gin_channels))
+    z = mx.zeros((1, frames, config.model.inter_channels))
+    spec = mx.zeros((1, frames, config.data.spec_channels))
+    for name, call in {
+        "_decoder": lambda: model.dec(z, g),
+        "_flow": lambda: model.flow(z, mask, g),
+        "_posterior": lambda: model.enc_q(spec, mask, g, z),
+    }.items():
+        counted.clear()
+        call()
+        assert sum(counted) == pytest.approx(getattr(operations, name)(config, frames)), name
+
+
+@pytest.mark.parametrize("version", ["v2", "v2Pro"])
+def test_operations_of_the_discriminators(version: str, counted: list[float]) -> None:
+    config = Config.from_dict({"version": version})
+    model = MultiPeriodDiscriminator(config)
+    model(mx.zeros((1, 20480, 1)))
+    assert sum(counted) == pytest.approx(operations._discriminators(config, 20480), rel=0.01)
+
+
+def test_a_batch_costs_its_clips() -> None:
+    one, four = (operations.count_operations(work.Work(batch_size=size)) for size in (1, 4))
+    assert four.step == pytest.approx(4 * one.step)
+    assert one.step == pytest.approx(one.forward_g + one.step_d + one.step_g)
+    assert four.synthesis == one.synthesis
+
+
+def tiny_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every version measured at a tiny size."""
+
+    monkeypatch.setattr(work.Work, "config", property(lambda self: tiny_config(self.version)))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_is_measured(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_works(monkeypatch)
+    works = [work.Work("v2", 1, 1.0), work.Work("v2Pro", 2, 1.0)]
+    report = measure_all(works, repetitions=1, compiled=compiled)
+    assert report["ceiling"] > 0
+    assert {"platform", "processor", "device", "versions", "commit"} <= set(report["machine"])
+    for result, size in zip(report["results"], works, strict=True):
+        assert result["work"] == size.to_dict()
+        assert set(result["mlx"]["seconds"]) == set(PARTS) == set(result["operations"])
+        assert all(value > 0 for value in result["mlx"]["seconds"].values())
+        assert result["mlx"]["peak_bytes"] > 0
+
+
+def test_the_command_shows_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_works(monkeypatch)
+    output = tmp_path / "bench.json"
+    options = ["--batch", "1", "--seconds", "1", "--repeat", "1", "--output", str(output)]
+    done = CliRunner().invoke(app, ["bench", *options])
+    assert done.exit_code == 0, done.output
+    assert "whole step" in done.output
+    report = json.loads(output.read_text())
+    assert [result["work"]["batch_size"] for result in report["results"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--version", "v9"], "v9: not a version"), (["--compare", "jax"], "only torch")],
+)
+def test_what_cannot_be_measured_is_a_sentence(options: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["bench", *options])
+    assert done.exit_code == 1
+    assert words in done.output
+
+
+@pytest.mark.torch
+def test_pytorchs_twin_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many parameters as ours in every part that it has, at full size."""
+    torch = pytest.importorskip("torch")
+    from mlx.utils import tree_flatten
+
+    from mlx_vits.benchmarking import torch_twin
+
+    config = Config.from_dict({"version": "v2"})
+    with torch.device("meta"):
+        synthesizer = torch_twin.Synthesizer(config)
+        discriminators = torch_twin.Discriminators(config)
+
+    def ours(model: Any) -> int:
+        leaves: Any = tree_flatten(model.parameters())
+        return sum(array.size for _, array in leaves)
+
+    def theirs(module: Any) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    model = SynthesizerTrn(config)
+    assert theirs(discriminators) == ours(MultiPeriodDiscriminator(config))
+    assert theirs(synthesizer.enc_q) == ours(model.enc_q)
+    assert theirs(synthesizer.flows) == ours(model.flow)
+    assert theirs(synthesizer.dec) == ours(model.dec)
