@@ -117,11 +117,3 @@ def test_features_of_another_length_are_named(folder: Path) -> None:
             voice.read(item)
     finally:
         path.write_bytes(kept)
-
-
-def test_memory_for_clips_is_bounded(folder: Path) -> None:
-    voice = PreparedVoice(folder, CONFIG, cache_bytes=1)
-    first = voice.read(voice.items[0])
-    assert voice.read(voice.items[0]) is not first
-    voice = PreparedVoice(folder, CONFIG)
-    assert voice.read(voice.items[0]) is voice.read(voice.items[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,22 @@ def test_a_loss_that_is_no_number_stops_the_run(place: Place) -> None:
     assert trainer.place.step == 2
 
 
-def test_clips_that_memory_has_no_room_for_are_read_again(place: Place) -> None:
-    """Every batch's spectrograms are then made beside the step, in the other thread."""
-    roomy, tight = place.trainer(), place.trainer()
-    tight.voice = PreparedVoice(tight.voice.folder, tight.voice.config, cache_bytes=0)
-    assert _run(roomy) == _run(tight)
-    assert tight.waited_seconds > 0
+def test_kept_spectrograms_change_nothing(place: Place) -> None:
+    """A run that computes them, one that finds them, and one that can keep none."""
+    runs = []
+    for _ in range(2):
+        trainer = place.trainer()
+        runs.append(_run(trainer))
+        assert trainer.waited_seconds > 0
+    kept = place.prepared / "spectrograms"
+    assert any(kept.iterdir())
+    shutil.rmtree(kept)
+    kept.write_bytes(b"in the way")
+    try:
+        runs.append(_run(place.trainer()))
+    finally:
+        kept.unlink()
+    assert runs[0] == runs[1] == runs[2]
 
 
 def test_a_strong_pull_halves_the_drift(place: Place) -> None:

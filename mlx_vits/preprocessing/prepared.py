@@ -9,6 +9,7 @@ Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
 | `5-wav32k/NAME` | 32 kHz mono 16-bit WAV, levelled |
 | `7-sv_cn/NAME.pt` | speaker vector [1, V], a PyTorch tensor; for v2Pro and v2ProPlus alone |
 | `held_out/` | the same for clips that are only listened to; ours, upstream ignores it |
+| `spectrograms/` | of the recordings, made when first trained on; ours, upstream ignores it |
 | `mlx_vits.json` | how it was made; ours, upstream ignores it |
 """
 

@@ -20,11 +20,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.audio.files import read_audio
-from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.config import Config
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.features import align_features
+from mlx_vits.preprocessing.spectrograms import SpectrogramStore
 from mlx_vits.text import phonemes_to_ids
 from mlx_vits.training.step import Batch
 
@@ -64,12 +64,11 @@ class Item(NamedTuple):
 
 
 class PreparedVoice:
-    """The training clips of a prepared folder.
+    """The training clips of a prepared folder, which stay on the disk.
 
     Args:
         folder: as `preprocessing.prepared` describes it.
         config: of the model.
-        cache_bytes: how much of it is kept in memory once read.
 
     Attributes:
         items: clips to train on, sorted by name.
@@ -79,12 +78,11 @@ class PreparedVoice:
         DataError: nothing in the folder can be trained on; the reason is named.
     """
 
-    def __init__(self, folder: Path, config: Config, cache_bytes: int = 2 << 30):
+    def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
         self.dropped: list[str] = []
         self.items = _read_items(folder, config, self.dropped)
-        self._cache: dict[str, Utterance] = {}
-        self._cache_left = cache_bytes
+        self._spectrograms = SpectrogramStore(folder, config.data)
 
     def repeated(self) -> list[Item]:
         """The items of one epoch: fewer than 100 are repeated toward that number."""
@@ -122,16 +120,6 @@ class PreparedVoice:
         Raises:
             DataError: a file is damaged or does not fit the others; it is named.
         """
-        if item.name not in self._cache:
-            utterance = self._read(item)
-            size = sum(part.nbytes for part in utterance)
-            if size > self._cache_left:
-                return utterance
-            self._cache_left -= size
-            self._cache[item.name] = utterance
-        return self._cache[item.name]
-
-    def _read(self, item: Item) -> Utterance:
         data = self.config.data
         path = self.folder / layout.WAV_FOLDER / item.name
         recording = read_audio(path)
@@ -140,8 +128,7 @@ class PreparedVoice:
                 f"{path}: is at {recording.rate} Hz instead of {data.sampling_rate}; prepare the "
                 "voice again"
             )
-        with mx.stream(mx.cpu):  # may be another thread than the one that drives the GPU
-            spec = np.array(spectrogram(mx.array(recording.wav)[None], data)[0])
+        spec = self._spectrograms.read(path, recording.wav)
         ssl_path = self.folder / layout.SSL_FOLDER / f"{item.name}.pt"
         ssl = layout.read_features(ssl_path, self.config.reduced_dims.ssl_dim)
         ssl = align_features(ssl, len(spec), str(ssl_path))
