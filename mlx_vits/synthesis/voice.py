@@ -23,6 +23,7 @@ from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layout import channels_last
 from mlx_vits.preprocessing.features import speech_features
+from mlx_vits.synthesis.folding import Folding
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Array = np.ndarray | mx.array
@@ -62,6 +63,7 @@ class Voice:
         speaker_vector: np.ndarray | None = None,
     ):
         self.model, self.info, self.name = model, info, name
+        self._folding = Folding(model)
         self.content_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
 
@@ -121,7 +123,7 @@ class Voice:
         shape = (1, self.config.model.inter_channels, frames)
         if noise is None:
             noise = mx.random.normal(shape, key=mx.random.key(_DEFAULT_SEED))
-        decoded = self.model.decode(
+        decoded = self._folding.model().decode(
             codes[0],
             text,
             self._styles(refer, sv_emb),
