@@ -11,7 +11,8 @@ the heap instead.
 Nothing here runs on macOS, where MLX uses Accelerate and the GPU. `MLX_VITS_BLAS` overrides the
 choice: the path of a library, or `none` for the wheel's own.
 
-`MLX_VITS_DEVICE=cpu`, on any system, keeps MLX off the GPU.
+`MLX_VITS_DEVICE=cpu`, on any system, keeps MLX off the GPU. `MLX_VITS_CACHE_GB`, on any system,
+says how much memory of freed arrays MLX keeps; see `memory.py`.
 """
 
 from __future__ import annotations
@@ -119,6 +120,14 @@ def choose_device() -> None:
     mx.set_default_device(mx.cpu)
 
 
+def limit_cache() -> None:
+    """Bounds what MLX keeps of freed arrays; imports `mlx`."""
+    from mlx_vits import memory
+
+    memory.limit_cache()
+
+
 BLAS = load_blas()
 tune_allocator()
 choose_device()
+limit_cache()

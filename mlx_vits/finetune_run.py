@@ -35,6 +35,7 @@ from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, TrainingStopped, UserError
 from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.memory import is_out_of_memory
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.reporting.report import write_report
@@ -43,6 +44,7 @@ from mlx_vits.synthesis.loading import REFERENCE, SPEAKER_VECTOR
 from mlx_vits.synthesis.scoring import Score, read_listening, score_voice
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.footprint import Clips, describe_shortage, is_short, usable_memory
 from mlx_vits.training.log import LOSSES, SCORES, JsonLines, TensorBoard
 from mlx_vits.training.regularization import relative_drift, take_anchor
 from mlx_vits.training.vits_trainer import StepRecord, VITSTrainer, VITSTrainingConfig, freeze_for
@@ -177,6 +179,7 @@ class FinetuneRun:
             options.training,
             self.anchor,
         )
+        self._advise()
         self.listening = read_listening(prepared, config)
         self.reference_wav = prepared / layout.WAV_FOLDER / self.listening.reference
         recording = read_audio(self.reference_wav)
@@ -187,6 +190,16 @@ class FinetuneRun:
         self.saved_step = 0
         self.base_score: Score
         self.last_score: tuple[int, Score] | None = None
+
+    def _advise(self) -> None:
+        """Says before the first step that memory may not do."""
+        memory, clips = usable_memory(), self._largest_batch()
+        if is_short(self.config, clips, memory):
+            words = describe_shortage(self.config, clips, memory)
+            self.screen.warn(f"Memory may run out: {words}.")
+
+    def _largest_batch(self) -> Clips:
+        return self.trainer.voice.largest_batch(self.options.training.batch_size)
 
     def _speaker(self) -> Voice:
         return Voice(self.generator, name=self.options.voice)
@@ -279,6 +292,18 @@ class FinetuneRun:
                     f"Training stopped itself: {stopped}. The weights of step {self.saved_step} "
                     f"are kept in {self.folder}; try a lower --lr-g and --lr-d"
                 ) from stopped
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise UserError(self._describe_shortage()) from error
+
+    def _describe_shortage(self) -> str:
+        # Less than what was held when it ran out is what can be had.
+        words = describe_shortage(self.config, self._largest_batch(), mx.get_peak_memory())
+        return (
+            f"Memory ran out after step {self.trainer.place.step}: {words}. The weights of step "
+            f"{self.saved_step} are kept in {self.folder}"
+        )
 
     def _listen(self, log: _Logs) -> None:
         """Scores the present weights, and ends the run if the voice is gone."""

@@ -14,10 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mlx_vits._backend import BLAS
 from mlx_vits.errors import UserError
+from mlx_vits.memory import is_out_of_memory
 from mlx_vits.training.vits_trainer import StepRecord
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_NO_MEMORY = "memory ran out; close other programs, or give shorter recordings"
 _RATE_STEPS = 20  # the rate is that of the last so many
 
 
@@ -34,6 +36,11 @@ def report_errors(command: Command) -> Command:
         except KeyboardInterrupt as error:
             print(str(error) or "stopped.", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(f"error: {_NO_MEMORY}", file=sys.stderr)
+            raise typer.Exit(1) from error
 
     return wrapped  # type: ignore[return-value]
 

@@ -26,6 +26,7 @@ from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.features import align_features
 from mlx_vits.preprocessing.spectrograms import SpectrogramStore
 from mlx_vits.text import phonemes_to_ids
+from mlx_vits.training.footprint import Clips
 from mlx_vits.training.step import Batch
 
 _BOUNDARIES = (layout.SHORTEST_FRAMES - 1, *range(300, layout.LONGEST_FRAMES + 1, 100))  # frames
@@ -94,6 +95,14 @@ class PreparedVoice:
     def plan(self, batch_size: int, seed: int, epoch: int) -> list[list[Item]]:
         """The batches of one epoch, from 1, not yet read."""
         return epoch_batches(self.repeated(), batch_size, seed, epoch)
+
+    def largest_batch(self, batch_size: int) -> Clips:
+        """The shape of the largest batch that may come."""
+        return Clips(
+            batch_size,
+            _round_up(max(item.frames for item in self.items) + 1, Padding().frames),
+            _round_up(max(len(item.ids) for item in self.items), Padding().phonemes),
+        )
 
     def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from the `start`-th on."""

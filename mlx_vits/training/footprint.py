@@ -1,0 +1,202 @@
+"""How much memory a training step takes, reckoned before the first one.
+
+A step holds the weights of both nets with their moments and the anchor, its gradients, and what the
+forward leaves for the backward: of the decoded segment, of the discriminators' judgement, and of
+the whole clips in the encoders. Each of these is counted from the configuration, in numbers, and
+multiplied by a factor that `scripts/fit_memory.py` fits to `mx.get_peak_memory()`.
+
+Axes: T spectrogram frames, L phonemes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_vits.config import Config, TrainSection
+from mlx_vits.memory import free_memory
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+
+_BYTES = 4  # of a number, fp32
+
+
+class Clips(NamedTuple):
+    """What a batch holds.
+
+    Attributes:
+        size: clips in it.
+        frames: spectrogram frames of each, padding included.
+        phonemes: of each, likewise.
+    """
+
+    size: int
+    frames: int
+    phonemes: int
+
+
+class Parts(NamedTuple):
+    """Bytes of what is counted, or a factor for each.
+
+    Attributes:
+        state: weights, moments, the anchor. Always held; its factor is 1.
+        gradients: of all that is trained.
+        decoder: outputs of the decoder's convolutions.
+        judge: outputs of the discriminators' convolutions, of one waveform a clip.
+        frames: outputs along the frames and phonemes of whole clips.
+        pairs: attention, of every frame or phoneme to every other.
+    """
+
+    state: float
+    gradients: float
+    decoder: float
+    judge: float
+    frames: float
+    pairs: float
+
+
+# Fitted on a CPU, uncompiled, to 26 steps of six models, the full-size v2 among them, from 111 MB
+# to 2.5 GB: none is more than 12 % off.
+FACTORS = Parts(state=1.0, gradients=1.64, decoder=1.96, judge=1.69, frames=0.46, pairs=3.34)
+_MARGIN = 1.1  # what estimates may be short of
+
+
+def estimate_peak(config: Config, clips: Clips) -> int:
+    """Bytes that a training step takes at its peak, the nets and their optimizers included.
+
+    Args:
+        config: of the model; `train.segment_size` as it is trained with.
+        clips: of the largest batch.
+    """
+    counted = count_parts(config, clips)
+    return int(sum(part * factor for part, factor in zip(counted, FACTORS, strict=True)))
+
+
+def batch_that_fits(config: Config, clips: Clips, memory: int) -> int:
+    """The most clips of a length whose step stays within `memory` bytes; 0 where none does."""
+    empty, one = (_MARGIN * estimate_peak(config, clips._replace(size=n)) for n in (0, 1))
+    return max(0, int((memory - empty) // (one - empty)))
+
+
+def usable_memory() -> int:
+    """Bytes that a training may take in all, with what MLX holds already; 0 where nobody knows."""
+    free = free_memory()
+    return free + mx.get_active_memory() + mx.get_cache_memory() if free else 0
+
+
+def describe_shortage(config: Config, clips: Clips, memory: int) -> str:
+    """In words, what a batch needs, what there is, and what to do instead.
+
+    Args:
+        clips: of the largest batch.
+        memory: bytes, from `usable_memory`.
+    """
+    seconds = clips.frames * config.data.hop_length / config.data.sampling_rate
+    needed = _MARGIN * estimate_peak(config, clips)
+    count = min(batch_that_fits(config, clips, memory), clips.size - 1)
+    if count > 0:
+        cure = f"--batch-size {count} fits"
+    else:
+        cure = "not even one fits; leave the longest clips out, or close other programs"
+    return (
+        f"a batch of {clips.size} clips of up to {seconds:.0f} s needs about {needed / 1e9:.1f} GB"
+        f" of memory, and {memory / 1e9:.1f} GB can be had; {cure}"
+    )
+
+
+def is_short(config: Config, clips: Clips, memory: int) -> bool:
+    """Whether a batch is likely not to fit into `memory` bytes, 0 for unknown."""
+    return 0 < memory < _MARGIN * estimate_peak(config, clips)
+
+
+def count_parts(config: Config, clips: Clips) -> Parts:
+    """What a step holds, in bytes, before any factor."""
+    weights = _count_weights(config)
+    size = clips.size * _BYTES
+    return Parts(
+        state=_BYTES * (weights.held + 2 * weights.trained + weights.anchored),
+        gradients=_BYTES * weights.trained,
+        decoder=size * _decoder(config),
+        judge=size * _judge(config),
+        frames=size * _frames(config, clips.frames, clips.phonemes),
+        pairs=size * _pairs(config, clips.frames, clips.phonemes),
+    )
+
+
+class _Weights(NamedTuple):
+    """Numbers of parameters: of both nets; trained ones; those that an anchor is kept of."""
+
+    held: int
+    trained: int
+    anchored: int
+
+
+def _count_weights(config: Config) -> _Weights:
+    sizes = replace(config, train=TrainSection(), extra={})
+    return _count_weights_of(json.dumps(sizes.to_dict()))
+
+
+@cache
+def _count_weights_of(sizes: str) -> _Weights:
+    config = Config.from_dict(json.loads(sizes))
+    # The arrays of both nets are never computed, only their shapes are looked at.
+    generator, judge = SynthesizerTrn(config), _count(MultiPeriodDiscriminator(config))
+    frozen = _count(generator.ssl_proj) + _count(generator.quantizer)
+    held = _count(generator)
+    return _Weights(held + judge, held - frozen + judge, held - frozen)
+
+
+def _count(module: nn.Module) -> int:
+    leaves: Any = tree_flatten(module.parameters())
+    return sum(array.size for _, array in leaves)
+
+
+def _decoder(config: Config) -> int:
+    model = config.model
+    width, length = model.upsample_initial_channel, config.segment_frames
+    numbers = length * width
+    blocks = sum(1 + 2 * len(dilations) for dilations in model.resblock_dilation_sizes)
+    for rate in model.upsample_rates:
+        width, length = width // 2, length * rate
+        numbers += length * width * (1 + blocks)
+    return numbers
+
+
+def _judge(config: Config) -> int:
+    scale, samples = config.reduced_dims.disc_width, config.train.segment_size
+
+    def width(channels: int) -> int:
+        return max(1, round(scale * channels))
+
+    numbers, length = 0, samples
+    for channels, stride in ((16, 1), (64, 4), (256, 4), (1024, 4), (1024, 4), (1024, 1)):
+        length = -(-length // stride)
+        numbers += length * width(channels)
+    for period in (2, 3, 5, 7, 11, *((17, 23) if config.model.is_pro else ())):
+        height = -(-samples // period)
+        for channels, stride in ((32, 3), (128, 3), (512, 3), (1024, 3), (1024, 1)):
+            height = -(-height // stride)
+            numbers += period * height * width(channels)
+    return numbers
+
+
+def _frames(config: Config, frames: int, phonemes: int) -> int:
+    model, dims = config.model, config.reduced_dims
+    hidden = model.hidden_channels
+    layer = 8 * hidden + 2 * model.filter_channels  # projections, sums, norms; the FFN's two
+    gates = 5 * hidden * (dims.enc_q_wn_layers + dims.flow_n_flows * dims.flow_wn_layers)
+    ends = 2 * config.data.spec_channels + 3 * dims.ssl_dim + 8 * model.inter_channels
+    style = 10 * dims.style_hidden + 6 * dims.mrte_hidden
+    along = frames * (gates + layer * model.n_layers + ends + style)
+    return along + phonemes * (layer * model.n_layers + 3 * dims.mrte_hidden)
+
+
+def _pairs(config: Config, frames: int, phonemes: int) -> int:
+    model, dims = config.model, config.reduced_dims
+    own = model.n_heads * model.n_layers * (frames**2 + phonemes**2)
+    return own + dims.mrte_heads * frames * phonemes + dims.style_heads * frames**2

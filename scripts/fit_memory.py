@@ -1,0 +1,163 @@
+"""Measures what training steps take at their peak, and fits the factors of `training/footprint.py`.
+
+    python scripts/fit_memory.py [--full] [--output FILE]
+
+Steps of several sizes of model, batch and clip, each the second of a fresh trainer. Prints measured
+and estimated peaks and the factors that fit best; `--full` adds the full-size v2, which needs some
+6 GB and minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+import mlx_vits
+import mlx.core as mx
+import numpy as np
+
+from mlx_vits.benchmarking.machine import describe_machine
+from mlx_vits.checkpoints.base import find_base
+from mlx_vits.config import Config, ReducedDims
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.training.footprint import Clips, Parts, count_parts, estimate_peak
+from mlx_vits.training.regularization import take_anchor
+from mlx_vits.training.step import Batch, GANStep, build_optimizers, set_learning_rates
+from mlx_vits.training.vits_trainer import freeze_for
+
+
+class Measured(NamedTuple):
+    """One step."""
+
+    name: str
+    config: Config
+    clips: Clips
+    peak: int
+
+
+def noise_batch(config: Config, clips: Clips) -> Batch:
+    """Noise in the shapes of a batch."""
+    size, frames, phonemes = clips
+    dims, data = config.reduced_dims, config.data
+    batch = Batch(
+        ssl=mx.random.normal((size, frames, dims.ssl_dim)),
+        spec=mx.random.uniform(shape=(size, frames, data.spec_channels)),
+        spec_lengths=mx.full((size,), frames - 1, mx.int32),
+        wav=mx.random.uniform(-0.5, 0.5, (size, frames * data.hop_length, 1)),
+        text=mx.zeros((size, phonemes), mx.int32),
+        text_lengths=mx.full((size,), phonemes, mx.int32),
+        sv_emb=mx.random.normal((size, dims.sv_dim)),
+    )
+    mx.eval(*batch)
+    return batch
+
+
+def measure_peak(config: Config, clips: Clips, *, compiled: bool = False) -> int:
+    """`mx.get_peak_memory()` of the second step of a fresh trainer, in bytes."""
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.random.seed(0)
+    generator = SynthesizerTrn(config)
+    freeze_for(generator, "all")
+    optimizers = build_optimizers(config)
+    set_learning_rates(optimizers, 1e-5, 1e-5, 0.4)
+    step = GANStep(
+        generator,
+        MultiPeriodDiscriminator(config),
+        optimizers,
+        anchor=take_anchor(generator),
+        reg_strength=0.001,
+        compiled=compiled,
+    )
+    batch = noise_batch(config, clips)
+    for number in range(2):
+        mx.reset_peak_memory()
+        mx.eval(step(batch, mx.random.key(number)), step.state())
+    return mx.get_peak_memory() - before
+
+
+def configurations() -> dict[str, Config]:
+    """The demo's base, and what differs from it in one part."""
+    demo = find_base("demo").read_generator().config
+    model, dims = demo.model, demo.reduced_dims
+    return {
+        "demo": demo,
+        "half decoder": replace(
+            demo, model=replace(model, upsample_initial_channel=model.upsample_initial_channel // 2)
+        ),
+        "wide judge": replace(demo, reduced_dims=replace(dims, disc_width=2 * dims.disc_width)),
+        "deep coders": replace(
+            demo, reduced_dims=replace(dims, flow_wn_layers=8, enc_q_wn_layers=24, ssl_dim=256)
+        ),
+        "short segment": replace(demo, train=replace(demo.train, segment_size=6400)),
+    }
+
+
+SIZES = [Clips(1, 64, 32), Clips(2, 256, 64), Clips(1, 512, 96), Clips(4, 128, 32)]
+LONG = [Clips(1, 1024, 192), Clips(3, 512, 128), Clips(1, 1856, 320)]
+FULL_SIZES = [Clips(1, 64, 32), Clips(1, 256, 64), Clips(2, 128, 32)]
+
+
+def fit(measured: list[Measured]) -> Parts:
+    """Factors, none negative, that leave the least relative errors; the state's is 1."""
+    rows, wanted = [], []
+    for one in measured:
+        state, *rest = count_parts(one.config, one.clips)
+        rows.append(np.array(rest) / one.peak)
+        wanted.append(1 - state / one.peak)
+    left = list(range(len(rows[0])))
+    factors = np.zeros(len(rows[0]))
+    while left:
+        found = np.linalg.lstsq(np.array(rows)[:, left], np.array(wanted), rcond=None)[0]
+        if (found >= 0).all():
+            factors[left] = found
+            break
+        left.pop(int(np.argmin(found)))
+    return Parts(1.0, *map(float, factors))
+
+
+def main(
+    full: bool = typer.Option(False, "--full"),
+    compiled: bool = typer.Option(False, "--compiled/--eager"),
+    output: Path = typer.Option(Path("fit_memory.json")),
+) -> None:
+    """Measure, fit and print."""
+    works = [(name, config, clips) for name, config in configurations().items() for clips in SIZES]
+    works += [("demo", configurations()["demo"], clips) for clips in LONG]
+    if full:
+        config = Config(reduced_dims=ReducedDims.full_size("v2"))
+        works += [("full-size v2", config, clips) for clips in FULL_SIZES]
+    measured = []
+    print(f"{'':15} clips frames phonemes  measured estimated (MB)")
+    for name, config, clips in works:
+        peak = measure_peak(config, clips, compiled=compiled)
+        measured.append(Measured(name, config, clips, peak))
+        now = estimate_peak(config, clips)
+        cells = f"{clips.size:5}{clips.frames:7}{clips.phonemes:9}"
+        print(f"{name:15} {cells}{peak / 1e6:10.0f}{now / 1e6:10.0f}", flush=True)
+    factors = fit(measured)
+    errors = [
+        sum(a * b for a, b in zip(count_parts(one.config, one.clips), factors, strict=True))
+        / one.peak
+        - 1
+        for one in measured
+    ]
+    print({name: round(value, 2) for name, value in factors._asdict().items()})
+    print(f"errors of the fit from {min(errors):+.1%} to {max(errors):+.1%}")
+    report = {
+        "machine": describe_machine(),
+        "factors": factors._asdict(),
+        "steps": [{"name": m.name, **m.clips._asdict(), "peak_bytes": m.peak} for m in measured],
+        "errors": errors,
+    }
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{output}: all of it, with mlx_vits {mlx_vits.__version__}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
