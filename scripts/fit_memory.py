@@ -57,16 +57,14 @@ def noise_batch(config: Config, clips: Clips) -> Batch:
     return batch
 
 
-def measure_peak(config: Config, clips: Clips, *, compiled: bool = False) -> int:
-    """`mx.get_peak_memory()` of the second step of a fresh trainer, in bytes."""
-    gc.collect()
-    before = mx.get_active_memory()
+def make_step(config: Config, *, compiled: bool = False) -> GANStep:
+    """A step over both nets as a run has it, with initial values for weights."""
     mx.random.seed(0)
     generator = SynthesizerTrn(config)
     freeze_for(generator, "all")
     optimizers = build_optimizers(config)
     set_learning_rates(optimizers, 1e-5, 1e-5, 0.4)
-    step = GANStep(
+    return GANStep(
         generator,
         MultiPeriodDiscriminator(config),
         optimizers,
@@ -74,7 +72,13 @@ def measure_peak(config: Config, clips: Clips, *, compiled: bool = False) -> int
         reg_strength=0.001,
         compiled=compiled,
     )
-    batch = noise_batch(config, clips)
+
+
+def measure_peak(config: Config, clips: Clips, *, compiled: bool = False) -> int:
+    """`mx.get_peak_memory()` of the second step of a fresh trainer, in bytes."""
+    gc.collect()
+    before = mx.get_active_memory()
+    step, batch = make_step(config, compiled=compiled), noise_batch(config, clips)
     for number in range(2):
         mx.reset_peak_memory()
         mx.eval(step(batch, mx.random.key(number)), step.state())
