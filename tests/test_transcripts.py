@@ -343,3 +343,16 @@ def test_real_clips_are_prepared_one_to_one(tmp_path: Path) -> None:
         speech_features(encoder, wav, RATE, "a clip")
     took = time.perf_counter() - began
     print(f"features: {sum(map(len, wavs)) / RATE:.0f} s in {took:.1f} s")
+
+
+@pytest.mark.parametrize(("clips", "held_out"), [(3, 0), (4, 1), (30, 3), (200, 20), (500, 20)])
+def test_a_tenth_of_the_clips_is_held_out_and_no_more_than_can_be_heard(
+    clips: int, held_out: int, tmp_path: Path
+) -> None:
+    names = [f"{number:03}.wav" for number in range(clips)]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "transcripts.tsv").write_text("".join(f"{name}\tword\n" for name in names))
+    source = read_voice_source(tmp_path)
+    assert [clip.name for clip in source.held_out] == names[clips - held_out :]
+    assert len(source.training) == clips - held_out

@@ -25,6 +25,7 @@ from mlx_vits.preprocessing.transcripts import (
 HELD_OUT = "held_out.txt"
 _HELD_OUT_SHARE = 0.1
 _FEWEST_TO_SPLIT = 4
+_MOST_HELD_OUT = 20  # all of them are spoken at every checkpoint, and held in memory
 
 
 class Clip(NamedTuple):
@@ -71,7 +72,8 @@ def read_voice_source(
     Args:
         folder: of the clips.
         held_out: how many of the last clips are kept from training; None for what
-            `held_out.txt` names, or without one a tenth of the clips, if there are four or more.
+            `held_out.txt` names, or without one a tenth of the clips, at most 20, if there are
+            four or more.
         transcripts: their file, where it is not the one within the folder.
         fault: called with the sentence on each clip or line that has to be left out; where not
             given, the first is an error.
@@ -98,7 +100,9 @@ def read_voice_source(
 
 
 def _default_held_out(clips: int) -> int:
-    return max(1, round(clips * _HELD_OUT_SHARE)) if clips >= _FEWEST_TO_SPLIT else 0
+    if clips < _FEWEST_TO_SPLIT:
+        return 0
+    return min(max(1, round(clips * _HELD_OUT_SHARE)), _MOST_HELD_OUT)
 
 
 class _Listed(NamedTuple):
