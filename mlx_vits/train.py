@@ -77,7 +77,9 @@ BIAS_CORRECTION = typer.Option(
     help="Bias correction of AdamW, which PyTorch always does.",
     show_default="on",
 )
-HELD_OUT = _option("Clips, from the last, only listened to.", "a tenth of 4 or more, up to 20", min=0)
+HELD_OUT = _option(
+    "Clips, from the last, only listened to.", "a tenth of 4 or more, at most 20", min=0
+)
 SPEAKER_ENCODER = _option("Speaker encoder of v2Pro and v2ProPlus (ERes2NetV2).")
 TRANSCRIPTS = _option("File of the transcripts, where it is not the one beside the clips.")
 STRICT = typer.Option(
