@@ -1,9 +1,10 @@
 """Make `tests/goldens/speaker/`: what other people's code says of a clip and of random weights.
 
-    python scripts/make_speaker_goldens.py [OUT]
+    python scripts/make_speaker_goldens.py LJ001-0002.flac [OUT]
 
-Needs, in an environment of its own: torch, torchaudio, kaldi-native-fbank, soundfile, safetensors
-and `pip install --no-deps speakerlab` (3D-Speaker's package; its requirements are not needed here).
+The clip is LJ Speech's. Needs, in an environment of its own: torch, torchaudio,
+kaldi-native-fbank, soundfile, safetensors and `pip install --no-deps speakerlab` (3D-Speaker's
+package; its requirements are not needed here).
 
 3D-Speaker's class has `forward` only, which ends in an embedding; GPT-SoVITS's copy adds
 `forward3`, the mean over time before that. It is the first half of what the pooling layer (`TSTP`:
@@ -33,7 +34,6 @@ sys.path.insert(0, str(ROOT))
 from tests.support.recipe import make_tensor  # noqa: E402
 
 OUT = ROOT / "tests/goldens/speaker"
-CLIP = ROOT / "weights/demo/voice/LJ001-0002.flac"
 START, SAMPLES = 8000, 20001  # of the clip at 32 kHz
 SILENT, OFFSET = 4000, 300  # int16: digital silence at first, and a constant added after it
 FULL = {"m_channels": 64, "baseWidth": 24, "scale": 4, "expansion": 4}
@@ -91,9 +91,9 @@ def listen(net: ERes2NetV2, fbank: np.ndarray) -> dict[str, np.ndarray]:
     return found | {"out/vector": pooled[:, : pooled.shape[1] // 2]}
 
 
-def draw_clip() -> np.ndarray:
+def draw_clip(path: Path) -> np.ndarray:
     """Part of a clip as `5-wav32k` holds it, int16, with silence and an offset."""
-    wav, rate = soundfile.read(CLIP, dtype="float32")
+    wav, rate = soundfile.read(path, dtype="float32")
     wav = torchaudio.functional.resample(torch.from_numpy(wav), rate, 32000).numpy()
     part = (wav[START : START + SAMPLES] * 32768).astype(np.int16) + np.int16(OFFSET)
     part[:SILENT] = 0
@@ -125,9 +125,9 @@ def write_names(path: Path, net: ERes2NetV2, *, checksums: bool) -> None:
 
 
 def main() -> None:
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    source, out = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else OUT
     out.mkdir(parents=True, exist_ok=True)
-    clip = draw_clip()
+    clip = draw_clip(source)
     wav = torchaudio.transforms.Resample(32000, 16000)(torch.from_numpy(clip / np.float32(32768)))
     theirs = torchaudio.compliance.kaldi.fbank(
         wav[None], num_mel_bins=80, sample_frequency=16000, dither=0

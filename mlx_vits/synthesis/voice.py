@@ -46,7 +46,7 @@ class Voice:
     Example:
         >>> import mlx_vits, soundfile
         >>> voice = mlx_vits.load("demo")
-        >>> wav, rate = soundfile.read("weights/demo/voice/LJ001-0010.flac")
+        >>> wav, rate = soundfile.read("weights/demo/voice/LJ001-0010.ogg")
         >>> text = "Now, as all books not primarily intended as picture-books consist"
         >>> spoken = voice.convert(wav, rate, text)
         >>> soundfile.write("spoken.wav", spoken, voice.sample_rate)
