@@ -1,0 +1,58 @@
+"""What a stage hands to the next: arrays of many clips in one file, written whole or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_vits.errors import UserError
+from mlx_vits.files import atomic_write
+
+_STARTED = time.monotonic()
+
+
+def say(text: str) -> None:
+    """One line of progress, with the seconds since the start."""
+    print(f"[{time.monotonic() - _STARTED:.0f} s] {text}", flush=True)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes named arrays as `.npz`."""
+    with atomic_write(path) as file:
+        np.savez(file, **arrays)
+
+
+def write_clips(path: Path, **fields: Sequence[np.ndarray]) -> None:
+    """Writes one array a clip for each field; all fields have the same lengths along axis 0."""
+    ends = np.cumsum([len(array) for array in next(iter(fields.values()))])
+    write_arrays(path, ends=ends, **{name: np.concatenate(list(f)) for name, f in fields.items()})
+
+
+def read_arrays(path: Path, stage: str) -> dict[str, np.ndarray]:
+    """Reads what `write_arrays` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged; it names the stage that makes it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: is not there yet; run the stage `{stage}` first") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is damaged; delete it and run `{stage}` again") from error
+
+
+def read_clips(path: Path, stage: str) -> dict[str, list[np.ndarray]]:
+    """Reads what `write_clips` wrote: for each field an array a clip.
+
+    Raises:
+        UserError: as `read_arrays`.
+    """
+    arrays = read_arrays(path, stage)
+    ends = arrays.pop("ends")
+    return {name: np.split(array, ends[:-1]) for name, array in arrays.items()}
