@@ -40,6 +40,10 @@ SMALL = 1600
 # -8e-9 in float64 and may round to either side of the leaky ReLU's kink: 2.1e-3 of this gradient.
 GRADIENT_RTOL = 2e-3
 KINKED = {"discriminators.5.convs.0.weight_v": 4e-3}
+# A length's gradient is the part of the weight's that lies along the direction. Where this nearly
+# cancels (0.115 of 11 in dec.resblocks.14.convs1.1), weights that differ by one rounding move it by
+# up to 2e-4 of the whole.
+LENGTH_ATOL = 3e-4
 LOSS_NAMES = {
     "loss_disc": "loss_d",
     "loss_gen": "loss_gen",
@@ -77,9 +81,10 @@ class Trained:
             result = step.run(batch, draws)
             mx.eval(result.losses, step.state())
             if number == 1:
+                gradients = step.gradients(result)
                 self.gradients = {
-                    "g": _by_name(self.generator, result.gradients.generator),
-                    "d": _by_name(self.discriminator, result.gradients.discriminator),
+                    "g": _by_name(self.generator, gradients.generator),
+                    "d": _by_name(self.discriminator, gradients.discriminator),
                 }
                 mx.eval(self.gradients)
             self.losses.append({k: v.item() for k, v in result.losses._asdict().items()})
@@ -144,7 +149,8 @@ def test_gradients_of_the_first_step(trained: Trained, net: str) -> None:
     for name, norm in norms.items():
         if name not in skipped:
             ours = np.linalg.norm(np.array(trained.gradients[net][name], dtype=np.float64))
-            assert ours == pytest.approx(norm, rel=5e-3), name
+            whole = norms.get(f"{name.removesuffix('_g')}_v", 0.0)
+            assert ours == pytest.approx(norm, rel=5e-3, abs=LENGTH_ATOL * whole), name
 
 
 @pytest.mark.parametrize("net", ["g", "d"])

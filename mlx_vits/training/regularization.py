@@ -21,6 +21,7 @@ import mlx.nn as nn
 
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import total
+from mlx_vits.training.packed import Arrays, Block, Packed
 
 Anchor = dict[str, mx.array]
 
@@ -73,3 +74,59 @@ def pretrained_regularization(model: nn.Module, anchor: Anchor, strength: float)
         for path, origin in anchor.items()
     ]
     return strength * sum(terms, start=mx.array(0.0)) / max(1, len(terms))
+
+
+class PackedPull:
+    """`pretrained_regularization` over blocks: a few operations in place of a few a layer.
+
+    Args:
+        packed: the model's trained parameters.
+        model: what they belong to.
+        anchor: not empty; taken over, its arrays become views into blocks.
+        strength: of the pull.
+    """
+
+    def __init__(self, packed: Packed, model: nn.Module, anchor: Anchor, strength: float):
+        self._packed, self._model, self._strength = packed, model, strength
+        self._count = len(anchor)
+        # Origins `(R, W)`, and shares `(R, 1)`: one over ||w0||^2, 0 where nothing is anchored.
+        self._origins: dict[str, mx.array] = {}
+        self._shares: dict[str, mx.array] = {}
+        self._rest = dict(anchor)
+        for block in packed.blocks:
+            if block.role in ("directions", "plain"):
+                self._anchor_block(block, anchor)
+        mx.eval(self._origins, self._shares, anchor)
+
+    def _anchor_block(self, block: Block, anchor: Anchor) -> None:
+        name = "weight_v" if block.role == "directions" else "weight"
+        layers = {
+            slot.path: slot.path.rpartition(".")[0]
+            for slot in block.slots
+            if slot.name == name and slot.path.rpartition(".")[0] in anchor
+        }
+        origins, shares = {}, []
+        for slot, rows in zip(block.slots, block.rows, strict=True):
+            share, origin = mx.array(0.0), mx.zeros(slot.shape)
+            if slot.path in layers:
+                origin = self._rest.pop(layers[slot.path])
+                share = 1 / total(mx.square(origin))
+            origins[slot.path] = origin
+            shares.append(mx.broadcast_to(share, (rows, 1)))
+        self._origins[block.name] = block.pack(origins)
+        self._shares[block.name] = mx.concatenate(shares)
+        for slot, view in block.unpack(self._origins[block.name]):
+            if slot.path in layers:
+                anchor[layers[slot.path]] = view
+
+    def __call__(self, arrays: Arrays) -> mx.array:
+        """`loss_reg` of these blocks, a scalar."""
+        with self._packed.in_use(arrays) as weights:
+            rest = pretrained_regularization(self._model, self._rest, len(self._rest))
+        terms = [
+            total(
+                shares * mx.sum(mx.square(weights[name] - self._origins[name]), -1, keepdims=True)
+            )
+            for name, shares in self._shares.items()
+        ]
+        return self._strength / self._count * sum(terms, start=rest)

@@ -7,13 +7,13 @@ update. Nothing is clipped. Axes: B batch, T spectrogram frames, F bins, N sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.config import Config
@@ -21,7 +21,14 @@ from mlx_vits.models.discriminator import MultiPeriodDiscriminator
 from mlx_vits.models.vits import TEXT_SIDE, SynthesizerOutput, SynthesizerTrn, slice_segments
 from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.training import losses
-from mlx_vits.training.regularization import Anchor, pretrained_regularization
+from mlx_vits.training.moments import (
+    flatten,
+    moments_by_path,
+    set_moments_by_path,
+    shapes_of,
+)
+from mlx_vits.training.packed import Arrays, Packed
+from mlx_vits.training.regularization import Anchor, PackedPull
 
 
 class Batch(NamedTuple):
@@ -90,15 +97,35 @@ class Optimizers(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Trees of the gradients that were applied; only kept where a test asks for them."""
+    """Trees of the gradients that were applied, a tensor a name."""
 
     generator: dict[str, Any]
     discriminator: dict[str, Any]
 
 
 class StepResult(NamedTuple):
+    """What a step did.
+
+    Attributes:
+        losses: of the step.
+        blocks_g, blocks_d: gradients that were applied, by blocks; see `GANStep.gradients`.
+    """
+
     losses: VITSLosses
-    gradients: Gradients
+    blocks_g: Arrays
+    blocks_d: Arrays
+
+
+class Moments(NamedTuple):
+    """AdamW's moments, steps and learning rates by the paths of the tensors, as files hold them.
+
+    Attributes:
+        generator: a list `states`: of the text side, and of the rest.
+        discriminator: one state.
+    """
+
+    generator: dict[str, Any]
+    discriminator: dict[str, Any]
 
 
 def build_optimizers(config: Config, *, bias_correction: bool = True) -> Optimizers:
@@ -156,6 +183,9 @@ class GANStep:
         anchor: the weights to be pulled toward, empty for none.
         reg_strength: of the pull.
         compiled: whether `__call__` runs through `mx.compile`.
+
+    Attributes:
+        compilations: shapes of batches that were compiled; steps, where it is not compiled.
     """
 
     def __init__(
@@ -170,110 +200,169 @@ class GANStep:
     ):
         self.generator, self.discriminator = generator, discriminator
         self.optimizers, self.config = optimizers, generator.config
-        self.anchor, self.reg_strength = anchor or {}, reg_strength
-        optimizers.generator.init(generator.trainable_parameters())
-        optimizers.discriminator.init(discriminator.trainable_parameters())
+        self.compilations = 0
+        self._packed_g = Packed(generator, apart=TEXT_SIDE)
+        self._packed_d = Packed(discriminator)
+        self._pull: PackedPull | None = None
+        if anchor and reg_strength:
+            self._pull = PackedPull(self._packed_g, generator, anchor, reg_strength)
+        for packed, groups in self.parts():
+            for optimizer, arrays in zip(groups, packed.arrays, strict=True):
+                optimizer.init(arrays)
         state = self.state()
         step: Callable[..., VITSLosses] = self._losses_only
         self._step = mx.compile(step, inputs=state, outputs=state) if compiled else step
+
+    def parts(self) -> list[tuple[Packed, list[optim.AdamW]]]:
+        """Parameters of generator and discriminator, with the optimizer of each group."""
+        groups: Any = self.optimizers.generator.optimizers
+        return [(self._packed_g, groups), (self._packed_d, [self.optimizers.discriminator])]
 
     def state(self) -> list[Any]:
         """Everything a step changes: both nets and both optimizers."""
         return [
             self.generator.state,
             self.discriminator.state,
-            self.optimizers.generator.state,
-            self.optimizers.discriminator.state,
+            *(packed.arrays for packed, _ in self.parts()),
+            *(optimizer.state for _, groups in self.parts() for optimizer in groups),
         ]
+
+    def moments(self) -> Moments:
+        """What another run needs to continue with, by the paths of the tensors."""
+        of_g, of_d = (moments_by_path(packed, groups) for packed, groups in self.parts())
+        return Moments({"states": of_g}, of_d[0])
 
     def set_moments(self, generator: dict[str, Any], discriminator: dict[str, Any]) -> None:
         """Continues with the moments, steps and learning rates of another run.
 
-        The dictionaries are filled in place: a compiled step holds on to them.
+        Args:
+            generator, discriminator: as `moments` gives them.
 
         Raises:
             ValueError: the states belong to other parameters.
         """
-        parts = [
-            *zip(self.optimizers.generator.state["states"], generator["states"], strict=True),
-            (self.optimizers.discriminator.state, discriminator),
-        ]
-        for ours, theirs in parts:
-            if _shapes(ours) != _shapes(theirs):
-                raise ValueError("the optimizer's moments are of other parameters")
-        for ours, theirs in parts:
-            ours.clear()
-            ours.update(theirs)
+        theirs = [generator["states"], [discriminator]]
+        for (packed, groups), states in zip(self.parts(), theirs, strict=True):
+            for ours, other in zip(moments_by_path(packed, groups), states, strict=True):
+                if shapes_of(ours) != shapes_of(other):
+                    raise ValueError("the optimizer's moments are of other parameters")
+        for (packed, groups), states in zip(self.parts(), theirs, strict=True):
+            set_moments_by_path(packed, groups, states)
 
     def __call__(self, batch: Batch, key: mx.array) -> VITSLosses:
         """Updates both nets; nothing is evaluated yet."""
-        return self._step(batch, key)
+        for packed, _ in self.parts():
+            packed.adopt()
+        named = self._step(batch, key)
+        for packed, _ in self.parts():
+            packed.note()
+        return named
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What is done within a `with` block changes neither the nets nor the optimizers."""
+        before = list(_places(self.state()))
+        try:
+            yield
+        finally:
+            for container, key, array in before:
+                container[key] = array
+            for packed, _ in self.parts():
+                packed.note()
 
     def _losses_only(self, batch: Batch, key: mx.array) -> VITSLosses:
-        return self.run(batch, draw_step(key, batch, self.config)).losses
+        self.compilations += 1  # Python runs here once for each shape, where it is compiled
+        named = self.run(batch, draw_step(key, batch, self.config)).losses
+        for packed, _ in self.parts():
+            packed.adopt()  # a subclass may have changed the weights
+        return named
 
     def run(self, batch: Batch, draws: Draws) -> StepResult:
-        """The step with given random numbers."""
-        grads_d: dict[str, Any] = {}
+        """The step with given random numbers; the weights are those that the last step left."""
+        grads_d: Arrays = []
         parts: dict[str, mx.array] = {}
 
-        def objective() -> mx.array:
-            out = self.generator(
-                batch.ssl,
-                batch.spec,
-                batch.spec_lengths,
-                batch.text,
-                batch.text_lengths,
-                noise=draws.noise,
-                ids_slice=draws.ids_slice,
-                sv_emb=batch.sv_emb if batch.sv_emb.shape[-1] else None,
-                dropout=KeyedDropout(draws.dropout_key),
-            )
+        def objective(arrays: Arrays) -> mx.array:
+            with self._packed_g.in_use(arrays):
+                out = self._forward(batch, draws)
             real = self._real_segment(batch, draws)
             # One forward serves both updates: the discriminator is updated in here, on values
             # that carry no gradient, and judges again with its new weights.
             loss_d, grads = self._update_discriminator(real, mx.stop_gradient(out.y_hat))
-            grads_d.update(grads)
+            grads_d.extend(grads)
             parts.update(self._generator_losses(out, real, batch, draws))
             total = sum(parts.values(), start=mx.array(0.0))
             parts["loss_d"] = loss_d
             parts["peak_fake"] = mx.stop_gradient(mx.max(mx.abs(out.y_hat)))
             return total
 
-        loss_task, grads_g = nn.value_and_grad(self.generator, objective)()
-        loss_reg, grads_reg = self._regularization()
-        norm_task = global_norm(grads_g)
-        if grads_reg:
-            grads_g = tree_map(lambda task, reg: task + reg, grads_g, grads_reg)
-        self.optimizers.generator.update(self.generator, grads_g)
+        loss_task, grads_task = self._packed_g.value_and_grad(objective)
+        grads_g = grads_task
+        loss_reg, norm_task, norm_reg = mx.array(0.0), global_norm(grads_task), mx.array(0.0)
+        norm_g = norm_task
+        if self._pull is not None:
+            loss_reg, grads_reg = self._packed_g.value_and_grad(self._pull)
+            grads_g = tree_map(lambda task, reg: task + reg, grads_task, grads_reg)
+            norm_g, norm_reg = global_norm(grads_g), global_norm(grads_reg)
+        self.update(self._packed_g, grads_g)
         named = VITSLosses(
             **parts,
             loss_reg=loss_reg,
             loss_total=loss_task + loss_reg,
-            grad_norm_g=global_norm(grads_g),
+            grad_norm_g=norm_g,
             grad_norm_d=global_norm(grads_d),
             grad_norm_task=norm_task,
-            grad_norm_reg=global_norm(grads_reg),
+            grad_norm_reg=norm_reg,
         )
-        return StepResult(named, Gradients(grads_g, grads_d))
+        return StepResult(named, grads_g, grads_d)
+
+    def _forward(self, batch: Batch, draws: Draws) -> SynthesizerOutput:
+        return self.generator(
+            batch.ssl,
+            batch.spec,
+            batch.spec_lengths,
+            batch.text,
+            batch.text_lengths,
+            noise=draws.noise,
+            ids_slice=draws.ids_slice,
+            sv_emb=batch.sv_emb if batch.sv_emb.shape[-1] else None,
+            dropout=KeyedDropout(draws.dropout_key),
+        )
+
+    def update(self, packed: Packed, grads: Arrays) -> None:
+        """One update of a net's parameters by their gradients, both in blocks."""
+        groups = dict(self.parts())[packed]
+        packed.replace(
+            [
+                optimizer.apply_gradients(of_group, arrays)
+                for optimizer, of_group, arrays in zip(groups, grads, packed.arrays, strict=True)
+            ]
+        )
+
+    def gradients(self, result: StepResult) -> Gradients:
+        """The gradients that `run` applied, as trees."""
+        of_g, of_d = result.blocks_g, result.blocks_d
+        return Gradients(
+            tree_unflatten(list(self._packed_g.unpack(of_g).items())),
+            tree_unflatten(list(self._packed_d.unpack(of_d).items())),
+        )
 
     def _real_segment(self, batch: Batch, draws: Draws) -> mx.array:
         hop = self.config.data.hop_length
         return slice_segments(batch.wav, draws.ids_slice * hop, self.config.train.segment_size)
 
-    def _update_discriminator(
-        self, real: mx.array, fake: mx.array
-    ) -> tuple[mx.array, dict[str, Any]]:
+    def _update_discriminator(self, real: mx.array, fake: mx.array) -> tuple[mx.array, Arrays]:
         # One batch: exact, as nothing in the discriminator reaches across clips.
         both = mx.concatenate([real, fake])
 
-        def objective() -> mx.array:
-            pairs = [mx.split(score, 2) for score in losses.scores(self.discriminator(both))]
-            on_real, on_fake = zip(*pairs, strict=True)
+        def objective(arrays: Arrays) -> mx.array:
+            with self._packed_d.in_use(arrays):
+                scores = losses.scores(self.discriminator(both))
+            on_real, on_fake = zip(*(mx.split(score, 2) for score in scores), strict=True)
             return losses.discriminator_loss(on_real, on_fake)
 
-        loss, grads = nn.value_and_grad(self.discriminator, objective)()
-        self.optimizers.discriminator.update(self.discriminator, grads)
+        loss, grads = self._packed_d.value_and_grad(objective)
+        self.update(self._packed_d, grads)
         return loss, grads
 
     def _generator_losses(
@@ -294,28 +383,25 @@ class GANStep:
         }
 
     def _judge(self, real: mx.array, fake: mx.array) -> dict[str, mx.array]:
-        on_real, on_fake = self.discriminator(real), self.discriminator(fake)
+        with self._packed_d.in_use(self._packed_d.arrays):
+            on_real, on_fake = self.discriminator(real), self.discriminator(fake)
         return {
             "loss_gen": losses.generator_loss(losses.scores(on_fake)),
             "loss_fm": losses.feature_loss(losses.features(on_real), losses.features(on_fake)),
         }
 
-    def _regularization(self) -> tuple[mx.array, dict[str, Any]]:
-        if not self.anchor or self.reg_strength == 0:
-            return mx.array(0.0), {}
-        return nn.value_and_grad(
-            self.generator,
-            lambda: pretrained_regularization(self.generator, self.anchor, self.reg_strength),
-        )()
 
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves: Any = tree_flatten(tree)
-    return {name: array.shape for name, array in leaves}
+def _places(tree: Any) -> Iterator[tuple[Any, Any, mx.array]]:
+    """Every array of a tree, with the container that holds it and the key."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        if isinstance(value, mx.array):
+            yield tree, key, value
+        elif isinstance(value, (dict, list)):
+            yield from _places(value)
 
 
 def global_norm(tree: Any) -> mx.array:
     """L2 norm over all arrays of a tree; 0 for an empty one."""
-    leaves: Any = tree_flatten(tree) if tree else []
-    squares = [losses.total(mx.square(array)) for _, array in leaves]
+    squares = [losses.total(mx.square(array)) for array in flatten(tree).values()] if tree else []
     return mx.sqrt(sum(squares, start=mx.array(0.0)))

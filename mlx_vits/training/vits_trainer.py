@@ -159,8 +159,10 @@ class VITSTrainer:
         rates = self._set_rates()
         key = mx.random.key((self.config.seed << 32) + self.place.step)
         losses = self._step(batch, key)
-        mx.eval(losses, self._step.state())
-        values = {name: array.item() for name, array in losses._asdict().items()}
+        together = mx.stack(list(losses))  # one transfer from the device, not one a loss
+        mx.eval(together, self._step.state())
+        read: Any = together.tolist()
+        values: dict[str, float] = dict(zip(losses._fields, read, strict=True))
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             raise TrainingStopped(f"{broken[0]} is no longer a number", self.place.step + 1)
@@ -177,12 +179,12 @@ class VITSTrainer:
 
     def trees(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as trees of arrays."""
-        optimizers = self._step.optimizers
+        moments = self._step.moments()
         return {
             "generator": self.generator.parameters(),
             "discriminator": self.discriminator.parameters(),
-            "optimizer_g": optimizers.generator.state,
-            "optimizer_d": optimizers.discriminator.state,
+            "optimizer_g": moments.generator,
+            "optimizer_d": moments.discriminator,
         }
 
     def restore(self, state: RunState, source: str) -> None:
