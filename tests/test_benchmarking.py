@@ -8,9 +8,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
 from mlx_vits.benchmarking import operations, work
+from mlx_vits.benchmarking.kernels import count_graph, count_kernels
 from mlx_vits.benchmarking.measure import PARTS, measure_all
 from mlx_vits.cli import app
 from mlx_vits.config import Config
@@ -73,6 +75,43 @@ def test_a_batch_costs_its_clips() -> None:
     assert four.synthesis == one.synthesis
 
 
+def test_kernels_of_a_graph() -> None:
+    x = mx.ones((4, 6))
+    mx.eval(x)
+    graph = count_graph([mx.concatenate([mx.tanh(x).T, x.T]), x])
+    assert graph.kinds == {"Transpose": 2, "Tanh": 1, "Concatenate": 1}
+    assert (graph.operations, graph.kernels, graph.fused) == (4, 3, 0)
+    fused = count_graph(mx.compile(lambda x: mx.tanh(x * x) @ x.T)(x))
+    assert (fused.kernels, fused.fused, fused.sources) == (2, 1, 1)
+
+
+def arrays_of(tree: Any) -> list[mx.array]:
+    leaves: Any = tree_flatten(tree)
+    return [array for _, array in leaves]
+
+
+def test_counting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_works(monkeypatch)
+    gan = work.make_step(work.Work("v2", 1, 1.0))
+    batch = work.make_batch(work.Work("v2", 1, 1.0))
+    before = arrays_of(gan.state())
+    with gan.kept():
+        gan(batch, mx.random.key(0))
+    after = arrays_of(gan.state())
+    assert all(a is b for a, b in zip(before, after, strict=True))
+
+
+def test_an_update_takes_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are blocks, each of about ten tensors, where one of AdamW's takes 24."""
+    tiny_works(monkeypatch)
+    parts = work.StepParts(work.Work("v2", 1, 1.0), compiled=False)
+    graphs = count_kernels(parts)
+    blocks = [block for packed, _ in parts.gan.parts() for block in packed.blocks]
+    assert graphs["update"].kernels <= 25 * len(blocks)
+    assert 5 * len(blocks) < sum(len(block.slots) for block in blocks)
+    assert graphs["weight_norm"].kernels <= 5 * len(blocks)
+
+
 def tiny_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every version measured at a tiny size."""
 
@@ -91,6 +130,9 @@ def test_what_is_measured(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> No
         assert set(result["mlx"]["seconds"]) == set(PARTS) == set(result["operations"])
         assert all(value > 0 for value in result["mlx"]["seconds"].values())
         assert result["mlx"]["peak_bytes"] > 0
+        kernels = {part: graph["kernels"] for part, graph in result["kernels"].items()}
+        within = ("forward_g", "step_d", "weight_norm", "update")
+        assert all(0 < kernels[part] < kernels["step"] for part in within)
 
 
 def test_the_command_shows_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,8 +160,6 @@ def test_what_cannot_be_measured_is_a_sentence(options: list[str], words: str) -
 def test_pytorchs_twin_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many parameters as ours in every part that it has, at full size."""
     torch = pytest.importorskip("torch")
-    from mlx.utils import tree_flatten
-
     from mlx_vits.benchmarking import torch_twin
 
     config = Config.from_dict({"version": "v2"})

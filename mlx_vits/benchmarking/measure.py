@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_vits.benchmarking.kernels import count_kernels
 from mlx_vits.benchmarking.machine import describe_machine, device_kind, measure_ceiling
 from mlx_vits.benchmarking.operations import count_operations
 from mlx_vits.benchmarking.work import StepParts, Work
@@ -82,7 +83,8 @@ def measure_all(
 
     Returns:
         What the JSON holds: `machine`, `ceiling` (operations a second) and `results`, each a work,
-        `mlx` and where compared `torch` with `ratios`; seconds by part, `peak_bytes`, `rates`.
+        `mlx` and where compared `torch` with `ratios`; seconds by part, `peak_bytes`, `rates`;
+        `kernels` by part, as `count_kernels` has them.
     """
     if compiled is None:
         compiled = device_kind() == "gpu"
@@ -101,6 +103,7 @@ def _measure(work: Work, repetitions: int, compiled: bool, compare: bool) -> dic
     try:
         mx.reset_peak_memory()
         parts = StepParts(work, compiled=compiled)
+        kernels = {part: graph._asdict() for part, graph in count_kernels(parts).items()}
         ours: list[dict[str, float]] = []
         theirs: list[dict[str, float]] = []
         for repetition in range(repetitions + 1):
@@ -118,6 +121,7 @@ def _measure(work: Work, repetitions: int, compiled: bool, compare: bool) -> dic
         "work": work.to_dict(),
         "clip_seconds": work.seconds,
         "operations": operations,
+        "kernels": kernels,
         "mlx": {
             "seconds": seconds,
             "audio_seconds_per_second": _speeds(work, seconds),

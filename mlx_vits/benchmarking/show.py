@@ -29,7 +29,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
         f"BLAS {machine['blas']}, mlx {machine['versions']['mlx']}, "
         f"{'compiled' if report['compiled'] else 'not compiled'}"
     )
-    console.print(f"matrix product: {ceiling / 1e9:,.0f} GFLOP/s, the ceiling of the last column")
+    console.print(f"matrix product: {ceiling / 1e9:,.0f} GFLOP/s, the ceiling of the rates")
     for result in report["results"]:
         console.print(_table(result, ceiling, report["repetitions"]))
     if any("torch" in result for result in report["results"]):
@@ -50,12 +50,13 @@ def _table(result: dict[str, Any], ceiling: float, repetitions: int) -> Table:
         title += f"; PyTorch {torch['torch']}, {kind} of {torch['peak_bytes'] / 1e9:.2f} GB"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for name in ("seconds", "audio s / s", "GFLOP", "GFLOP/s", "of ceiling"):
+    for name in ("seconds", "audio s / s", "GFLOP", "GFLOP/s", "of ceiling", "kernels"):
         table.add_column(name, justify="right")
     if torch:
         table.add_column("PyTorch s", justify="right")
         table.add_column("ratio", justify="right")
     for part, label in _LABELS.items():
+        kernels = result["kernels"].get(part)
         rate, speed = ours["rates"][part], ours["audio_seconds_per_second"].get(part)
         cells = [
             label,
@@ -64,6 +65,7 @@ def _table(result: dict[str, Any], ceiling: float, repetitions: int) -> Table:
             f"{result['operations'][part] / 1e9:.1f}",
             f"{rate / 1e9:,.0f}",
             f"{rate / ceiling:.0%}",
+            "" if kernels is None else f"{kernels['kernels']:,}",
         ]
         if torch:
             cells += [f"{torch['seconds'][part]:.3f}", f"{result['ratios'][part]:.2f}"]

@@ -6,6 +6,7 @@ time of a step depends on shapes alone. Axes: B batch, T spectrogram frames, N s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ class StepParts:
         generator, gan, batch = self.gan.generator, self.gan, self.batch
         config, one = work.config, work.frames
         samples, gin = config.train.segment_size, config.model.gin_channels
-        self._steps = 0
+        self._steps, self._is_compiled = 0, compiled
         noise = mx.random.normal((1, one, config.model.inter_channels))
         codes = mx.random.randint(0, config.reduced_dims.codebook_size, (1, one // 2))
         style = mx.random.normal((1, 1, gin))
@@ -124,6 +125,34 @@ class StepParts:
             self._forward_g = mx.compile(forward_g, inputs=state)
             self._step_d = mx.compile(step_d, inputs=state, outputs=state)
             self._synthesize = mx.compile(synthesize, inputs=state)
+
+    def graphs(self) -> Iterator[tuple[str, Any]]:
+        """Arrays of each part that are not computed; the nets stay as they are."""
+        gan = self.gan
+
+        def weight_norm() -> list[Any]:
+            return [packed.effective(packed.arrays) for packed, _ in gan.parts()]
+
+        def update() -> list[Any]:
+            for packed, _ in gan.parts():
+                gan.update(packed, packed.arrays)
+            return gan.state()
+
+        if self._is_compiled:
+            state = gan.state()
+            weight_norm = mx.compile(weight_norm, inputs=state)
+            update = mx.compile(update, inputs=state, outputs=state)
+        work = {
+            "forward_g": lambda: self._forward_g(self._key()),
+            "step_d": lambda: [self._step_d(self._key()), gan.state()],
+            "step": lambda: [gan(self.batch, self._key()), gan.state()],
+            "synthesis": lambda: self._synthesize(self._key()),
+            "weight_norm": weight_norm,
+            "update": update,
+        }
+        for name, build in work.items():
+            with gan.kept():
+                yield name, build()
 
     def step(self) -> None:
         """A whole training step."""
