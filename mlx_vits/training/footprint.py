@@ -60,10 +60,11 @@ class Parts(NamedTuple):
     pairs: float
 
 
-# Fitted on a CPU, uncompiled, to 26 steps of six models, the full-size v2 among them, from 111 MB
-# to 2.5 GB: none is more than 12 % off.
-FACTORS = Parts(state=1.0, gradients=1.64, decoder=1.96, judge=1.69, frames=0.46, pairs=3.34)
-_MARGIN = 1.1  # what estimates may be short of
+# Fitted on a CPU, uncompiled, to 26 steps of six models, the full-size v2 among them, from 127 MB
+# to 2.8 GB: none is more than 17 % off where tensors are updated in long arrays, nor 21 % where one
+# by one.
+FACTORS = Parts(state=1.0, gradients=2.44, decoder=1.80, judge=3.07, frames=0.81, pairs=2.85)
+_MARGIN = 1.2  # what estimates may be short of
 
 
 def estimate_peak(config: Config, clips: Clips) -> int:
