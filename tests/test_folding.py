@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_vits.checkpoints.base import load_discriminator, load_generator
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn import weight_norm
+from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.synthesis.loading import load
 from mlx_vits.synthesis.voice import Voice
-from tests.support.tiny import make_base, tiny_config
+from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
+from tests.support.tiny import SEGMENT, make_base, make_voice, tiny_config
 
 CODES = np.arange(12)[None, None]
 TEXT = np.arange(7)[None]
@@ -111,3 +115,22 @@ def test_what_is_saved_stays_as_it_was(tmp_path: Path) -> None:
     after = state_of(load(tmp_path / "voice.safetensors").model)
     assert list(after) == list(before)
     assert all(mx.array_equal(after[name], array) for name, array in before.items())
+
+
+def test_a_run_hears_the_weights_of_its_last_step(tmp_path: Path) -> None:
+    """The same voice before and after updates, however the trainer holds the weights."""
+    base = make_base(tmp_path / "base")
+    prepared = prepare_voice(
+        make_voice(tmp_path / "clips", 3), tmp_path / "made", base, tiny_config()
+    )
+    file = base.read_generator()
+    generator = load_generator(file)
+    options = VITSTrainingConfig(steps=2, batch_size=1, lr_g=1e-3, segment_size=SEGMENT)
+    judge = load_discriminator(base.discriminator, file.config)
+    trainer = VITSTrainer(generator, judge, PreparedVoice(prepared, file.config), options)
+    voice = Voice(generator)
+    heard = [speak(voice)]
+    for _ in trainer.steps():
+        heard.append(speak(voice))
+        assert np.array_equal(heard[-1], unfolded(voice))
+        assert not np.array_equal(heard[-1], heard[-2])
