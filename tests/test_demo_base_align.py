@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from mlx_vits.errors import DataError
 from scripts.demo_base.alignment import align_clips, sequence
 from scripts.demo_base.clips import SILENCE, TRAINED, Clip, frames_at_speed, label_of
 from scripts.demo_base.ctc import align, frames_needed, occupancy
-from scripts.demo_base.settings import read_settings
+from scripts.demo_base.settings import Align, read_settings
 
 PAUSE = 1.5
 
@@ -136,7 +137,7 @@ def _spoken(random: np.random.Generator, sounds: list[int], number: int) -> tupl
 
 def test_phones_are_found_without_being_shown() -> None:
     random = np.random.default_rng(0)
-    made = [_spoken(random, random.permutation(np.arange(1, 7))[:4].tolist(), n) for n in range(40)]
+    made = [_spoken(random, random.permutation(np.arange(1, 7))[:4].tolist(), n) for n in range(30)]
     clips, features, labels = (list(part) for part in zip(*made, strict=True))
     found = align_clips(features, clips, _settings(), 0)
     right = np.mean(np.concatenate([a.labels == b for a, b in zip(found, labels, strict=True)]))
@@ -151,16 +152,14 @@ def test_a_clip_too_short_for_its_text_is_named() -> None:
         align_clips([np.zeros((3, 8), np.float32)], [clip], _settings(), 0)
 
 
-def _settings():
-    from dataclasses import replace
-
+def _settings() -> Align:
     shipped = read_settings().align
     return replace(
         shipped,
         hidden=32,
-        batch_size=8,
-        learning_rate=0.01,
-        ctc_epochs=12,
-        rounds=2,
+        batch_size=5,
+        learning_rate=0.02,
+        ctc_epochs=8,
+        rounds=1,
         round_epochs=3,
     )

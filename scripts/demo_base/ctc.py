@@ -6,6 +6,7 @@ T frames, K labels with the blank last, S states of a clip.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Alignment(NamedTuple):
 
 def frames_needed(targets: Sequence[int]) -> int:
     """The fewest frames that CTC can lay a sequence over: equal neighbours need a blank between."""
-    return len(targets) + sum(a == b for a, b in zip(targets[:-1], targets[1:], strict=True))
+    return len(targets) + sum(a == b for a, b in itertools.pairwise(targets))
 
 
 def occupancy(
@@ -163,7 +164,7 @@ def align(scores: np.ndarray, sounds: Sequence[int], pause_penalty: float) -> Al
 
 
 def _best_path(emitted: np.ndarray, entry: np.ndarray) -> np.ndarray:
-    """The likeliest states `(T,)` for scores `(T, S)` and the cost of entering each state `(S,)`."""
+    """The likeliest states `(T,)` for scores `(T, S)` and costs of entry `(S,)`."""
     frames, count = emitted.shape
     is_phone = np.arange(count) % 2 == 1
     best = np.full(count, -np.inf)

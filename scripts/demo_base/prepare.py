@@ -6,7 +6,7 @@ Writes `clips.json` and for each speed `wav32_K.npz` and `wav16_K.npz`, int16.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,13 +48,13 @@ def prepare(voices: Path, teacher: Path, work: Path, settings: Settings) -> None
     _compare_digests(voices, teacher, clips, settings)
     write_clip_list(work / "clips.json", clips)
     rate = settings.model.data.sampling_rate
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, speed in enumerate(settings.speech.speeds):
             paths = [work / f"wav{kilohertz}_{number}.npz" for kilohertz in (32, 16)]
             if all(path.is_file() for path in paths):
                 continue
             jobs = [_Job(voices / clip.voice / clip.name, speed, rate) for clip in clips]
-            decoded = list(pool.map(decode, jobs, chunksize=16))
+            decoded = list(pool.map(decode, jobs))
             write_clips(paths[0], wav=[clip.wav32 for clip in decoded])
             write_clips(paths[1], wav=[clip.wav16 for clip in decoded])
             hours = sum(len(clip.wav32) for clip in decoded) / rate / 3600

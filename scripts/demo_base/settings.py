@@ -252,7 +252,9 @@ def _check(settings: Settings) -> None:
         ),
         "shortest_window exceeds frames": train.shortest_window > train.frames,
         "shortest_frames is below the segment": (
-            speech.shortest_frames < train.segment_size // settings.model.data.hop_length
+            not speech.speeds
+            or speech.shortest_frames / max(speech.speeds)
+            < train.segment_size // settings.model.data.hop_length + 1
         ),
     }
     for fault, found in faults.items():

@@ -61,7 +61,7 @@ class Teacher:
         self._tensors = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
 
     def __call__(self, power: mx.array) -> mx.array:
-        """Mel power `(B, 2 S, 80)` to features `(B, S, 512)`; frame i is centred on sample 320 i."""
+        """Mel power `(B, 2 S, 80)` to `(B, S, 512)`; frame i is centred on sample 320 i."""
         log = mx.log10(mx.maximum(power, _POWER_FLOOR))
         loudest = mx.max(log, axis=(1, 2), keepdims=True)
         x = (mx.maximum(log, loudest - _RANGE) + 4) / 4

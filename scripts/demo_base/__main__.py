@@ -1,0 +1,112 @@
+"""`python -m scripts.demo_base`: the demo's base, from recordings to a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from enum import Enum
+from pathlib import Path
+
+import mlx_vits  # noqa: F401  (chooses the BLAS before mlx is imported)
+import mlx.core as mx
+import typer
+
+from mlx_vits.errors import UserError
+from mlx_vits.files import make_folder
+from mlx_vits.screen import report_errors
+from scripts.demo_base.alignment import align_stage
+from scripts.demo_base.assemble import assemble_stage
+from scripts.demo_base.codebook import codebook_stage
+from scripts.demo_base.distil import distil_stage
+from scripts.demo_base.prepare import prepare
+from scripts.demo_base.probe import probe_stage
+from scripts.demo_base.running import Clock
+from scripts.demo_base.settings import CONFIG, Settings, read_settings
+from scripts.demo_base.store import say
+from scripts.demo_base.teach import teach
+from scripts.demo_base.train import train_stage
+
+
+class Stage(str, Enum):
+    """The stages, in their order."""
+
+    prepare = "prepare"
+    teach = "teach"
+    align = "align"
+    distil = "distil"
+    codebook = "codebook"
+    train = "train"
+    assemble = "assemble"
+    probe = "probe"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@report_errors
+def main(
+    stages: list[Stage] = typer.Argument(None, help="Which; all of them if none is named."),
+    voices: Path = typer.Option(..., help="Folder with kathleen/, kokoro/ and ljspeech/."),
+    teacher: Path = typer.Option(..., help="whisper_base_encoder.safetensors."),
+    work: Path = typer.Option(Path("runs/demo_base"), help="Folder of everything that is made."),
+    config: Path = typer.Option(CONFIG, help="The settings."),
+    minutes: float = typer.Option(None, help="Stop after so long; run again to go on."),
+) -> None:
+    """Makes the demo's base. What is there already is kept: run again to go on."""
+    settings = read_settings(config)
+    if not voices.is_dir():
+        raise UserError(f"{voices}: there is no such folder; give --voices the folder of voices")
+    if not teacher.is_file():
+        raise UserError(f"{teacher}: there is no such file; give --teacher Whisper-base's encoder")
+    make_folder(work)
+    keep_settings(config, work)
+    clock = Clock(minutes)
+    say(f"{work} on {mx.default_device()}, MLX {mx.__version__}")
+    for stage in [stage for stage in Stage if not stages or stage in stages]:
+        say(f"stage {stage.value}")
+        if not run_stage(stage, voices, teacher, work, settings, clock):
+            say("time is up; run again to go on")
+            return
+
+
+def run_stage(
+    stage: Stage, voices: Path, teacher: Path, work: Path, settings: Settings, clock: Clock
+) -> bool:
+    """Runs one stage; whether it is done."""
+    if stage is Stage.distil:
+        return distil_stage(work, settings, clock)
+    if stage is Stage.train:
+        return train_stage(work, settings, clock)
+    if stage is Stage.prepare:
+        prepare(voices, teacher, work, settings)
+    elif stage is Stage.teach:
+        teach(teacher, work, settings)
+    elif stage is Stage.align:
+        align_stage(work, settings)
+    elif stage is Stage.codebook:
+        codebook_stage(work, settings)
+    elif stage is Stage.assemble:
+        assemble_stage(work, settings)
+    else:
+        probe_stage(work, settings)
+    return not clock.is_over()
+
+
+def keep_settings(config: Path, work: Path) -> None:
+    """Puts the settings beside what is made with them.
+
+    Raises:
+        UserError: the folder was begun with others.
+    """
+    kept = work / "config.json"
+    if not kept.is_file():
+        shutil.copyfile(config, kept)
+    elif json.loads(kept.read_text(encoding="utf-8")) != json.loads(
+        config.read_text(encoding="utf-8")
+    ):
+        raise UserError(f"{work}: was begun with other settings; give another --work folder")
+
+
+if __name__ == "__main__":
+    app()

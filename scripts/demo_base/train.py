@@ -1,0 +1,221 @@
+"""Stage `train`: the base, from random weights.
+
+The generator alone at first, then with the discriminator. The posterior is hardly held to the prior
+until the decoder speaks. In the second half the prior is decoded beside it, and learns from what it
+sounds like. Writes `train.safetensors`, from which a call that is cut off goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
+from mlx_vits.checkpoints.state_dict import load_state, state_of
+from mlx_vits.config import Config
+from mlx_vits.errors import UserError
+from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn, slice_segments
+from mlx_vits.training import losses
+from scripts.demo_base.losses import ExtraWeights, attention_loss, envelope_loss, stft_loss
+from scripts.demo_base.running import (
+    Clock,
+    State,
+    check_finite,
+    cosine_rate,
+    draw_ahead,
+    read_state,
+    same_shapes,
+    step_key,
+    write_state,
+)
+from scripts.demo_base.settings import Settings, Train
+from scripts.demo_base.step import FastStep, Net, Rates
+from scripts.demo_base.store import say
+from scripts.demo_base.windows import Windows, WindowSource, read_window_source
+
+RESIDUAL_GAIN = 0.3  # of the second convolution of a residual pair, at first
+LOUDNESS = 0.1  # of the untrained decoder
+STATE = "train.safetensors"
+_LOG_EVERY, _CHECK_EVERY = 200, 1000
+
+
+def draw_decoder(model: SynthesizerTrn, seed: int) -> None:
+    """Initial values of the decoder that keep the signal's variance from stage to stage.
+
+    Upstream's suit 512 channels. In a decoder this narrow the biases drown what comes from the
+    latent, and thousands of updates pass before it is heard.
+    """
+    random = np.random.default_rng(seed)
+    tensors = {name: np.array(array) for name, array in state_of(model).items()}
+    rates = model.config.model.upsample_rates
+    for name in [name for name in tensors if name.startswith("dec.")]:
+        stem, _, kind = name.rpartition(".")
+        if kind == "bias":
+            tensors[name] = np.zeros_like(tensors[name])
+        if kind not in ("weight", "weight_v"):
+            continue
+        shape = tensors[name].shape
+        fan_in = shape[1] * shape[2]
+        gain = 2.0  # He et al. 2015, arXiv:1502.01852
+        if stem.startswith("dec.ups."):
+            fan_in = shape[0] * shape[2] / rates[int(stem.rpartition(".")[2])]
+        elif ".convs2." in stem:
+            gain *= RESIDUAL_GAIN**2
+        elif stem == "dec.conv_post":
+            gain *= LOUDNESS**2
+        elif stem in ("dec.conv_pre", "dec.cond"):
+            gain = 1.0
+        weight = random.normal(0, np.sqrt(gain / fan_in), shape).astype(np.float32)
+        tensors[name] = weight
+        if kind == "weight_v":
+            tensors[f"{stem}.weight_g"] = np.sqrt(np.sum(weight**2, axis=(1, 2), keepdims=True))
+    load_state(model, tensors, source="the drawn decoder")
+
+
+def training_config(settings: Settings) -> Config:
+    """The base's configuration, with the segments of this training and without dropout."""
+    config = settings.model
+    return replace(
+        config,
+        train=replace(config.train, segment_size=settings.train.segment_size),
+        reduced_dims=replace(config.reduced_dims, dropout_everywhere=0.0),
+    )
+
+
+def build_step(settings: Settings) -> FastStep:
+    """Both nets at their beginning."""
+    config, train = training_config(settings), settings.train
+    mx.random.seed(settings.seed)
+    generator, discriminator = SynthesizerTrn(config), MultiPeriodDiscriminator(config)
+    draw_decoder(generator, settings.seed)
+    return FastStep(
+        generator,
+        discriminator,
+        ExtraWeights(train.stft_weight, train.envelope_weight, train.attention_weight),
+        mean_decay=train.mean_decay,
+        compiled=mx.default_device().type == mx.DeviceType.gpu,
+    )
+
+
+def rates_at(step: int, train: Train) -> Rates:
+    """The curriculum: what a step, counted from 0, is done with."""
+    share = step / train.steps
+    rate = cosine_rate(step, train.steps, train.warmup_steps, train.last_rate)
+    rising = (share - train.pull_rises_from) / (train.pull_full_from - train.pull_rises_from)
+    pull = train.pull ** (1 - min(1.0, max(0.0, rising)))
+    is_spoken = share >= train.spoken_from
+    return Rates(
+        lr_g=train.lr_g * rate,
+        lr_d=train.lr_d * rate,
+        pull=pull,
+        adversarial=step >= train.adversarial_from,
+        spoken=round(train.spoken_share * train.batch_size) if is_spoken else 0,
+    )
+
+
+def get_state(step: FastStep, done: int) -> State:
+    """Both nets' vectors."""
+    return State({name: net._asdict() for name, net in step.nets.items()}, done)
+
+
+def set_state(step: FastStep, state: State, settings: Settings) -> None:
+    """Goes on from a state.
+
+    Raises:
+        UserError: it is of other settings.
+    """
+    if not same_shapes(state.trees, get_state(step, 0).trees):
+        raise UserError(f"{STATE}: is of other settings; delete it to begin again")
+    step.nets = {name: Net(**state.trees[name]) for name in ("g", "d")}
+    judged = max(0, state.step - settings.train.adversarial_from)
+    step.updates = {"g": state.step, "d": judged}
+
+
+def train_stage(work: Path, settings: Settings, clock: Clock) -> bool:
+    """Runs the stage; whether it is done."""
+    path, train = work / STATE, settings.train
+    saved = read_state(path) if path.is_file() else None
+    if saved and saved.step >= train.steps:
+        return True
+    source = read_window_source(work, settings)
+    if not source.held_out:
+        raise UserError(f"{work / 'clips.json'}: holds no clip kept out that is long enough")
+    step = build_step(settings)
+    if saved:
+        set_state(step, saved, settings)
+        say(f"going on from step {saved.step}")
+    say(f"{source.hours:.2f} h at all speeds, {len(source.held_out)} clips kept out")
+    checked = source.checked()
+
+    def draw(number: int) -> Windows:
+        return source.draw(np.random.default_rng([settings.seed, number]))
+
+    done = saved.step if saved else 0
+    recent: list[dict[str, float]] = []
+    for windows in draw_ahead(draw, done, train.steps):
+        recent.append(run_step(step, source, windows, done, settings))
+        done += 1
+        check_finite(recent[-1], done)
+        if done % _LOG_EVERY == 0 or done == train.steps:
+            means = {k: np.mean([r[k] for r in recent if k in r]) for k in recent[-1]}
+            say(f"step {done}: " + "  ".join(f"{k} {v:.4g}" for k, v in means.items()))
+            recent = []
+        if done % _CHECK_EVERY == 0 or done == train.steps:
+            found = check(step, source, checked)
+            say(f"kept out: {'  '.join(f'{k} {v:.4g}' for k, v in found.items())}")
+        over = clock.is_over()
+        if over or clock.is_time_to_save() or done == train.steps:
+            write_state(path, get_state(step, done))
+            if over:
+                return done == train.steps
+    return True
+
+
+def run_step(
+    step: FastStep, source: WindowSource, windows: Windows, number: int, settings: Settings
+) -> dict[str, float]:
+    """One update with the curriculum of its number; what was logged."""
+    rates = rates_at(number, settings.train)
+    sound_key, noise_key = mx.random.split(step_key(settings.seed, number))
+    batch = source.finish(windows, sound_key)
+    noise = draw_noise(step, batch.mask, noise_key)
+    parts = step(batch, noise, rates)
+    together = mx.stack(list(parts.values()))  # one transfer from the device, not one a loss
+    mx.eval(together, step.nets)
+    values = {name: float(value) for name, value in zip(parts, together.tolist(), strict=True)}
+    return values | {"lr_g": rates.lr_g, "pull": rates.pull}
+
+
+def draw_noise(step: FastStep, mask: mx.array, key: mx.array) -> mx.array:
+    """`(B, T, C)`, standard normal."""
+    shape = (*mask.shape[:2], step.config.model.inter_channels)
+    return mx.random.normal(shape, key=key)
+
+
+def check(step: FastStep, source: WindowSource, windows: Windows) -> dict[str, float]:
+    """How the mean weights do on clips that are kept out, with their texts and without."""
+    batch = source.finish(windows, mx.random.key(0))
+    noise = draw_noise(step, batch.mask, mx.random.key(1))
+    weights = step.generator.flat(step.nets["g"].mean)
+    config, count = step.config, len(batch.wav)
+    found: dict[str, mx.array] = {}
+    for name in ("", " without text"):
+        if name:
+            only_first = mx.arange(batch.text.shape[1])[None, :, None] == 0
+            batch = batch._replace(text_mask=batch.text_mask * only_first)
+        out = step.generator(weights, batch, noise, 1.0, count)
+        prior, said = out.prior, out.wav[count:]
+        kl = losses.kl_loss(out.z_p, out.logs_q, prior.m_p, prior.logs_p, batch.mask)
+        found[f"kl{name}"] = kl
+        found[f"envelope{name}"] = envelope_loss(batch.wav, said, config.data.sampling_rate)
+        if not name:
+            found["found"] = attention_loss(prior.attention, batch.places).found
+            spec = slice_segments(batch.spec, batch.starts, config.segment_frames)
+            real, fake = mel_of_spectrogram(spec, config.data), out.wav[:count]
+            found["mel"] = losses.mel_loss(real, mel_spectrogram(fake, config.data))
+            found["stft"] = stft_loss(batch.wav, fake)
+        mx.eval(found)
+    return {name: value.item() for name, value in found.items()}
