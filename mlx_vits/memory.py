@@ -58,8 +58,8 @@ def free_memory() -> int:
 
 
 def _gpu_info() -> dict[str, Any]:
-    """What MLX says of the GPU that it was built for; empty without one."""
-    if not mx.is_available(mx.gpu):
+    """What MLX says of the GPU that it computes on; empty where that is the CPU."""
+    if mx.default_device().type != mx.DeviceType.gpu:
         return {}
     return dict(mx.device_info(mx.gpu))
 

@@ -236,3 +236,11 @@ def test_a_shortage_is_said_before_the_first_step(
     if cure is not None:
         assert "a batch of 64 clips of up to 3 s needs about" in found[0]
         assert found[0].endswith(cure)
+
+
+def test_a_gpu_that_is_not_computed_on_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`MLX_VITS_DEVICE=cpu` leaves a GPU's memory out of every bound."""
+    monkeypatch.setattr(mx, "is_available", lambda device: True)
+    monkeypatch.setattr(mx, "device_info", lambda device: {"memory_size": 1 << 50})
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    assert memory.total_memory() < 1 << 50
