@@ -99,8 +99,8 @@ def _write_voices(folder: Path) -> None:
         (folder / voice / "transcripts.tsv").write_text("\n".join(lines) + "\n")
 
 
-def _write_teacher(path: Path, width: int = 16) -> None:
-    """An encoder of Whisper-base's names, narrow and random."""
+def _write_teacher(path: Path, width: int = 64) -> None:
+    """An encoder of Whisper's names with one head of one layer, random."""
     random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {
         "conv1.weight": (width, 80, 3),
@@ -111,7 +111,7 @@ def _write_teacher(path: Path, width: int = 16) -> None:
         "layer_norm.gamma": (width,),
         "layer_norm.beta": (width,),
     }
-    for layer in range(6):
+    for layer in range(1):
         attention, ffn = f"layer_{layer}.self_attention", f"layer_{layer}.ffn"
         for name, rows in ((f"{attention}.linear_0", 3 * width), (f"{attention}.linear_1", width)):
             shapes |= {f"{name}.weight": (rows, width), f"{name}.bias": (rows,)}

@@ -24,7 +24,7 @@ from mlx_vits.preprocessing.levels import ENCODER_SCALE
 from scripts.demo_base.clips import LABELS, TRAINED, Clip, frames_at_speed, read_clip_list
 from scripts.demo_base.linear import fit_linear
 from scripts.demo_base.settings import Settings
-from scripts.demo_base.store import read_clips, say, write_arrays, write_clips
+from scripts.demo_base.store import read_clips, read_lengths, say, write_arrays, write_clips
 
 _ROWS = 16384  # of a distance matrix
 _EVERY = 5  # row that variances are taken from
@@ -75,7 +75,12 @@ def codebook_stage(work: Path, settings: Settings) -> None:
         for f, label in zip(heard, labels, strict=True):
             shown.append(label[frames_at_speed(len(f), speed, len(label))])
         say(f"speed {speed}: {sum(len(f) for f in heard)} frames encoded")
-    frames = [len(wav) // 640 for wav in _wavs32(work, settings)]
+    hop = settings.model.data.hop_length
+    frames = [
+        samples // hop
+        for number in range(len(settings.speech.speeds))
+        for samples in read_lengths(work / f"wav32_{number}.npz", "prepare")
+    ]
     pairs = [pair_frames(f, count) for f, count in zip(features, frames, strict=True)]
     used = [clip.use == TRAINED for clip in clips] * len(settings.speech.speeds)
     weights = [settings.speech.weights.get(clip.voice, 1.0) for clip in clips]
@@ -101,13 +106,6 @@ def codebook_stage(work: Path, settings: Settings) -> None:
     write_arrays(work / "codebook.npz", **projection._asdict(), **book._asdict())
     codes = [nearest(projection(pair), book.entries).astype(np.uint16) for pair in pairs]
     write_clips(work / "codes.npz", codes=codes)
-
-
-def _wavs32(work: Path, settings: Settings) -> list[np.ndarray]:
-    wavs: list[np.ndarray] = []
-    for number in range(len(settings.speech.speeds)):
-        wavs += read_clips(work / f"wav32_{number}.npz", "prepare")["wav"]
-    return wavs
 
 
 def encode_clips(

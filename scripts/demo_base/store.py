@@ -32,19 +32,32 @@ def write_clips(path: Path, **fields: Sequence[np.ndarray]) -> None:
     write_arrays(path, ends=ends, **{name: np.concatenate(list(f)) for name, f in fields.items()})
 
 
-def read_arrays(path: Path, stage: str) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, stage: str, only: str | None = None) -> dict[str, np.ndarray]:
     """Reads what `write_arrays` wrote.
+
+    Args:
+        stage: that writes the file.
+        only: name of the one array that is needed.
 
     Raises:
         UserError: the file is missing or damaged; it names the stage that makes it.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in ([only] if only else file.files)}
     except FileNotFoundError as error:
         raise UserError(f"{path}: is not there yet; run the stage `{stage}` first") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is damaged; delete it and run `{stage}` again") from error
+
+
+def read_lengths(path: Path, stage: str) -> list[int]:
+    """How long each clip's array is in a file of `write_clips`.
+
+    Raises:
+        UserError: as `read_arrays`.
+    """
+    return np.diff(read_arrays(path, stage, only="ends")["ends"], prepend=0).tolist()
 
 
 def read_clips(path: Path, stage: str) -> dict[str, list[np.ndarray]]:

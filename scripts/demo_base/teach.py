@@ -76,9 +76,16 @@ def teach(teacher: Path, work: Path, settings: Settings) -> None:
     for number, path in enumerate(targets):
         if path.is_file():
             continue
-        wavs = read_clips(work / f"wav16_{number}.npz", "prepare")["wav"]
-        plan = pack_windows([len(wav) // HOP for wav in wavs])
-        write_clips(path, targets=hear(model, wavs, plan, directions.reduce))
+        if number == 0:
+            features = read_clips(work / "teacher.npz", "teach")["features"]
+            plan = pack_windows([len(f) for f in features])
+            places = (placed for window in plan for placed in window)
+            reduced = [directions.reduce(features[p.clip], p.start) for p in places]
+        else:
+            wavs = read_clips(work / f"wav16_{number}.npz", "prepare")["wav"]
+            plan = pack_windows([len(wav) // HOP for wav in wavs])
+            reduced = hear(model, wavs, plan, directions.reduce)
+        write_clips(path, targets=reduced)
         say(f"speed {settings.speech.speeds[number]}: taught")
 
 

@@ -1,8 +1,8 @@
 """The teacher: the encoder of Whisper-base (Radford et al. 2022, arXiv:2212.04356; MIT licence).
 
 From a safetensors file with CTranslate2's names: `conv1`, `conv2`, `position_encodings.encodings`,
-`layer_0` … `layer_5` (pre-norm; query, key and value rows in one `linear_0`), `layer_norm`. Axes:
-B windows of 30 s, N samples, S frames, C channels.
+`layer_0` … (pre-norm; query, key and value rows in one `linear_0`), `layer_norm`. Whisper's other
+encoders differ in width and depth alone. Axes: B windows of 30 s, N samples, S frames, C channels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from mlx_vits.preprocessing.features import ENCODER_RATE
 HOP = ENCODER_RATE // 50  # samples of a frame of the features
 WINDOW_FRAMES = 1500
 WINDOW_SAMPLES = WINDOW_FRAMES * HOP
-_N_FFT, _MELS, _HEADS, _LAYERS = 400, 80, 8, 6
+_N_FFT, _MELS = 400, 80
+_HEAD_WIDTH = 64  # channels, in every Whisper
 _POWER_FLOOR, _RANGE = 1e-10, 8.0  # decades below the loudest that are heard
 
 
@@ -51,13 +52,14 @@ class Teacher:
 
     def __init__(self, path: Path):
         tensors = read_tensors(path).tensors
-        needed = ("conv1.weight", "conv2.weight", "layer_norm.gamma", f"layer_{_LAYERS - 1}.ffn")
-        missing = [name for name in needed if not any(n.startswith(name) for n in tensors)]
-        if missing or f"layer_{_LAYERS}.ffn.linear_0.weight" in tensors:
+        needed = ("conv1.weight", "conv2.weight", "layer_norm.gamma", "layer_0.ffn.linear_0.weight")
+        missing = [name for name in needed if name not in tensors]
+        if missing:
             raise CheckpointError(
-                f"{path}: is not the encoder of Whisper-base under CTranslate2's names; give the "
-                "file that `docs` describes"
+                f"{path}: lacks {missing[0]}; give the encoder of Whisper-base under CTranslate2's "
+                "names"
             )
+        self.layers = len({name.split(".")[0] for name in tensors if name.startswith("layer_")}) - 1
         self._tensors = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
 
     def __call__(self, power: mx.array) -> mx.array:
@@ -70,7 +72,7 @@ class Teacher:
             x = mx.conv1d(x, weight, stride, 1) + self._tensors[f"{name}.bias"]
             x = nn.gelu(x)
         x = x + self._tensors["position_encodings.encodings"][: x.shape[1]]
-        for layer in range(_LAYERS):
+        for layer in range(self.layers):
             x = x + self._attend(x, f"layer_{layer}.self_attention")
             name = f"layer_{layer}.ffn"
             y = self._linear(self._norm(x, f"{name}.layer_norm"), f"{name}.linear_0")
@@ -81,7 +83,7 @@ class Teacher:
         batch, length, width = x.shape
         joined = self._linear(self._norm(x, f"{name}.layer_norm"), f"{name}.linear_0")
         query, key, value = (
-            part.reshape(batch, length, _HEADS, -1).swapaxes(1, 2)
+            part.reshape(batch, length, width // _HEAD_WIDTH, -1).swapaxes(1, 2)
             for part in mx.split(joined, 3, axis=-1)
         )
         scale = query.shape[-1] ** -0.5
