@@ -14,10 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 import mlx_vits
-from mlx_vits.audio.files import write_wav
+from mlx_vits.audio.files import read_speech, write_wav
 from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.checkpoints.base import find_base, load_content_encoder, load_discriminator
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
+from mlx_vits.errors import UserError
 from mlx_vits.preprocessing.features import speech_features
 from scripts.demo_base.__main__ import app
 from scripts.demo_base.clips import (
@@ -168,8 +169,6 @@ def test_the_base_gives_the_codes_it_was_trained_on(made: Made) -> None:
     model = mlx_vits.load(str(made.work / "base")).model
     clips, codes = read_clip_list(made.work / "clips.json"), read_clips(made.work / "codes.npz", "")
     for clip, own in list(zip(clips, codes["codes"], strict=False))[:3]:
-        from mlx_vits.audio.files import read_speech
-
         wav = read_speech(made.voices / clip.voice / clip.name, RATE)
         ssl = speech_features(encoder, wav, RATE, clip.name)
         ssl = np.pad(ssl, [(0, len(own) * 2 - len(ssl)), (0, 0)], mode="edge")
@@ -212,6 +211,12 @@ def test_no_text_is_both_learnt_and_measured(made: Made) -> None:
     assert not texts[TRAINED] & (texts[HELD_OUT] | texts[UNSEEN])
     unseen = {clip.speaker for clip in clips if clip.use == UNSEEN}
     assert unseen == {"bm_lewis", "ljspeech"}
+
+
+def test_a_speaker_to_stay_unseen_has_to_be_there(made: Made) -> None:
+    speech = replace(made.settings.speech, unseen_speakers=("bm_louis",))
+    with pytest.raises(UserError, match="has no bm_louis"):
+        find_clips(made.voices, replace(made.settings, speech=speech))
 
 
 @pytest.fixture(scope="module")

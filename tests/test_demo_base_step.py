@@ -13,10 +13,13 @@ from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.training.step import Batch, GANStep, build_optimizers, draw_step, set_learning_rates
+from scripts.demo_base.discriminator import FastDiscriminator
 from scripts.demo_base.flat import ZERO, Flat
 from scripts.demo_base.generator import FastBatch, FastGenerator
 from scripts.demo_base.losses import ExtraWeights, attention_loss, envelope_loss, stft_loss
+from scripts.demo_base.settings import read_settings
 from scripts.demo_base.step import FastStep, Rates
+from scripts.demo_base.train import training_config
 
 # Three clips of 24, 20 and 14 frames; widths that are no multiples of four, as the demo's last
 # stage has, and kernels of several lengths.
@@ -230,6 +233,16 @@ def test_a_weight_may_not_be_forgotten() -> None:
     flat.add("a", np.concatenate([flat.weights["a.weight"], np.full((2, 1), ZERO)], axis=1))
     with pytest.raises(ValueError, match=r"a\.bias"):
         flat.finish()
+
+
+def test_the_shipped_sizes_can_be_merged() -> None:
+    config = training_config(read_settings())
+    sizes = {"g": 0, "d": 0}
+    for name, model in (("g", SynthesizerTrn(config)), ("d", MultiPeriodDiscriminator(config))):
+        shapes = {path: array.shape for path, array in tree_flatten(model.parameters())}
+        net = FastGenerator(config, shapes) if name == "g" else FastDiscriminator(shapes)
+        sizes[name] = net.flat.size
+    assert 2 * (sizes["g"] + sizes["d"]) < 8e6  # bytes in fp16
 
 
 def test_a_configuration_that_cannot_be_merged_is_refused() -> None:

@@ -72,6 +72,9 @@ def find_clips(voices: Path, settings: Settings) -> list[Clip]:
     rows = [
         row for voice in (*speech.weights, *speech.unseen_voices) for row in _rows(voices, voice)
     ]
+    for speaker in speech.unseen_speakers:
+        if not any(row[2] == speaker for row in rows):
+            raise UserError(f"{voices}: has no {speaker}, who is to stay unseen; mend the settings")
     kept_out = _held_out_texts(rows, settings)
     clips = []
     for voice, name, speaker, text in rows:
