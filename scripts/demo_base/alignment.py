@@ -180,10 +180,12 @@ class _Trainer:
     def _epoch(self) -> Iterator[tuple[mx.array, list[int]]]:
         for number in self.random.permutation(len(self.batches)):
             ids = self.batches[number]
-            x = np.zeros((len(ids), max(len(self.features[i]) for i in ids), len(self.mean)))
+            x = np.zeros(
+                (len(ids), max(len(self.features[i]) for i in ids), len(self.mean)), np.float32
+            )
             for row, i in zip(x, ids, strict=True):
                 row[: len(self.features[i])] = (self.features[i] - self.mean) / self.std
-            yield mx.array(x.astype(np.float32)), ids
+            yield mx.array(x), ids
 
     def scores(self, model: FrameClassifier, features: np.ndarray) -> np.ndarray:
         """Log-probabilities `(T, K)` of a clip."""

@@ -18,7 +18,7 @@ from mlx_vits.audio.files import read_speech, resample
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.preprocessing.features import ENCODER_RATE
 from mlx_vits.preprocessing.levels import mix_level, to_int16
-from scripts.demo_base.clips import Clip, find_clips, voice_digest, write_clip_list
+from scripts.demo_base.clips import Clip, find_clips, read_clip_list, voice_digest, write_clip_list
 from scripts.demo_base.settings import Settings
 from scripts.demo_base.store import say, write_clips
 
@@ -37,16 +37,18 @@ class _Job(NamedTuple):
 
 
 def prepare(voices: Path, teacher: Path, work: Path, settings: Settings) -> None:
-    """Runs the stage; a speed that is there already is kept.
+    """Runs the stage; the choice of clips and the speeds that are there already are kept.
 
     Raises:
         UserError: a recording is missing or cannot be used.
     """
-    clips = find_clips(voices, settings)
+    path = work / "clips.json"
+    clips = read_clip_list(path) if path.is_file() else find_clips(voices, settings)
     uses = {use: sum(clip.use == use for clip in clips) for use in sorted({c.use for c in clips})}
     say(f"{len(clips)} clips: " + ", ".join(f"{count} {use}" for use, count in uses.items()))
-    _compare_digests(voices, teacher, clips, settings)
-    write_clip_list(work / "clips.json", clips)
+    if not path.is_file():
+        _compare_digests(voices, teacher, clips, settings)
+        write_clip_list(path, clips)
     rate = settings.model.data.sampling_rate
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, speed in enumerate(settings.speech.speeds):

@@ -53,7 +53,7 @@ def teach(teacher: Path, work: Path, settings: Settings) -> None:
     """Runs the stage; what is there already is kept."""
     clips = read_clip_list(work / "clips.json")
     targets = [work / f"targets_{number}.npz" for number in range(len(settings.speech.speeds))]
-    if all(path.is_file() for path in targets):
+    if all(p.is_file() for p in (work / "teacher.npz", work / "directions.npz", *targets)):
         return
     model = Teacher(teacher)
     if not (work / "teacher.npz").is_file():
