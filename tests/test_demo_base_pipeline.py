@@ -29,6 +29,7 @@ from scripts.demo_base.clips import (
     frames_at_speed,
     read_clip_list,
 )
+from scripts.demo_base.distil import distil_stage
 from scripts.demo_base.running import Clock, read_state
 from scripts.demo_base.settings import CONFIG, Settings, read_settings
 from scripts.demo_base.store import read_clips
@@ -202,6 +203,20 @@ def test_a_resumed_training_is_the_same(made: Made, tmp_path: Path) -> None:
     assert ours.metadata["step"] == theirs.metadata["step"] == "4"
     for name, tensor in theirs.tensors.items():
         np.testing.assert_array_equal(np.array(ours.tensors[name]), np.array(tensor), err_msg=name)
+
+
+def test_a_resumed_distillation_is_the_same(made: Made, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(made.work, work)
+    (work / "heads.safetensors").unlink()
+    shutil.rmtree(work / "encoder")
+    assert not distil_stage(work, made.settings, Clock(0))
+    assert not (work / "heads.safetensors").exists()
+    assert distil_stage(work, made.settings, Clock())
+    for name in ("heads.safetensors", "encoder/weights.safetensors"):
+        ours, theirs = (read_tensors(folder / name).tensors for folder in (work, made.work))
+        for key, tensor in theirs.items():
+            np.testing.assert_array_equal(np.array(ours[key]), np.array(tensor), err_msg=key)
 
 
 def test_no_text_is_both_learnt_and_measured(made: Made) -> None:
