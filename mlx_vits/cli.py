@@ -232,6 +232,7 @@ def bench(
     compile_: bool | None = typer.Option(
         None, "--compile/--no-compile", help="The step; on GPUs by default."
     ),
+    precision: str = typer.Option("auto", help="Of the step: fp32, bf16, or auto, which is fp32."),
     output: Path = typer.Option(Path("bench.json"), help="The JSON to write."),  # noqa: B008
 ) -> None:
     """Measure a training step and synthesis at full size on this machine."""
@@ -242,6 +243,7 @@ def bench(
         repetitions=repeat,
         compare=compare,
         compiled=compile_,
+        precision=precision,
         output=output,
     )
 

@@ -29,9 +29,10 @@ from mlx_vits.training.log import check_tensorboard
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 PREPARED = "prepared"
+CHANGEABLE_TRAINING = ("epochs", "steps", "precision", "checkpoint_activations")  # on a resume
 TAKEN_OVER = "taken_over.safetensors"  # a run's weights, where its pretrained ones are not known
 
-__all__ = ["FinetuneOptions", "Screen", "resume", "start", "take_over"]
+__all__ = ["CHANGEABLE_TRAINING", "FinetuneOptions", "Screen", "resume", "start", "take_over"]
 
 
 def start(options: FinetuneOptions, screen: Screen) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def resume(folder: Path, screen: Screen, **changes: Any) -> dict[str, Any]:
 
     Args:
         folder: the run's; it may have been moved.
-        changes: `epochs`, `steps`, `save_every` or `tensorboard`, where they are to be different.
+        changes: `save_every`, `tensorboard` or options of training, where they are to be different.
 
     Returns:
         The verdict.
@@ -263,7 +264,7 @@ def _changed(info: RunInfo, changes: dict[str, Any]) -> RunInfo:
     training = dict(info.options["training"])
     if "epochs" in given:
         training["steps"] = None  # a limit in steps would hide the new one
-    training |= {name: given.pop(name) for name in ("epochs", "steps") if name in given}
+    training |= {name: given.pop(name) for name in CHANGEABLE_TRAINING if name in given}
     return replace(info, options=info.options | given | {"training": training})
 
 

@@ -193,9 +193,11 @@ class FinetuneRun:
 
     def _advise(self) -> None:
         """Says before the first step that memory may not do."""
-        memory, clips = usable_memory(), self._largest_batch()
-        if is_short(self.config, clips, memory):
-            words = describe_shortage(self.config, clips, memory)
+        memory, clips, again = usable_memory(), self._largest_batch(), self.trainer.recomputes
+        if again and self.options.training.checkpoint_activations == "auto":
+            self.screen.say("Memory is short: activations are computed twice instead of kept.")
+        if is_short(self.config, clips, memory, recomputes=again):
+            words = describe_shortage(self.config, clips, memory, recomputes=again)
             self.screen.warn(f"Memory may run out: {words}.")
 
     def _largest_batch(self) -> Clips:
@@ -299,7 +301,12 @@ class FinetuneRun:
 
     def _describe_shortage(self) -> str:
         # Less than what was held when it ran out is what can be had.
-        words = describe_shortage(self.config, self._largest_batch(), mx.get_peak_memory())
+        words = describe_shortage(
+            self.config,
+            self._largest_batch(),
+            mx.get_peak_memory(),
+            recomputes=self.trainer.recomputes,
+        )
         return (
             f"Memory ran out after step {self.trainer.place.step}: {words}. The weights of step "
             f"{self.saved_step} are kept in {self.folder}"

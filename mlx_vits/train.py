@@ -16,20 +16,22 @@ from mlx_vits.checkpoints.base import DEMO, choose_base, weights_home
 from mlx_vits.checkpoints.run_info import is_run
 from mlx_vits.checkpoints.upstream_run import read_upstream_run, resume_files
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.finetune import FinetuneOptions
+from mlx_vits.finetune import CHANGEABLE_TRAINING, FinetuneOptions
 from mlx_vits.handover import options_for
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from mlx_vits.preprocessing.clips import ClipOptions
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
 from mlx_vits.screen import TerminalScreen, report_errors
-from mlx_vits.training.vits_trainer import VITSTrainingConfig
+from mlx_vits.training.precision import PRECISIONS
+from mlx_vits.training.vits_trainer import CHECKPOINTING, VITSTrainingConfig
 from mlx_vits.voice_data import find_voice_data
 
 RUNS = Path("runs")
 SUGGESTED = "finetune.json"  # beside a voice's clips: options of its own
 
-_CHOICES = {"train": ("all", "decoder"), "weight_norm": NORM_SCHEMES}
-_CHANGEABLE = {"epochs", "steps", "save_every", "tensorboard"}  # when a run is resumed
+_CHOICES = {"train": ("all", "decoder"), "weight_norm": NORM_SCHEMES, "precision": PRECISIONS}
+_CHOICES["checkpoint_activations"] = CHECKPOINTING
+_CHANGEABLE = {"save_every", "tensorboard", *CHANGEABLE_TRAINING}  # on --resume
 # What the files of a run of GPT-SoVITS decide, when it is resumed.
 _TAKEN_OVER_FIXED = {"pretrained_d", "weight_norm", "train", "held_out"}
 _RUN_OPTIONS = ("language", "held_out", "transcripts", "strict", "save_every", "tensorboard")
@@ -71,6 +73,11 @@ SEED = _option("Of batches, noise, slices, dropout.", _DEFAULT.seed, min=0, max=
 RESUME = _option("Continue the run in this folder, ours or GPT-SoVITS's logs/NAME/logs_s2_VERSION.")
 TRAIN = _option("What is trained: all, or decoder (dec and ref_enc).", _DEFAULT.train)
 WEIGHT_NORM = _option(f"Layers with weight norm: {', '.join(NORM_SCHEMES)}.", _DEFAULT.weight_norm)
+PRECISION = _option("Compute in fp32, bf16, or auto, which is fp32.", _DEFAULT.precision)
+CHECKPOINT = _option(
+    "Compute blocks of the nets twice to save memory: on, off, or auto, where memory is short.",
+    _DEFAULT.checkpoint_activations,
+)
 BIAS_CORRECTION = typer.Option(
     None,
     "--bias-correction/--no-bias-correction",
@@ -115,6 +122,8 @@ def main(
     train: str | None = TRAIN,
     weight_norm: str | None = WEIGHT_NORM,
     bias_correction: bool | None = BIAS_CORRECTION,
+    precision: str | None = PRECISION,
+    checkpoint_activations: str | None = CHECKPOINT,
     held_out: int | None = HELD_OUT,
     language: str | None = LANGUAGE,
     transcripts: Path | None = TRANSCRIPTS,

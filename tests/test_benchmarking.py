@@ -139,16 +139,22 @@ def test_the_command_shows_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path:
     tiny_works(monkeypatch)
     output = tmp_path / "bench.json"
     options = ["--batch", "1", "--seconds", "1", "--repeat", "1", "--output", str(output)]
+    options += ["--precision", "bf16"]
     done = CliRunner().invoke(app, ["bench", *options])
     assert done.exit_code == 0, done.output
     assert "whole step" in done.output
     report = json.loads(output.read_text())
+    assert report["precision"] == "bf16"
     assert [result["work"]["batch_size"] for result in report["results"]] == [1]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--version", "v9"], "v9: not a version"), (["--compare", "jax"], "only torch")],
+    [
+        (["--version", "v9"], "v9: not a version"),
+        (["--compare", "jax"], "only torch"),
+        (["--precision", "fp8"], "--precision fp8: is not one of auto, fp32, bf16"),
+    ],
 )
 def test_what_cannot_be_measured_is_a_sentence(options: list[str], words: str) -> None:
     done = CliRunner().invoke(app, ["bench", *options])

@@ -46,6 +46,8 @@ DEFAULTS = {
     "--resume": "",
     "--train": "all",
     "--weight-norm": "upstream",
+    "--precision": "auto",
+    "--checkpoint-activations": "auto",
 }
 QUICK = ["--batch-size", "2", "--segment-size", str(SEGMENT), "--log-every", "1"]
 
@@ -258,6 +260,7 @@ def _mistakes(place: Place) -> list[tuple[list[str], str]]:
         ([*good, "--pretrained", str(broken)], "broken.pth"),
         ([*good, "--pretrained", str(exported)], "without a posterior encoder"),
         ([*good, "--train", "half"], "--train half: is not one of all, decoder"),
+        ([*good, "--precision", "fp8"], "--precision fp8: is not one of auto, fp32, bf16"),
         ([*good, "--weight-norm", "none"], "--weight-norm none: is not one of upstream"),
         ([*good, "--segment-size", "20000"], "has to be a multiple of 640"),
         ([*good, "--language", "xx"], "xx"),

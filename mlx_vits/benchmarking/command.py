@@ -14,6 +14,7 @@ from mlx_vits.benchmarking.work import Work
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import UserError
 from mlx_vits.files import atomic_write
+from mlx_vits.training.precision import PRECISIONS
 
 
 def bench(
@@ -24,24 +25,28 @@ def bench(
     repetitions: int,
     compare: str | None,
     compiled: bool | None,
+    precision: str = "auto",
     output: Path,
 ) -> None:
     """Measures every version at every batch size.
 
     Raises:
-        UserError: a version or a comparison is not known, or PyTorch is missing.
+        UserError: a version, comparison or precision is not known, or PyTorch is missing.
     """
     unknown = sorted(set(versions) - set(VERSIONS))
     if unknown:
         raise UserError(f"{', '.join(unknown)}: not a version; there are {', '.join(VERSIONS)}")
     if compare not in (None, "torch"):
         raise UserError(f"--compare {compare}: only torch can be compared with")
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: is not one of {', '.join(PRECISIONS)}")
     works = [Work(version, batch, clip_seconds) for version in versions for batch in batches]
     console = Console(highlight=False)
     report = measure_all(
         works,
         repetitions=repetitions,
         compiled=compiled,
+        precision=precision,
         compare=compare is not None,
         say=lambda line: console.print(f"measuring {line}"),
     )

@@ -22,6 +22,7 @@ from mlx_vits.benchmarking.machine import describe_machine, device_kind, measure
 from mlx_vits.benchmarking.operations import count_operations
 from mlx_vits.benchmarking.work import StepParts, Work
 from mlx_vits.errors import UserError
+from mlx_vits.training.precision import compute_type
 
 PARTS = ("forward_g", "step_d", "step_g", "step", "synthesis")
 Say = Callable[[str], None]
@@ -70,6 +71,7 @@ def measure_all(
     *,
     repetitions: int,
     compiled: bool | None = None,
+    precision: str = "auto",
     compare: bool = False,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
@@ -78,7 +80,8 @@ def measure_all(
     Args:
         repetitions: counted ones.
         compiled: whether the step is; None leaves it to the device, as training does.
-        compare: whether PyTorch's twin runs along.
+        precision: of the step, as `--precision`.
+        compare: whether PyTorch's twin runs along, in fp32.
         say: told what is being measured.
 
     Returns:
@@ -90,19 +93,23 @@ def measure_all(
         compiled = device_kind() == "gpu"
     say("matrix product, for the ceiling")
     report: dict[str, Any] = {"machine": describe_machine(), "ceiling": measure_ceiling()}
-    report |= {"compiled": compiled, "repetitions": repetitions, "results": []}
+    report |= {"compiled": compiled, "precision": precision, "repetitions": repetitions}
+    report["results"] = []
+    compute = compute_type(precision)
     for work in works:
         say(f"{work.version}, batch {work.batch_size}, clips of {work.seconds:.2f} s")
-        report["results"].append(_measure(work, repetitions, compiled, compare))
+        report["results"].append(_measure(work, repetitions, compiled, compare, compute))
         mx.clear_cache()
     return report
 
 
-def _measure(work: Work, repetitions: int, compiled: bool, compare: bool) -> dict[str, Any]:
+def _measure(
+    work: Work, repetitions: int, compiled: bool, compare: bool, compute: mx.Dtype
+) -> dict[str, Any]:
     twin = TorchTwin(work) if compare else None
     try:
         mx.reset_peak_memory()
-        parts = StepParts(work, compiled=compiled)
+        parts = StepParts(work, compiled=compiled, compute=compute)
         kernels = {part: graph._asdict() for part, graph in count_kernels(parts).items()}
         ours: list[dict[str, float]] = []
         theirs: list[dict[str, float]] = []

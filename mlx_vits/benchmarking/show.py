@@ -27,7 +27,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, "
         f"BLAS {machine['blas']}, mlx {machine['versions']['mlx']}, "
-        f"{'compiled' if report['compiled'] else 'not compiled'}"
+        f"{'compiled' if report['compiled'] else 'not compiled'}, precision {report['precision']}"
     )
     console.print(f"matrix product: {ceiling / 1e9:,.0f} GFLOP/s, the ceiling of the rates")
     for result in report["results"]:

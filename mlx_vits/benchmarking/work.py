@@ -14,7 +14,6 @@ import mlx.core as mx
 
 from mlx_vits.config import Config
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
-from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.training.step import (
     Batch,
     GANStep,
@@ -83,11 +82,12 @@ class StepParts:
 
     Args:
         compiled: whether the step and its parts run through `mx.compile`.
+        compute: what a step computes in; synthesis is fp32.
     """
 
-    def __init__(self, work: Work, *, compiled: bool):
+    def __init__(self, work: Work, *, compiled: bool, compute: mx.Dtype = mx.float32):
         self.work = work
-        self.gan = make_step(work, compiled=compiled)
+        self.gan = make_step(work, compiled=compiled, compute=compute)
         self.batch = make_batch(work)
         generator, gan, batch = self.gan.generator, self.gan, self.batch
         config, one = work.config, work.frames
@@ -98,15 +98,8 @@ class StepParts:
         style = mx.random.normal((1, 1, gin))
 
         def forward_g(key: mx.array) -> list[mx.array]:
-            draws = draw_step(key, batch, config)
-            out = generator(
-                *batch[:3],
-                *batch[4:6],
-                noise=draws.noise,
-                ids_slice=draws.ids_slice,
-                sv_emb=batch.sv_emb if config.model.is_pro else None,
-                dropout=KeyedDropout(draws.dropout_key),
-            )
+            arrays = gan.parts()[0][0].arrays
+            out = gan.forward(arrays, batch, draw_step(key, batch, config))
             return [out.y_hat, out.z_p, out.m_p, out.logs_p]
 
         def step_d(key: mx.array) -> mx.array:
@@ -184,13 +177,13 @@ def make_generator(work: Work) -> SynthesizerTrn:
     return model
 
 
-def make_step(work: Work, *, compiled: bool = False) -> GANStep:
+def make_step(work: Work, *, compiled: bool = False, compute: mx.Dtype = mx.float32) -> GANStep:
     """The training step over both nets with fresh optimizers."""
     generator = make_generator(work)
     discriminator = MultiPeriodDiscriminator(work.config)
     optimizers = build_optimizers(work.config)
     set_learning_rates(optimizers, _LEARNING_RATE, _LEARNING_RATE, 0.4)
-    step = GANStep(generator, discriminator, optimizers, compiled=compiled)
+    step = GANStep(generator, discriminator, optimizers, compiled=compiled, compute=compute)
     mx.eval(step.state())
     return step
 

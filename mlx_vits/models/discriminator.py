@@ -2,6 +2,8 @@
 
 Source: GPT-SoVITS `module/models.py` (`DiscriminatorS`, `DiscriminatorP`), as in HiFi-GAN,
 arXiv:2010.05646. Axes: B batch, N samples, P period, H steps of a period, C channels.
+
+What reads the waveform and what gives the scores, one channel on one side, is exact: fp32 always.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import mlx.nn as nn
 
 from mlx_vits.config import Config
 from mlx_vits.nn.activations import leaky_relu
+from mlx_vits.nn.layers import exact
 from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d
 
 SLOPE = 0.1
@@ -54,7 +57,8 @@ class DiscriminatorS(nn.Module):
             )
             for inputs, outputs, kernel, stride, groups in shapes
         ]
-        self.conv_post = WeightNormConv1d(c1024, 1, 3, padding=1)
+        self.conv_post = exact(WeightNormConv1d(c1024, 1, 3, padding=1))
+        exact(self.convs[0])
 
     def __call__(self, x: mx.array) -> Judgement:
         """A waveform `(B, N, 1)`."""
@@ -86,7 +90,8 @@ class DiscriminatorP(nn.Module):
             conv(inputs, outputs, _KERNEL, stride)
             for inputs, outputs, stride in zip(channels[:-1], channels[1:], strides, strict=True)
         ]
-        self.conv_post = conv(channels[-1], 1, 3)
+        self.conv_post = exact(conv(channels[-1], 1, 3))
+        exact(self.convs[0])
 
     def __call__(self, x: mx.array) -> Judgement:
         """A waveform `(B, N, 1)`."""
@@ -101,6 +106,9 @@ class DiscriminatorP(nn.Module):
         features.append(x)
         score = x.reshape(batch, period, -1).swapaxes(1, 2).reshape(batch, -1)
         return Judgement(score, features)
+
+
+Judge = DiscriminatorS | DiscriminatorP
 
 
 class MultiPeriodDiscriminator(nn.Module):

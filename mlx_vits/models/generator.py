@@ -11,7 +11,8 @@ import mlx.nn as nn
 
 from mlx_vits.config import Config
 from mlx_vits.nn.activations import leaky_relu
-from mlx_vits.nn.layers import Conv1d, Convolution
+from mlx_vits.nn.checkpointing import recomputed
+from mlx_vits.nn.layers import Conv1d, Convolution, exact
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d, build_conv_transpose1d
 
 SLOPE = 0.1
@@ -78,7 +79,9 @@ class Generator(nn.Module):
                     model.resblock_kernel_sizes, model.resblock_dilation_sizes, strict=True
                 )
             ]
-        self.conv_post = build_conv1d("conv_post", norm_scheme, width, 1, 7, padding=3, bias=False)
+        self.conv_post = exact(
+            build_conv1d("conv_post", norm_scheme, width, 1, 7, padding=3, bias=False)
+        )
         self.cond = Conv1d(model.gin_channels, model.upsample_initial_channel, 1)
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
@@ -88,8 +91,8 @@ class Generator(nn.Module):
             x = up(leaky_relu(x, SLOPE))
             first = stage * self.num_kernels
             blocks = self.resblocks[first : first + self.num_kernels]
-            total = blocks[0](x)
+            total = recomputed([blocks[0]], blocks[0], x)
             for block in blocks[1:]:
-                total = total + block(x)
+                total = total + recomputed([block], block, x)
             x = total / self.num_kernels
         return mx.tanh(self.conv_post(leaky_relu(x, LAST_SLOPE)))

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.layers import Conv1d
+from mlx_vits.nn.layers import Conv1d, exact
 from mlx_vits.nn.wavenet import WN
 from mlx_vits.nn.weight_norm import NormScheme
 
@@ -39,7 +39,7 @@ class PosteriorEncoder(nn.Module):
             model.gin_channels,
             norm_scheme,
         )
-        self.proj = Conv1d(model.hidden_channels, 2 * model.inter_channels, 1)
+        self.proj = exact(Conv1d(model.hidden_channels, 2 * model.inter_channels, 1))
 
     def __call__(self, spec: mx.array, mask: mx.array, g: mx.array, noise: mx.array) -> Posterior:
         """Samples with given noise.
@@ -50,7 +50,8 @@ class PosteriorEncoder(nn.Module):
             g: `(B, 1, G)`.
             noise: `(B, T, C)`, standard normal.
         """
-        x = self.enc(self.pre(spec) * mask, mask, g)
+        x = self.pre(spec)
+        x = self.enc(x * mask.astype(x.dtype), mask, g)
         m_q, logs_q = mx.split(self.proj(x) * mask, 2, axis=-1)
         z = (m_q + noise * mx.exp(logs_q)) * mask
         return Posterior(z, m_q, logs_q)
@@ -71,7 +72,7 @@ class ResidualCouplingLayer(nn.Module):
             model.gin_channels,
             norm_scheme,
         )
-        self.post = Conv1d(model.hidden_channels, half, 1)
+        self.post = exact(Conv1d(model.hidden_channels, half, 1))
         # Untrained, the layer is the identity.
         self.post["weight"] = mx.zeros_like(self.post["weight"])
         self.post["bias"] = mx.zeros_like(self.post["bias"])
@@ -79,7 +80,8 @@ class ResidualCouplingLayer(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array, g: mx.array, reverse: bool = False) -> mx.array:
         """`(B, T, C)`, mask `(B, T, 1)` and `(B, 1, G)` to `(B, T, C)`."""
         x0, x1 = mx.split(x, 2, axis=-1)
-        shift = self.post(self.enc(self.pre(x0) * mask, mask, g)) * mask
+        y = self.pre(x0)
+        shift = self.post(self.enc(y * mask.astype(y.dtype), mask, g)) * mask
         x1 = (x1 - shift) * mask if reverse else shift + x1 * mask
         return mx.concatenate([x0, x1], axis=-1)
 

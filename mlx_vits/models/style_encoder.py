@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from mlx_vits.config import Config
 from mlx_vits.nn.dropout import Dropout
-from mlx_vits.nn.layers import Conv1d
+from mlx_vits.nn.layers import Conv1d, Linear
 
 
 class _Wrapped(nn.Module):
@@ -30,7 +30,7 @@ class _Wrapped(nn.Module):
 
 
 def _linear(inputs: int, outputs: int) -> _Wrapped:
-    return _Wrapped("fc", nn.Linear(inputs, outputs))
+    return _Wrapped("fc", Linear(inputs, outputs))
 
 
 class Conv1dGLU(nn.Module):
@@ -54,10 +54,10 @@ class StyleAttention(nn.Module):
     def __init__(self, channels: int, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
-        self.w_qs = nn.Linear(channels, channels)
-        self.w_ks = nn.Linear(channels, channels)
-        self.w_vs = nn.Linear(channels, channels)
-        self.fc = nn.Linear(channels, channels)
+        self.w_qs = Linear(channels, channels)
+        self.w_ks = Linear(channels, channels)
+        self.w_vs = Linear(channels, channels)
+        self.fc = Linear(channels, channels)
 
     def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout, p_dropout: float) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` of the keys to `(B, T, C)`."""
@@ -67,8 +67,9 @@ class StyleAttention(nn.Module):
             for layer in (self.w_qs, self.w_ks, self.w_vs)
         )
         scores = (query @ key.swapaxes(-1, -2)) * channels**-0.5
+        scores = scores.astype(mx.float32)
         scores = mx.where(mask.swapaxes(1, 2)[:, None] == 0, -mx.inf, scores)
-        weights = dropout(mx.softmax(scores, axis=-1), p_dropout)
+        weights = dropout(mx.softmax(scores, axis=-1).astype(value.dtype), p_dropout)
         merged = (weights @ value).swapaxes(1, 2).reshape(batch, length, channels)
         return dropout(self.fc(merged), p_dropout) + x
 
@@ -103,6 +104,6 @@ class MelStyleEncoder(nn.Module):
         x = self.embed_frames(spec[..., : self.bins] * mask, dropout)
         for block in self.temporal:
             x = block(x, dropout, self.p_dropout)
-        x = self.slf_attn(x * mask, mask, dropout, self.p_dropout)
-        x = self.fc(x) * mask
+        x = self.slf_attn(x * mask.astype(x.dtype), mask, dropout, self.p_dropout)
+        x = self.fc(x).astype(mx.float32) * mask
         return mx.sum(x / mx.sum(mask, axis=1, keepdims=True), axis=1, keepdims=True)

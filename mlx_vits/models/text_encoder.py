@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx_vits.config import Config
 from mlx_vits.nn.attention import Encoder, MultiHeadAttention
 from mlx_vits.nn.dropout import Dropout, no_dropout
-from mlx_vits.nn.layers import Conv1d
+from mlx_vits.nn.layers import Conv1d, exact
 
 
 class Prior(NamedTuple):
@@ -53,6 +53,7 @@ class MRTE(nn.Module):
     ) -> mx.array:
         """`(B, T, C)`, `(B, L, C)`, their masks and a style `(B, 1, M)` to `(B, T, C)`."""
         pairs = (ssl_mask @ text_mask.swapaxes(1, 2))[:, None]
+        ssl_mask, text_mask, g = (part.astype(ssl.dtype) for part in (ssl_mask, text_mask, g))
         ssl = self.c_pre(ssl * ssl_mask)
         text = self.text_pre(text * text_mask)
         attended = self.cross_attention(ssl * ssl_mask, text * text_mask, pairs, no_dropout)
@@ -85,7 +86,7 @@ class TextEncoder(nn.Module):
         self.text_embedding.weight = mx.random.normal((dims.text_vocab, width))
         self.mrte = MRTE(config)
         self.encoder2 = encoder(model.n_layers // 2)
-        self.proj = Conv1d(width, 2 * model.inter_channels, 1)
+        self.proj = exact(Conv1d(width, 2 * model.inter_channels, 1))
 
     def __call__(
         self,
@@ -108,8 +109,8 @@ class TextEncoder(nn.Module):
             g: style, `(B, 1, mrte_hidden)`.
             speed: 2.0 halves the length; int(T / speed) + 1 frames unless 1.
         """
-        y = self.ssl_proj(quantized * mask) * mask
-        y = self.encoder_ssl(y, mask, dropout)
+        y = self.ssl_proj(quantized * mask)
+        y = self.encoder_ssl(y * mask.astype(y.dtype), mask, dropout)
         embedded = self.encoder_text(self.text_embedding(text), text_mask, dropout)
         y = self.mrte(y, mask, embedded, text_mask, g)
         y = self.encoder2(y, mask, dropout)

@@ -23,7 +23,7 @@ from mlx_vits.models.quantizer import ResidualVectorQuantizer
 from mlx_vits.models.style_encoder import MelStyleEncoder
 from mlx_vits.models.text_encoder import TextEncoder, length_mask
 from mlx_vits.nn.dropout import Dropout, no_dropout
-from mlx_vits.nn.layers import Conv1d
+from mlx_vits.nn.layers import Conv1d, Linear
 from mlx_vits.nn.weight_norm import NormScheme
 
 HiFiGANGenerator = Generator
@@ -84,6 +84,8 @@ class Decoded(NamedTuple):
 class _PReLU(nn.Module):
     """One slope for each channel."""
 
+    is_exact = True
+
     def __init__(self, channels: int):
         super().__init__()
         self.weight = mx.full((channels,), 0.25)
@@ -114,8 +116,8 @@ class SynthesizerTrn(nn.Module):
         self.ssl_proj = Conv1d(dims.ssl_dim, dims.ssl_dim, stride, stride=stride)
         self.quantizer = ResidualVectorQuantizer(dims.codebook_size, dims.ssl_dim)
         if model.is_pro:
-            self.sv_emb = nn.Linear(dims.sv_dim, model.gin_channels)
-            self.ge_to512 = nn.Linear(model.gin_channels, dims.mrte_hidden)
+            self.sv_emb = Linear(dims.sv_dim, model.gin_channels)
+            self.ge_to512 = Linear(model.gin_channels, dims.mrte_hidden)
             self.prelu = _PReLU(model.gin_channels)
 
     def embed_style(

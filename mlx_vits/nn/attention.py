@@ -8,11 +8,13 @@ H heads, D channels a head, W reach of the relative positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_vits.nn.dropout import Dropout
+from mlx_vits.nn.checkpointing import recomputed
+from mlx_vits.nn.dropout import Dropout, replayed
 from mlx_vits.nn.layers import Conv1d, LayerNorm
 
 _MASKED_SCORE = -1e4  # finite, as upstream: a row without any key stays a number
@@ -65,7 +67,8 @@ class MultiHeadAttention(nn.Module):
         scores = query @ key.swapaxes(-1, -2)
         if self.window_size is not None:
             scores = scores + _band_to_square(query @ self.emb_rel_k.swapaxes(-1, -2))
-        weights = mx.softmax(mx.where(mask == 0, _MASKED_SCORE, scores), axis=-1)
+        scores = mx.where(mask == 0, _MASKED_SCORE, scores.astype(mx.float32))
+        weights = mx.softmax(scores, axis=-1).astype(value.dtype)
         weights = dropout(weights, self.p_dropout)
         output = weights @ value
         if self.window_size is not None:
@@ -144,11 +147,20 @@ class Encoder(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
         pairs = (mask @ mask.swapaxes(1, 2))[:, None]
+        mask = mask.astype(x.dtype)
         x = x * mask
         layers = zip(
             self.attn_layers, self.norm_layers_1, self.ffn_layers, self.norm_layers_2, strict=True
         )
-        for attention, norm_1, ffn, norm_2 in layers:
-            x = norm_1(x + dropout(attention(x, x, pairs, dropout), self.p_dropout))
-            x = norm_2(x + dropout(ffn(x, mask, dropout), self.p_dropout))
+        for layer in layers:
+            x = recomputed(layer, replayed(dropout, self._layer(*layer)), x, pairs, mask)
         return x * mask
+
+    def _layer(
+        self, attention: MultiHeadAttention, norm_1: LayerNorm, ffn: FFN, norm_2: LayerNorm
+    ) -> Callable[..., mx.array]:
+        def run(x: mx.array, pairs: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+            x = norm_1(x + dropout(attention(x, x, pairs, dropout), self.p_dropout))
+            return norm_2(x + dropout(ffn(x, mask, dropout), self.p_dropout))
+
+        return run

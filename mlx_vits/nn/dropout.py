@@ -27,9 +27,34 @@ class KeyedDropout:
     def __init__(self, key: mx.array):
         self._key = key
 
+    def replay(self, function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        """A function that draws the same masks every time that it is called.
+
+        Args:
+            function: takes a dropout after its other arguments.
+        """
+        start, is_first = self._key, True
+
+        def run(*inputs: mx.array) -> mx.array:
+            nonlocal is_first
+            own = KeyedDropout(start)
+            output = function(*inputs, own)
+            if is_first:
+                self._key, is_first = own._key, False
+            return output
+
+        return run
+
     def __call__(self, x: mx.array, p: float) -> mx.array:
         if p == 0.0:
             return x
         self._key, key = mx.random.split(self._key)
         keep = mx.random.bernoulli(1.0 - p, x.shape, key=key)
         return mx.where(keep, x * (1.0 / (1.0 - p)), mx.zeros_like(x))
+
+
+def replayed(dropout: Dropout, function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """`function` with a dropout for its last argument, the same in every call."""
+    if isinstance(dropout, KeyedDropout):
+        return dropout.replay(function)
+    return lambda *inputs: function(*inputs, dropout)

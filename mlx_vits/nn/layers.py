@@ -1,12 +1,14 @@
 """Plain layers: upstream's parameter names, `(N, T, C)` activations, PyTorch's initial values.
 
+A layer computes in the type of its weight, whatever it is given; a norm in fp32.
+
 Source: `torch.nn.Conv1d`, `ConvTranspose1d`, `Conv2d`; GPT-SoVITS `module/modules.py` (LayerNorm).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +17,13 @@ from typing_extensions import Self
 from mlx_vits.nn.conv import conv1d, conv_transpose1d
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
+Layer = TypeVar("Layer", bound="Convolution")
+
+
+def exact(layer: Layer) -> Layer:
+    """Has a layer compute in fp32 where others do not: what losses read comes out of it."""
+    layer.is_exact = True
+    return layer
 
 
 def draw_uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
@@ -35,9 +44,11 @@ class Convolution(nn.Module):
 
     Attributes:
         kind: what `layout.py` has to know of the layer.
+        is_exact: whether it computes in fp32 where others do not.
     """
 
     kind: Kind
+    is_exact = False
 
     def __init__(
         self,
@@ -98,9 +109,10 @@ class Convolution(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`(N, T, in_channels)` to `(N, T_out, out_channels)`; lengths as in `nn/conv.py`."""
         function = conv_transpose1d if self.kind == "conv_transpose1d" else conv1d
+        weight = self.effective_weight()
         return function(
-            x,
-            self.effective_weight(),
+            x.astype(weight.dtype),
+            weight,
             self.get("bias"),
             stride=self.stride,
             padding=self.padding,
@@ -171,6 +183,7 @@ class ColumnConvolution(Convolution):
     def columns(self, x: mx.array) -> mx.array:
         """`(N * W, H, in_channels)`, columns in the batch, to `(N * W, H_out, out_channels)`."""
         weight = self.effective_weight().squeeze(2)
+        x = x.astype(weight.dtype)
         return conv1d(x, weight, self.get("bias"), stride=self.stride, padding=self.padding)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -198,8 +211,20 @@ def _along_height(size: int | tuple[int, int], across: int, name: str) -> int:
     return size[0]
 
 
+class Linear(nn.Linear):
+    """`x @ weight.T + bias` in the type of the weight."""
+
+    is_exact = False
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`(..., C)` to `(..., O)`."""
+        return super().__call__(x.astype(self.weight.dtype))
+
+
 class LayerNorm(nn.Module):
     """Normalises over channels; upstream names its parameters `gamma` and `beta`."""
+
+    is_exact = True
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -208,5 +233,6 @@ class LayerNorm(nn.Module):
         self.beta = mx.zeros((channels,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """`(..., C)` to `(..., C)`."""
-        return mx.fast.layer_norm(x, self.gamma, self.beta, self.eps)
+        """`(..., C)` to `(..., C)`, computed in fp32 and of the type that came in."""
+        exact = x.astype(mx.float32)
+        return mx.fast.layer_norm(exact, self.gamma, self.beta, self.eps).astype(x.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d
 
 
@@ -47,8 +48,11 @@ class WN(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array, g: mx.array) -> mx.array:
         """`(B, T, C)`, mask `(B, T, 1)` and conditioning `(B, 1, G)` to `(B, T, C)`."""
+        return recomputed([self], self._stack, x, mask, g)
+
+    def _stack(self, x: mx.array, mask: mx.array, g: mx.array) -> mx.array:
         conditions = mx.split(self.cond_layer(g), len(self.in_layers), axis=-1)
-        total = mx.zeros_like(x)
+        total, mask = mx.zeros_like(x), mask.astype(x.dtype)
         for layer, (conv, res_skip) in enumerate(
             zip(self.in_layers, self.res_skip_layers, strict=True)
         ):

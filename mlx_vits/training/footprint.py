@@ -65,22 +65,29 @@ class Parts(NamedTuple):
 # by one.
 FACTORS = Parts(state=1.0, gradients=2.44, decoder=1.80, judge=3.07, frames=0.81, pairs=2.85)
 _MARGIN = 1.2  # what estimates may be short of
+# Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model.
+_RECOMPUTED = 0.4
 
 
-def estimate_peak(config: Config, clips: Clips) -> int:
+def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> int:
     """Bytes that a training step takes at its peak, the nets and their optimizers included.
 
     Args:
         config: of the model; `train.segment_size` as it is trained with.
         clips: of the largest batch.
+        recomputes: whether activations are checkpointed.
     """
     counted = count_parts(config, clips)
-    return int(sum(part * factor for part, factor in zip(counted, FACTORS, strict=True)))
+    parts = [part * factor for part, factor in zip(counted, FACTORS, strict=True)]
+    return int(sum(parts[:2]) + sum(parts[2:]) * (_RECOMPUTED if recomputes else 1))
 
 
-def batch_that_fits(config: Config, clips: Clips, memory: int) -> int:
+def batch_that_fits(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> int:
     """The most clips of a length whose step stays within `memory` bytes; 0 where none does."""
-    empty, one = (_MARGIN * estimate_peak(config, clips._replace(size=n)) for n in (0, 1))
+    empty, one = (
+        _MARGIN * estimate_peak(config, clips._replace(size=n), recomputes=recomputes)
+        for n in (0, 1)
+    )
     return max(0, int((memory - empty) // (one - empty)))
 
 
@@ -90,7 +97,9 @@ def usable_memory() -> int:
     return free + mx.get_active_memory() + mx.get_cache_memory() if free else 0
 
 
-def describe_shortage(config: Config, clips: Clips, memory: int) -> str:
+def describe_shortage(
+    config: Config, clips: Clips, memory: int, *, recomputes: bool = False
+) -> str:
     """In words, what a batch needs, what there is, and what to do instead.
 
     Args:
@@ -98,8 +107,8 @@ def describe_shortage(config: Config, clips: Clips, memory: int) -> str:
         memory: bytes, from `usable_memory`.
     """
     seconds = clips.frames * config.data.hop_length / config.data.sampling_rate
-    needed = _MARGIN * estimate_peak(config, clips)
-    count = min(batch_that_fits(config, clips, memory), clips.size - 1)
+    needed = _MARGIN * estimate_peak(config, clips, recomputes=recomputes)
+    count = min(batch_that_fits(config, clips, memory, recomputes=recomputes), clips.size - 1)
     if count > 0:
         cure = f"--batch-size {count} fits"
     else:
@@ -110,9 +119,9 @@ def describe_shortage(config: Config, clips: Clips, memory: int) -> str:
     )
 
 
-def is_short(config: Config, clips: Clips, memory: int) -> bool:
+def is_short(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> bool:
     """Whether a batch is likely not to fit into `memory` bytes, 0 for unknown."""
-    return 0 < memory < _MARGIN * estimate_peak(config, clips)
+    return 0 < memory < _MARGIN * estimate_peak(config, clips, recomputes=recomputes)
 
 
 def count_parts(config: Config, clips: Clips) -> Parts:

@@ -2,7 +2,7 @@
 
 Source: GPT-SoVITS `module/losses.py`; HiFi-GAN, arXiv:2010.05646; VITS, arXiv:2106.06103. Every
 function returns a scalar. Mel and KL are weighted in `step.py` by the configuration's `c_mel` and
-`c_kl`; the factor of the feature loss is upstream's source, and here.
+`c_kl`; the factor of the feature loss is upstream's source, and here. All are computed in fp32.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def feature_loss(
 ) -> mx.array:
     """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
     return FEATURE_WEIGHT * _added(
-        mean(mx.abs(mx.stop_gradient(r) - g))
+        mean(mx.abs(mx.stop_gradient(r).astype(mx.float32) - g.astype(mx.float32)))
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
     )

@@ -12,6 +12,11 @@ A block is a matrix `(R, W)`: tensors of R_i W elements each, one below the othe
   multiple of 128 bytes.
 * *loose*: the others, `(R, 1)`.
 
+Blocks are fp32. A net may compute with them in another type: a block is cast once and then cut, and
+its gradient is put together in that type and cast once. Tensors of what is exact (layer norms, what
+losses read, lengths and directions that a layer multiplies out itself) stay fp32, in blocks of
+their own.
+
 The arrays that the model holds are views into the blocks. Checkpoints keep one tensor a name:
 blocks are of the running program alone.
 """
@@ -58,6 +63,12 @@ class Slot(NamedTuple):
         """Elements."""
         return math.prod(self.shape)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is fp32 whatever the net computes in."""
+        is_part = self.name in ("weight_g", "weight_v")
+        return getattr(self.module, "is_exact", False) or (is_part and not has_rows(self.module))
+
 
 class Block:
     """Tensors that lie in one array, whose every row is a tensor's.
@@ -68,11 +79,20 @@ class Block:
         role: see above.
         width: elements of a row.
         slots: in their order.
+        compute: what a net computes in with them.
     """
 
-    def __init__(self, group: int, name: str, role: Role, width: int, slots: list[Slot]):
+    def __init__(
+        self,
+        group: int,
+        name: str,
+        role: Role,
+        width: int,
+        slots: list[Slot],
+        compute: mx.Dtype = mx.float32,
+    ):
         self.group, self.name, self.role, self.width = group, name, role, width
-        self.slots = slots
+        self.slots, self.compute = slots, compute
         self.rows = [slot.size // width for slot in slots]
         ends = list(itertools.accumulate(self.rows))
         spans = [slice(end - rows, end) for end, rows in zip(ends, self.rows, strict=True)]
@@ -110,15 +130,19 @@ class Packed:
         model: its parameters become views into the blocks.
         apart: beginnings of the paths that form optimizer group 0; the others are the last group.
             Without any, there is one group.
+        compute: what the net computes in, but for what is exact.
 
     Attributes:
         arrays: the blocks of each group, by name; a compiled step holds on to these dictionaries.
         blocks: what lies in them.
     """
 
-    def __init__(self, model: nn.Module, apart: tuple[str, ...] = ()):
+    def __init__(
+        self, model: nn.Module, apart: tuple[str, ...] = (), compute: mx.Dtype = mx.float32
+    ):
         slots = list(_slots(model))
-        self.blocks = _arrange(slots, apart)
+        self.blocks = _arrange(slots, apart, compute)
+        self._compute = compute
         self.arrays: Arrays = [{} for _ in range(2 if apart else 1)]
         self._given: list[mx.array] = []
         self._take({slot.path: slot.module[slot.name] for slot in slots}, self.blocks)
@@ -190,25 +214,32 @@ class Packed:
         return found
 
     @contextmanager
-    def in_use(self, arrays: Arrays) -> Iterator[dict[str, mx.array]]:
+    def in_use(self, arrays: Arrays, *, cast: bool = False) -> Iterator[dict[str, mx.array]]:
         """Lets the model compute with these blocks within a `with` block.
 
         Weight norm is applied once, to whole blocks; where it is, the model's `weight_g` and
         `weight_v` stay as they are. Gives what `effective` gives.
+
+        Args:
+            cast: whether it computes in the type that it is packed for; else in fp32.
         """
         weights = self.effective(arrays)
         before: list[tuple[Slot, mx.array]] = []
         for block in self.blocks:
+            compute = block.compute if cast else mx.float32
             # The model has views into the present blocks already.
-            if block.role == "lengths" or (arrays is self.arrays and block.role != "directions"):
+            has_views = arrays is self.arrays and block.role != "directions"
+            if block.role == "lengths" or (has_views and compute == mx.float32):
                 continue
             array = weights.get(block.name, arrays[block.group][block.name])
-            for slot, view in block.unpack(array):
+            for slot, view in block.unpack(array.astype(compute)):
                 if isinstance(slot.module, WeightNormed) and block.role == "directions":
                     slot.module.hold(view)
                 else:
                     before.append((slot, slot.module[slot.name]))
                     slot.module[slot.name] = view
+        if cast:
+            self._fold_the_rest()
         try:
             yield weights
         finally:
@@ -217,6 +248,15 @@ class Packed:
             for slot in (slot for block in self.blocks for slot in block.slots):
                 if isinstance(slot.module, WeightNormed):
                     slot.module.hold(None)
+
+    def _fold_the_rest(self) -> None:
+        """Layers that multiply length and direction out themselves do so in fp32, then cast."""
+        if self._compute == mx.float32:
+            return
+        for slot in (slot for block in self.blocks for slot in block.slots):
+            layer = slot.module
+            if isinstance(layer, WeightNormed) and slot.name == "weight_v" and not has_rows(layer):
+                layer.hold(layer.weight().astype(self._compute))
 
     def _take(self, tensors: Mapping[str, mx.array], blocks: Iterable[Block]) -> None:
         for block in blocks:
@@ -235,10 +275,10 @@ def _lengths(directions: str) -> str:
     return f"{directions} lengths"
 
 
-def _arrange(slots: Sequence[Slot], apart: tuple[str, ...]) -> list[Block]:
+def _arrange(slots: Sequence[Slot], apart: tuple[str, ...], compute: mx.Dtype) -> list[Block]:
     """Slots to blocks; tensors of one kind stay in the model's order."""
     by_path = {slot.path: slot for slot in slots}
-    kinds: dict[tuple[int, Role, int], list[list[Slot]]] = {}
+    kinds: dict[tuple[int, Role, int, bool], list[list[Slot]]] = {}
     beside: dict[str, Slot] = {}
     for slot in slots:
         group = 1 if apart and not slot.path.startswith(apart) else 0
@@ -252,15 +292,17 @@ def _arrange(slots: Sequence[Slot], apart: tuple[str, ...]) -> list[Block]:
             if slot is direction:
                 beside[slot.path] = length
                 role, width = "directions", slot.size // slot.shape[0]
-        bins = kinds.setdefault((group, role, width), [[]])
+        is_cast = compute != mx.float32 and not slot.is_exact
+        bins = kinds.setdefault((group, role, width, is_cast), [[]])
         if bins[-1] and sum(other.size for other in bins[-1]) + slot.size > _LARGEST:
             bins.append([])
         bins[-1].append(slot)
     blocks: list[Block] = []
-    for (group, role, width), bins in kinds.items():
+    for (group, role, width, is_cast), bins in kinds.items():
         for members in bins:
             name = f"{role} {width} {len(blocks)}"
-            blocks.append(Block(group, name, role, width, members))
+            dtype = compute if is_cast else mx.float32
+            blocks.append(Block(group, name, role, width, members, dtype))
             if role == "directions":
                 lengths = [beside[slot.path] for slot in members]
                 blocks.append(Block(group, _lengths(name), "lengths", 1, lengths))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -17,8 +18,9 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.config import Config
-from mlx_vits.models.discriminator import MultiPeriodDiscriminator
+from mlx_vits.models.discriminator import Judge, MultiPeriodDiscriminator
 from mlx_vits.models.vits import TEXT_SIDE, SynthesizerOutput, SynthesizerTrn, slice_segments
+from mlx_vits.nn.checkpointing import checkpointing, recomputed
 from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.training import losses
 from mlx_vits.training.moments import (
@@ -27,8 +29,24 @@ from mlx_vits.training.moments import (
     set_moments_by_path,
     shapes_of,
 )
+from mlx_vits.training.optimizers import Optimizers, build_optimizers, set_learning_rates
 from mlx_vits.training.packed import Arrays, Packed
 from mlx_vits.training.regularization import Anchor, PackedPull
+
+__all__ = [
+    "Batch",
+    "Draws",
+    "GANStep",
+    "Gradients",
+    "Moments",
+    "Optimizers",
+    "StepResult",
+    "VITSLosses",
+    "build_optimizers",
+    "draw_step",
+    "global_norm",
+    "set_learning_rates",
+]
 
 
 class Batch(NamedTuple):
@@ -89,13 +107,6 @@ class VITSLosses(NamedTuple):
     peak_fake: mx.array
 
 
-class Optimizers(NamedTuple):
-    """AdamW for both nets; the generator's text-side tensors have a learning rate of their own."""
-
-    generator: optim.MultiOptimizer
-    discriminator: optim.AdamW
-
-
 class Gradients(NamedTuple):
     """Trees of the gradients that were applied, a tensor a name."""
 
@@ -128,37 +139,6 @@ class Moments(NamedTuple):
     discriminator: dict[str, Any]
 
 
-def build_optimizers(config: Config, *, bias_correction: bool = True) -> Optimizers:
-    """AdamW as upstream sets it up; learning rates are set by `set_learning_rates`.
-
-    Args:
-        bias_correction: PyTorch always corrects; MLX's default is not to, which makes early
-            updates two to three times as large.
-    """
-
-    def adamw() -> optim.AdamW:
-        return optim.AdamW(
-            learning_rate=config.train.learning_rate,
-            betas=list(config.train.betas),
-            eps=config.train.eps,
-            weight_decay=0.01,
-            bias_correction=bias_correction,
-        )
-
-    slow = optim.MultiOptimizer([adamw(), adamw()], [lambda path, _: path.startswith(TEXT_SIDE)])
-    return Optimizers(slow, adamw())
-
-
-def set_learning_rates(
-    optimizers: Optimizers, lr_g: float, lr_d: float, text_low_lr_rate: float
-) -> None:
-    """Sets the learning rate of every group."""
-    slow, rest = optimizers.generator.optimizers
-    slow.learning_rate = lr_g * text_low_lr_rate
-    rest.learning_rate = lr_g
-    optimizers.discriminator.learning_rate = lr_d
-
-
 def draw_step(key: mx.array, batch: Batch, config: Config) -> Draws:
     """Noise, slice starts and a dropout key, all from one key."""
     noise_key, slice_key, dropout_key = mx.random.split(key, 3)
@@ -183,6 +163,8 @@ class GANStep:
         anchor: the weights to be pulled toward, empty for none.
         reg_strength: of the pull.
         compiled: whether `__call__` runs through `mx.compile`.
+        compute: what convolutions and products are computed in, see `precision.py`.
+        recomputes: whether the backward computes blocks again instead of keeping what they gave.
 
     Attributes:
         compilations: shapes of batches that were compiled; steps, where it is not compiled.
@@ -197,12 +179,15 @@ class GANStep:
         anchor: Anchor | None = None,
         reg_strength: float = 0.0,
         compiled: bool = True,
+        compute: mx.Dtype = mx.float32,
+        recomputes: bool = False,
     ):
+        self.recomputes = recomputes
         self.generator, self.discriminator = generator, discriminator
         self.optimizers, self.config = optimizers, generator.config
         self.compilations = 0
-        self._packed_g = Packed(generator, apart=TEXT_SIDE)
-        self._packed_d = Packed(discriminator)
+        self._packed_g = Packed(generator, TEXT_SIDE, compute)
+        self._packed_d = Packed(discriminator, compute=compute)
         self._pull: PackedPull | None = None
         if anchor and reg_strength:
             self._pull = PackedPull(self._packed_g, generator, anchor, reg_strength)
@@ -283,8 +268,7 @@ class GANStep:
         parts: dict[str, mx.array] = {}
 
         def objective(arrays: Arrays) -> mx.array:
-            with self._packed_g.in_use(arrays):
-                out = self._forward(batch, draws)
+            out = self.forward(arrays, batch, draws)
             real = self._real_segment(batch, draws)
             # One forward serves both updates: the discriminator is updated in here, on values
             # that carry no gradient, and judges again with its new weights.
@@ -296,7 +280,19 @@ class GANStep:
             parts["peak_fake"] = mx.stop_gradient(mx.max(mx.abs(out.y_hat)))
             return total
 
-        loss_task, grads_task = self._packed_g.value_and_grad(objective)
+        _, grads_task = self._packed_g.value_and_grad(objective)
+        return self.finish(parts, grads_task, grads_d)
+
+    def finish(self, parts: dict[str, mx.array], grads_task: Arrays, grads_d: Arrays) -> StepResult:
+        """Adds the pull to the generator's gradients, and updates it.
+
+        Args:
+            parts: its losses, `loss_d` and `peak_fake`.
+            grads_task: gradients of its losses.
+            grads_d: those that the discriminator was updated by.
+        """
+        others = ("loss_d", "peak_fake")
+        loss_task = sum((v for k, v in parts.items() if k not in others), start=mx.array(0.0))
         grads_g = grads_task
         loss_reg, norm_task, norm_reg = mx.array(0.0), global_norm(grads_task), mx.array(0.0)
         norm_g = norm_task
@@ -316,18 +312,20 @@ class GANStep:
         )
         return StepResult(named, grads_g, grads_d)
 
-    def _forward(self, batch: Batch, draws: Draws) -> SynthesizerOutput:
-        return self.generator(
-            batch.ssl,
-            batch.spec,
-            batch.spec_lengths,
-            batch.text,
-            batch.text_lengths,
-            noise=draws.noise,
-            ids_slice=draws.ids_slice,
-            sv_emb=batch.sv_emb if batch.sv_emb.shape[-1] else None,
-            dropout=KeyedDropout(draws.dropout_key),
-        )
+    def forward(self, arrays: Arrays, batch: Batch, draws: Draws) -> SynthesizerOutput:
+        """The generator's forward of training, with these blocks."""
+        with self._packed_g.in_use(arrays, cast=True), checkpointing(self.recomputes):
+            return self.generator(
+                batch.ssl,
+                batch.spec,
+                batch.spec_lengths,
+                batch.text,
+                batch.text_lengths,
+                noise=draws.noise,
+                ids_slice=draws.ids_slice,
+                sv_emb=batch.sv_emb if batch.sv_emb.shape[-1] else None,
+                dropout=KeyedDropout(draws.dropout_key),
+            )
 
     def update(self, packed: Packed, grads: Arrays) -> None:
         """One update of a net's parameters by their gradients, both in blocks."""
@@ -352,18 +350,19 @@ class GANStep:
         return slice_segments(batch.wav, draws.ids_slice * hop, self.config.train.segment_size)
 
     def _update_discriminator(self, real: mx.array, fake: mx.array) -> tuple[mx.array, Arrays]:
+        loss, grads = self._gradients_d(real, fake)
+        self.update(self._packed_d, grads)
+        return loss, grads
+
+    def _gradients_d(self, real: mx.array, fake: mx.array) -> tuple[mx.array, Arrays]:
         # One batch: exact, as nothing in the discriminator reaches across clips.
         both = mx.concatenate([real, fake])
 
         def objective(arrays: Arrays) -> mx.array:
-            with self._packed_d.in_use(arrays):
-                scores = losses.scores(self.discriminator(both))
-            on_real, on_fake = zip(*(mx.split(score, 2) for score in scores), strict=True)
-            return losses.discriminator_loss(on_real, on_fake)
+            with self._packed_d.in_use(arrays, cast=True), checkpointing(self.recomputes):
+                return sum(self._judged(_loss_d, True, both), start=mx.array(0.0))
 
-        loss, grads = self._packed_d.value_and_grad(objective)
-        self.update(self._packed_d, grads)
-        return loss, grads
+        return self._packed_d.value_and_grad(objective)
 
     def _generator_losses(
         self, out: SynthesizerOutput, real: mx.array, batch: Batch, draws: Draws
@@ -383,12 +382,32 @@ class GANStep:
         }
 
     def _judge(self, real: mx.array, fake: mx.array) -> dict[str, mx.array]:
-        with self._packed_d.in_use(self._packed_d.arrays):
-            on_real, on_fake = self.discriminator(real), self.discriminator(fake)
-        return {
-            "loss_gen": losses.generator_loss(losses.scores(on_fake)),
-            "loss_fm": losses.feature_loss(losses.features(on_real), losses.features(on_fake)),
-        }
+        arrays = self._packed_d.arrays
+        with self._packed_d.in_use(arrays, cast=True), checkpointing(self.recomputes):
+            of_each = self._judged(_losses_of_fake, False, real, fake)
+        gen, fm = zip(*of_each, strict=True)
+        zero = mx.array(0.0)
+        return {"loss_gen": sum(gen, start=zero), "loss_fm": sum(fm, start=zero)}
+
+    def _judged(self, loss: Callable[..., Any], learns: bool, *wavs: mx.array) -> list[Any]:
+        """A loss of every sub-discriminator, one after the other."""
+        return [
+            recomputed([net], partial(loss, net), *wavs, learns=learns)
+            for net in self.discriminator.discriminators
+        ]
+
+
+def _loss_d(net: Judge, both: mx.array) -> mx.array:
+    real, fake = mx.split(net(both).score, 2)
+    return losses.discriminator_loss([real], [fake])
+
+
+def _losses_of_fake(net: Judge, real: mx.array, fake: mx.array) -> list[mx.array]:
+    on_real, on_fake = net(real), net(fake)
+    return [
+        losses.generator_loss([on_fake.score]),
+        losses.feature_loss([on_real.features], [on_fake.features]),
+    ]
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any, mx.array]]:

@@ -19,12 +19,15 @@ from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.footprint import is_short, usable_memory
+from mlx_vits.training.precision import compute_type
 from mlx_vits.training.regularization import Anchor
 from mlx_vits.training.step import Batch, GANStep, VITSLosses, build_optimizers, set_learning_rates
 
 __all__ = ["StepRecord", "VITSLosses", "VITSTrainer", "VITSTrainingConfig"]
 
 TrainedPart = Literal["all", "decoder"]
+CHECKPOINTING = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class VITSTrainingConfig:
         weight_norm: which layers hold their weight as length and direction.
         bias_correction: of AdamW; PyTorch always corrects.
         compiled: whether a step is compiled; None leaves the choice to the device.
+        precision: what is computed in, of `PRECISIONS`; what is saved is the same.
+        checkpoint_activations: whether the backward computes blocks of the nets again instead of
+            keeping what they gave: "on", "off", or "auto" for where memory is short.
     """
 
     epochs: int = 8
@@ -59,6 +65,8 @@ class VITSTrainingConfig:
     weight_norm: NormScheme = "upstream"
     bias_correction: bool = True
     compiled: bool | None = None
+    precision: str = "auto"
+    checkpoint_activations: str = "auto"
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -71,6 +79,9 @@ class VITSTrainingConfig:
                 fits = True
             if not fits:
                 raise ValueError(f"{spec.name} is {value!r}")
+        compute_type(self.precision)
+        if self.checkpoint_activations not in CHECKPOINTING:
+            raise ValueError(f"checkpoint_activations is {self.checkpoint_activations!r}")
 
 
 class StepRecord(NamedTuple):
@@ -121,7 +132,21 @@ class VITSTrainer:
             anchor=anchor,
             reg_strength=config.pretrained_reg_strength,
             compiled=compiled,
+            compute=compute_type(config.precision),
+            recomputes=self._recomputes(),
         )
+
+    def _recomputes(self) -> bool:
+        wish = self.config.checkpoint_activations
+        if wish != "auto":
+            return wish == "on"
+        clips = self.voice.largest_batch(self.config.batch_size)
+        return is_short(self.generator.config, clips, usable_memory())
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are checkpointed."""
+        return self._step.recomputes
 
     @property
     def steps_per_epoch(self) -> int:
