@@ -102,7 +102,7 @@ def _start(options: FinetuneOptions, screen: Screen, run: UpstreamRun | None) ->
 def _state_of(run: UpstreamRun, voice: PreparedVoice, options: FinetuneOptions) -> RunState:
     """The state that a run is taken over in; upstream itself knows no place within an epoch."""
     training = options.training
-    count = len(voice.plan(training.batch_size, training.seed, 1))
+    count = len(voice.plan(training.clips_a_step, training.seed, 1))
     if run.side is not None:
         place = run.side.place
     else:

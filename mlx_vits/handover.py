@@ -84,7 +84,7 @@ def _own_config(config: Config, name: str, training: VITSTrainingConfig) -> Conf
     train = replace(
         config.train,
         learning_rate=training.lr_g,
-        batch_size=training.batch_size,
+        batch_size=training.clips_a_step,
         epochs=training.epochs,
         seed=training.seed,
         segment_size=training.segment_size,

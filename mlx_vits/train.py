@@ -53,7 +53,8 @@ CONTENT_ENCODER = _option("Folder of the content encoder (chinese-hubert-base)."
 OUTPUT = _option("Folder of the run.", "runs/NAME")
 EPOCHS = _option("Passes over the clips, repeated to about 100.", _DEFAULT.epochs, min=1)
 STEPS = _option("Updates in all; overrides --epochs.", min=1)
-BATCH_SIZE = _option("Clips a step.", _DEFAULT.batch_size, min=1)
+BATCH_SIZE = _option("Clips that are computed at a time.", _DEFAULT.batch_size, min=1)
+ACCUMULATE = _option("Such batches a step, for larger ones than fit.", _DEFAULT.accumulate, min=1)
 LR_G = _option("Learning rate of the generator, per step.", _DEFAULT.lr_g, min=0)
 LR_D = _option("Learning rate of the discriminator, per step.", _DEFAULT.lr_d, min=0)
 TEXT_RATE = _option(
@@ -110,6 +111,7 @@ def main(
     epochs: int | None = EPOCHS,
     steps: int | None = STEPS,
     batch_size: int | None = BATCH_SIZE,
+    accumulate: int | None = ACCUMULATE,
     lr_g: float | None = LR_G,
     lr_d: float | None = LR_D,
     text_low_lr_rate: float | None = TEXT_RATE,

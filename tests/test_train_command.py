@@ -35,6 +35,7 @@ DEFAULTS = {
     "--epochs": "8",
     "--steps": "",
     "--batch-size": "4",
+    "--accumulate": "1",
     "--lr-g": "1e-05",
     "--lr-d": "1e-05",
     "--text-low-lr-rate": "0.4",

@@ -7,7 +7,7 @@ prints nothing. `mlx_vits/finetune_run.py` drives it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from mlx_vits.checkpoints.run import Place, RunState
 from mlx_vits.errors import CheckpointError, TrainingStopped
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
+from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.footprint import is_short, usable_memory
@@ -37,7 +38,8 @@ class VITSTrainingConfig:
     Attributes:
         epochs: passes over the (repeated) clips.
         steps: ends the run after so many updates, whatever `epochs` says; None for no limit.
-        batch_size: clips a step.
+        batch_size: clips that are computed at a time.
+        accumulate: such batches a step; the step is that of one batch so many times as large.
         lr_g, lr_d: learning rates of generator and discriminator, before the decay of an epoch.
         text_low_lr_rate: the text-side tensors learn at this share of `lr_g`.
         pretrained_reg_strength: of the pull toward the pretrained weights.
@@ -55,6 +57,7 @@ class VITSTrainingConfig:
     epochs: int = 8
     steps: int | None = None
     batch_size: int = 4
+    accumulate: int = 1
     lr_g: float = 1e-5
     lr_d: float = 1e-5
     text_low_lr_rate: float = 0.4
@@ -68,6 +71,11 @@ class VITSTrainingConfig:
     precision: str = "auto"
     checkpoint_activations: str = "auto"
 
+    @property
+    def clips_a_step(self) -> int:
+        """Clips that an update sees."""
+        return self.batch_size * self.accumulate
+
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
@@ -80,6 +88,8 @@ class VITSTrainingConfig:
             if not fits:
                 raise ValueError(f"{spec.name} is {value!r}")
         compute_type(self.precision)
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}")
         if self.checkpoint_activations not in CHECKPOINTING:
             raise ValueError(f"checkpoint_activations is {self.checkpoint_activations!r}")
 
@@ -135,6 +145,9 @@ class VITSTrainer:
             compute=compute_type(config.precision),
             recomputes=self._recomputes(),
         )
+        self._run: Callable[[Batch, mx.array], VITSLosses] = self._step
+        if config.accumulate > 1:
+            self._run = AccumulatingStep(self._step, config.accumulate, compiled=compiled)
 
     def _recomputes(self) -> bool:
         wish = self.config.checkpoint_activations
@@ -150,7 +163,7 @@ class VITSTrainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.voice.plan(self.config.batch_size, self.config.seed, 1))
+        return len(self.voice.plan(self.config.clips_a_step, self.config.seed, 1))
 
     @property
     def total_steps(self) -> int:
@@ -165,7 +178,7 @@ class VITSTrainer:
         Raises:
             TrainingStopped: a loss or a gradient is no longer a number; nor are the weights now.
         """
-        size, seed = self.config.batch_size, self.config.seed
+        size, seed = self.config.clips_a_step, self.config.seed
         ahead = Ahead(self.voice.endless(size, seed, self.place.epoch, self.place.batch))
         try:
             while self.place.step < self.total_steps:
@@ -183,7 +196,7 @@ class VITSTrainer:
     def _update(self, batch: Batch) -> StepRecord:
         rates = self._set_rates()
         key = mx.random.key((self.config.seed << 32) + self.place.step)
-        losses = self._step(batch, key)
+        losses = self._run(batch, key)
         together = mx.stack(list(losses))  # one transfer from the device, not one a loss
         mx.eval(together, self._step.state())
         read: Any = together.tolist()
