@@ -70,7 +70,8 @@ def test_amplitude(run: Finetune) -> None:
     for score in later:
         assert score["largest_sample"] > 15000
         assert abs(score["largest_sample"] / base["largest_sample"] - 1) <= 0.30
-    assert all(record["peak_fake"] > 0.05 for record in run.losses)
+    # A segment may fall into a pause; most do not.
+    assert np.median([record["peak_fake"] for record in run.losses[-50:]]) > 0.3
 
 
 def test_convergence(run: Finetune) -> None:
