@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from mlx_vits.config import Config
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.training.step import (
     Batch,
     GANStep,
@@ -106,9 +107,11 @@ class StepParts:
             real = batch.wav[:, :samples]
             return gan._update_discriminator(real, real[:, ::-1])[0]
 
+        speaker = fold_model(generator)  # as a voice speaks: weight norm is not computed again
+
         def synthesize(key: mx.array) -> mx.array:
             text = batch.text[:1]
-            return generator.decode(codes, text, [style], noise=noise).wav
+            return speaker.decode(codes, text, [style], noise=noise).wav
 
         state = gan.state()
         self._forward_g: Any = forward_g
