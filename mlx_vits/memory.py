@@ -40,7 +40,7 @@ def total_memory() -> int:
     found = info.get("memory_size") or info.get("total_memory")
     if found:
         return int(found)
-    return min(_machine_memory(), _container_limit() or _UNLIMITED)
+    return min(machine_memory(), _container_limit() or _UNLIMITED)
 
 
 def free_memory() -> int:
@@ -114,7 +114,8 @@ def _wished_cache() -> int | None:
     return int(limit)
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
+    """Bytes of the machine's memory, whatever it computes on; 0 where nobody knows."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +17,8 @@ from mlx_vits.training.regularization import take_anchor
 from mlx_vits.training.step import draw_step
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
 from tests.support.noise import noise_batch
+from tests.support.steps import make_step, peak_above_state
 from tests.support.tiny import SEGMENT, tiny_config
-from tests.test_checkpointing import make_step
 from tests.test_trainer import Place
 
 KEY = mx.random.key(3)
@@ -49,7 +50,9 @@ def test_it_is_the_step_of_the_large_batch(count: int, options: dict[str, Any]) 
     batch = noise_batch(config, size=4)
     draws = draw_step(KEY, batch, config)
     compiled = options.pop("compiled", False)
-    whole, parted = (make_step(config, options.get("recomputes", False)) for _ in range(2))
+    whole, parted = (
+        make_step(config, recomputes=options.get("recomputes", False)) for _ in range(2)
+    )
     expected = whole.run(batch, draws).losses._asdict()
     found = AccumulatingStep(parted, count, compiled=compiled).run(batch, draws)._asdict()
     for name, value in expected.items():
@@ -83,13 +86,9 @@ def test_parts_take_less_memory() -> None:
     config = tiny_config()
     batch, peaks = noise_batch(config, size=8, frames=256), []
     for count in (1, 8):
-        step = make_step(config, False)
+        step = make_step(config)
         run: Any = step if count == 1 else AccumulatingStep(step, count, compiled=False)
-        mx.eval(step.state())
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        mx.eval(run(batch, KEY), step.state())
-        peaks.append(mx.get_peak_memory() - before)
+        peaks.append(peak_above_state(step, partial(run, batch, KEY)))
     assert peaks[1] < 0.5 * peaks[0]
 
 

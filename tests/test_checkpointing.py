@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,38 +13,23 @@ from mlx.utils import tree_flatten
 
 from mlx_vits.benchmarking.kernels import count_graph
 from mlx_vits.checkpoints.base import find_base
-from mlx_vits.config import Config
-from mlx_vits.models.discriminator import MultiPeriodDiscriminator
-from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.checkpointing import checkpointing, recomputed
 from mlx_vits.nn.layers import Conv1d
 from mlx_vits.training import vits_trainer
 from mlx_vits.training.step import (
     GANStep,
     _losses_of_fake,
-    build_optimizers,
     draw_step,
-    set_learning_rates,
 )
-from mlx_vits.training.vits_trainer import VITSTrainingConfig, freeze_for
+from mlx_vits.training.vits_trainer import VITSTrainingConfig
 from tests.support.noise import noise_batch
+from tests.support.steps import make_step, peak_above_state
 from tests.support.tiny import SEGMENT, tiny_config
 from tests.test_trainer import Place
 
 KEY = mx.random.key(3)
 # Gradients that are zero but for rounding: a constant added to all keys changes no attention.
 ROUNDING = ("conv_k.bias", "w_ks.bias")
-
-
-def make_step(config: Config, recomputes: bool, train: Any = "all", **options: Any) -> GANStep:
-    mx.random.seed(0)
-    generator = SynthesizerTrn(config)
-    freeze_for(generator, train)
-    optimizers = build_optimizers(config)
-    set_learning_rates(optimizers, 1e-4, 1e-4, 0.4)
-    judge = MultiPeriodDiscriminator(config)
-    options = {"compiled": False} | options
-    return GANStep(generator, judge, optimizers, recomputes=recomputes, **options)
 
 
 def test_a_block_is_called_again_and_its_layers_learn() -> None:
@@ -79,7 +64,7 @@ def test_the_gradients_are_the_same(train: Any, compute: mx.Dtype) -> None:
     assert config.p_dropout > 0
     batch, found = noise_batch(config), []
     for recomputes in (False, True):
-        step = make_step(config, recomputes, train, compute=compute)
+        step = make_step(config, train, recomputes=recomputes, compute=compute)
         result = step.run(batch, draw_step(KEY, batch, config))
         gradients: Any = tree_flatten(step.gradients(result))
         found.append(({k: v.item() for k, v in result.losses._asdict().items()}, dict(gradients)))
@@ -97,7 +82,7 @@ def test_a_compiled_step_computes_again_too() -> None:
     config = tiny_config()
     batch, named = noise_batch(config), []
     for compiled in (False, True):
-        losses = make_step(config, True, compiled=compiled)(batch, KEY)
+        losses = make_step(config, recomputes=True, compiled=compiled)(batch, KEY)
         named.append({k: v.item() for k, v in losses._asdict().items()})
     for name, value in named[0].items():
         assert named[1][name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
@@ -114,7 +99,7 @@ def test_the_generators_step_computes_no_gradient_of_the_judges_weights() -> Non
     config = tiny_config()
     found = {}
     for recomputes in (False, True):
-        step = make_step(config, recomputes)
+        step = make_step(config, recomputes=recomputes)
         judge = step.parts()[1][0]
         real, fake = (mx.random.uniform(-1, 1, (1, SEGMENT, 1)) for _ in range(2))
         mx.eval(real, fake, step.state())
@@ -146,13 +131,8 @@ def test_it_takes_less_memory() -> None:
     config = find_base("demo").read_generator().config
     batch, peaks = noise_batch(config, frames=256), []
     for recomputes in (False, True):
-        step = make_step(config, recomputes)
-        mx.eval(step.state())
-        gc.collect()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        mx.eval(step(batch, KEY), step.state())
-        peaks.append(mx.get_peak_memory() - before)
+        step = make_step(config, recomputes=recomputes)
+        peaks.append(peak_above_state(step, partial(step, batch, KEY)))
     assert peaks[1] < 0.6 * peaks[0]
 
 

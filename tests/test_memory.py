@@ -102,7 +102,7 @@ def linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     monkeypatch.setattr(memory, "_gpu_info", dict)
-    monkeypatch.setattr(memory, "_machine_memory", lambda: 8 << 30)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 8 << 30)
     monkeypatch.setattr(sys, "platform", "linux")
     return tmp_path
 

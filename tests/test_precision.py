@@ -15,37 +15,22 @@ from mlx.utils import tree_flatten
 from mlx_vits.checkpoints.base import find_base, load_discriminator, load_generator
 from mlx_vits.checkpoints.run import read_run_state, write_run_state
 from mlx_vits.config import Config
-from mlx_vits.models.discriminator import MultiPeriodDiscriminator
-from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn import layers
 from mlx_vits.training import losses, packed
 from mlx_vits.training.precision import compute_type
-from mlx_vits.training.regularization import take_anchor
-from mlx_vits.training.step import GANStep, build_optimizers, draw_step, set_learning_rates
+from mlx_vits.training.step import GANStep, build_optimizers, draw_step
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig, freeze_for
 from tests.support.noise import noise_batch
+from tests.support.steps import make_step
 from tests.support.tiny import SEGMENT, tiny_config
 from tests.test_trainer import Place
 
 KEY = mx.random.key(0)
 
 
-def make_step(config: Config, precision: str = "bf16", *, train: Any = "all") -> GANStep:
-    """A step with a pull, over nets of fixed random weights."""
-    mx.random.seed(0)
-    generator = SynthesizerTrn(config)
-    freeze_for(generator, train)
-    optimizers = build_optimizers(config)
-    set_learning_rates(optimizers, 1e-4, 1e-4, 0.4)
-    return GANStep(
-        generator,
-        MultiPeriodDiscriminator(config),
-        optimizers,
-        anchor=take_anchor(generator),
-        reg_strength=0.5,
-        compiled=False,
-        compute=compute_type(precision),
-    )
+def step_in(config: Config, precision: str = "bf16", *, train: Any = "all") -> GANStep:
+    """A step with a pull."""
+    return make_step(config, train, pull=0.5, compute=compute_type(precision))
 
 
 def arrays_of(tree: Any) -> dict[str, mx.array]:
@@ -89,7 +74,7 @@ def test_what_is_computed_in_what(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("conv1d", "conv_transpose1d"):
         watch.on(layers, name)
     config = tiny_config("v2Pro")
-    step, batch = make_step(config), noise_batch(config)
+    step, batch = step_in(config), noise_batch(config)
     result = step.run(batch, draw_step(KEY, batch, config))
     for _, name in exact:
         assert set(watch.seen[name]) <= {mx.float32, mx.complex64}, name
@@ -107,7 +92,7 @@ def test_what_is_computed_in_what(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_losses_read_is_fp32() -> None:
     config = tiny_config()
-    step, batch = make_step(config), noise_batch(config)
+    step, batch = step_in(config), noise_batch(config)
     out = step.forward(step.parts()[0][0].arrays, batch, draw_step(KEY, batch, config))
     assert {array.dtype for array in out} == {mx.float32}
     judge, _ = step.parts()[1]
@@ -121,7 +106,7 @@ def test_what_losses_read_is_fp32() -> None:
 def test_fp32_is_untouched() -> None:
     """The blocks are those of a net that knows no other type, and nothing is cast."""
     config = tiny_config()
-    plain, judge = make_step(config, "fp32").parts()
+    plain, judge = step_in(config, "fp32").parts()
     assert {block.compute for block in plain[0].blocks + judge[0].blocks} == {mx.float32}
     assert compute_type("auto") == mx.float32
     with pytest.raises(ValueError, match="'fp8' is not one of auto, fp32, bf16"):
@@ -138,7 +123,7 @@ def test_it_is_near_fp32(train: Any) -> None:
     config = replace(config, train=replace(config.train, c_mel=0.0))
     batch, named, flat = noise_batch(config), [], []
     for precision in ("fp32", "bf16"):
-        step = make_step(config, precision, train=train)
+        step = step_in(config, precision, train=train)
         result = step.run(batch, draw_step(KEY, batch, config))
         named.append({k: v.item() for k, v in result.losses._asdict().items()})
         gradients = step.gradients(result)._asdict()

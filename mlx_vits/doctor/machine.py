@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_vits._backend import BLAS, BlasStatus
+from mlx_vits.memory import machine_memory
 from mlx_vits.version import __version__
 
 _EXTRAS = {
@@ -71,7 +71,7 @@ def examine() -> Machine:
         },
         device=kind,
         device_name=name,
-        memory_bytes=_memory(),
+        memory_bytes=machine_memory(),
         blas=BLAS,
         rates=rates,
         compiler=(shutil.which("g++") or "") if sys.platform.startswith("linux") else "",
@@ -96,13 +96,6 @@ def matmul_rate(device: mx.Device | mx.DeviceType, size: int) -> float:
             mx.eval(a @ b)
             best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
 
 
 def _installed(package: str) -> bool:
