@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_vits.audio.files import read_audio, write_wav
+from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.preprocessing import spectrograms
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import fingerprint, write_features
@@ -198,3 +200,23 @@ def test_memory_does_not_grow_with_the_length_of_the_data(tmp_path: Path) -> Non
     assert resident_bytes() - before < 40e6
     stored = sum(path.stat().st_size for path in (tmp_path / "spectrograms").iterdir())
     assert stored > 190e6
+
+
+@pytest.mark.parametrize("samples", [32000, 31999, 1000])
+def test_it_is_the_one_that_is_computed_elsewhere(samples: int) -> None:
+    data = tiny_config().data
+    wav = np.random.default_rng(0).uniform(-1, 1, samples).astype(np.float32)
+    ours, theirs = compute_spectrogram(wav, data), spectrogram(mx.array(wav)[None], data)[0]
+    np.testing.assert_array_equal(ours, np.array(theirs))
+
+
+def test_a_thread_leaves_the_device_of_all_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mx.stream` acts on every thread, so on the one that trains on a GPU as well."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("changes the default device of all threads")
+
+    for name in ("stream", "set_default_device", "set_default_stream"):
+        monkeypatch.setattr(mx, name, refuse)
+    wav = np.zeros(32000, np.float32)
+    assert compute_spectrogram(wav, tiny_config().data).shape[0] > 0

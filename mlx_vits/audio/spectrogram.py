@@ -44,9 +44,44 @@ def spectrogram(wav: mx.array, data: DataSection) -> mx.array:
     padded = mx.pad(padded[:, :needed], [(0, 0), (0, max(0, needed - padded.shape[1]))])
     blocks = padded.reshape(batch, -1, hop)
     windows = mx.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)
-    spectrum = mx.fft.rfft(windows[..., :n_fft] * _hann(data.win_length), axis=-1)
-    power = mx.square(mx.real(spectrum)) + mx.square(mx.imag(spectrum))
-    return mx.sqrt(power + _MAGNITUDE_FLOOR)
+    return _magnitude(windows[..., :n_fft], data)
+
+
+def spectrogram_in_thread(wav: np.ndarray, data: DataSection) -> np.ndarray:
+    """What `spectrogram` gives, on the CPU whatever the default device; for a thread of its own.
+
+    `mx.stream` changes the default device of all threads: the one that drives the GPU would compute
+    on the CPU meanwhile. So every operation here is told its device.
+
+    Args:
+        wav: `(N,)` float32 within [-1, 1], longer than (n_fft - hop) / 2 samples.
+        data: see `spectrogram`.
+
+    Returns:
+        `(T, F)` float32.
+
+    Raises:
+        ValueError: the waveform is too short to be reflected.
+    """
+    n_fft, hop = data.filter_length, data.hop_length
+    reach, frames = (n_fft - hop) // 2, len(wav) // hop
+    if len(wav) <= reach:
+        raise ValueError(
+            f"{len(wav)} samples are too few for a spectrogram; {reach + 1} are needed"
+        )
+    padded = np.pad(wav, reach, mode="reflect")
+    padded = np.pad(padded, (0, max(0, (frames - 1) * hop + n_fft - len(padded))))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop][:frames]
+    return np.array(_magnitude(mx.array(windows), data, mx.cpu))
+
+
+def _magnitude(windows: mx.array, data: DataSection, on: mx.DeviceType | None = None) -> mx.array:
+    """`(..., n_fft)` to `(..., F)`, on a device that is not the default one if it is named."""
+    shaped = mx.multiply(windows, _hann(data.win_length), stream=on)
+    spectrum = mx.fft.rfft(shaped, axis=-1, stream=on)
+    real, imag = (mx.square(part(spectrum, stream=on), stream=on) for part in (mx.real, mx.imag))
+    power = mx.add(real, imag, stream=on)
+    return mx.sqrt(mx.add(power, _MAGNITUDE_FLOOR, stream=on), stream=on)
 
 
 def mel_of_spectrogram(spec: mx.array, data: DataSection) -> mx.array:

@@ -17,10 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 
-from mlx_vits.audio.spectrogram import spectrogram
+from mlx_vits.audio.spectrogram import spectrogram_in_thread
 from mlx_vits.config import DataSection
 from mlx_vits.errors import UserError
 from mlx_vits.files import atomic_write, make_folder
@@ -122,8 +121,7 @@ def compute_spectrogram(wav: np.ndarray, data: DataSection) -> np.ndarray:
     Raises:
         ValueError: the waveform is shorter than a window.
     """
-    with mx.stream(mx.cpu):  # may be another thread than the one that drives the GPU
-        return np.array(spectrogram(mx.array(wav)[None], data)[0])
+    return spectrogram_in_thread(wav, data)  # it may be another than the one that drives the GPU
 
 
 def _map(path: Path) -> np.ndarray:
