@@ -8,6 +8,10 @@ MLX on CPU asks the C library for every intermediate array. glibc maps and unmap
 128 KiB each time, and the page faults cost more than the arithmetic, so larger blocks are kept on
 the heap instead.
 
+On CUDA, MLX keeps a plan for each shape of convolution and each graph of kernels that it has met,
+128 and 400 of them, and fails when it has met more than twice as many. A step has hundreds of the
+former alone, so more are kept, and it is let off the second.
+
 Nothing here runs on macOS, where MLX uses Accelerate and the GPU. `MLX_VITS_BLAS` overrides the
 choice: the path of a library, or `none` for the wheel's own.
 
@@ -29,6 +33,12 @@ from typing import NamedTuple
 _M_MMAP_THRESHOLD = -3
 _M_TRIM_THRESHOLD = -1
 _KEEP_ON_HEAP_BYTES = 1 << 30
+
+_CUDA = {
+    "MLX_CUDA_CONV_CACHE_SIZE": "16384",
+    "MLX_CUDA_GRAPH_CACHE_SIZE": "4096",
+    "MLX_ENABLE_CACHE_THRASHING_CHECK": "0",
+}
 
 _OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")
 
@@ -107,6 +117,13 @@ def tune_allocator() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEEP_ON_HEAP_BYTES)
 
 
+def tune_cuda() -> None:
+    """Lets MLX's CUDA backend remember all of a training; call before `mlx` is first imported."""
+    if sys.platform.startswith("linux"):
+        for name, value in _CUDA.items():
+            os.environ.setdefault(name, value)
+
+
 def choose_device() -> None:
     """Makes the CPU MLX's default device where `MLX_VITS_DEVICE` says so; imports `mlx`."""
     wish = os.environ.get("MLX_VITS_DEVICE", "")
@@ -129,5 +146,6 @@ def limit_cache() -> None:
 
 BLAS = load_blas()
 tune_allocator()
+tune_cuda()
 choose_device()
 limit_cache()

@@ -52,3 +52,10 @@ def test_a_fast_blas_gives_the_same_products() -> None:
     )
     fast, slow = float(_status(code)), float(_status(code, MLX_VITS_BLAS="none"))
     assert fast == pytest.approx(slow, rel=1e-4)
+
+
+def test_cuda_remembers_every_convolution_of_a_step() -> None:
+    """MLX keeps 128 plans unless told otherwise, and fails at the 257th shape."""
+    code = "import mlx_vits, os; print(os.environ['MLX_CUDA_CONV_CACHE_SIZE'])"
+    assert int(_status(code)) > 1000
+    assert _status(code, MLX_CUDA_CONV_CACHE_SIZE="77") == "77"

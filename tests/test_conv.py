@@ -1,4 +1,4 @@
-"""The CPU formulation of every convolution against MLX's own, values and gradients."""
+"""The formulations of every convolution against MLX's own, values and gradients."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ def assert_backends_agree(
         return mx.sum(mx.sin(function(x, w, bias, **geometry)))
 
     found = {}
-    for backend in ("native", "matmul"):
+    for backend in ("native", "planar", "matmul"):
         with conv_backend(backend):
             y = function(x, w, bias, **geometry)
             grads = mx.grad(objective, argnums=(0, 1, 2))(x, w, bias)
             mx.eval(y, grads)
             found[backend] = (y, *grads)
-    for ours, reference in zip(found["matmul"], found["native"], strict=True):
-        assert ours.shape == reference.shape
-        assert_near(ours, reference, 2e-5)
+    for backend in ("planar", "matmul"):
+        for ours, reference in zip(found[backend], found["native"], strict=True):
+            assert ours.shape == reference.shape, backend
+            assert_near(ours, reference, 2e-5)
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)

@@ -3,9 +3,11 @@
 Axes: N batch, T time, C channels in, O channels out, K kernel taps. Activations are `(N, T, C)`.
 Weights are in MLX's own layout: `(O, K, C / groups)`, transposed convolution `(O / groups, K, C)`.
 
-On Metal and CUDA these are MLX's own convolutions. MLX's CPU backend has no fast path for
-dilated, transposed and grouped ones (a naive loop: one dilated convolution of the decoder takes
-735 ms where PyTorch takes 5), so on CPU all of them are matrix products: `matmul_conv.py`.
+On Metal these are MLX's own convolutions. On CUDA as well, but in two dimensions, of height 1:
+cuDNN has fast kernels for those, and MLX tells the gradient of a weight from a forward by their
+sizes along the second one. MLX's CPU backend has no fast path for dilated, transposed and grouped
+ones (a naive loop: one dilated convolution of the decoder takes 735 ms where PyTorch takes 5), so
+on CPU all of them are matrix products: `matmul_conv.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import mlx.core as mx
 
 from mlx_vits.nn import matmul_conv
 
-BACKENDS = ("auto", "native", "matmul")
+BACKENDS = ("auto", "native", "planar", "matmul")
 _backend = "auto"
 
 
@@ -26,7 +28,8 @@ def conv_backend(name: str) -> Iterator[None]:
     """Chooses the formulation within a `with` block.
 
     Args:
-        name: "native" (MLX's convolutions), "matmul" (the CPU formulation) or "auto" (by device).
+        name: "native" (MLX's convolutions), "planar" (the same in two dimensions), "matmul" (the
+            CPU formulation) or "auto" (by device).
     """
     global _backend
     if name not in BACKENDS:
@@ -38,10 +41,12 @@ def conv_backend(name: str) -> Iterator[None]:
         _backend = before
 
 
-def _is_native() -> bool:
-    if _backend == "auto":
-        return mx.default_device().type == mx.DeviceType.gpu
-    return _backend == "native"
+def _chosen() -> str:
+    if _backend != "auto":
+        return _backend
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return "matmul"
+    return "planar" if mx.cuda.is_available() else "native"
 
 
 def conv1d(
@@ -64,10 +69,17 @@ def conv1d(
     Returns:
         `(N, (T + 2 padding - dilation (K - 1) - 1) // stride + 1, O)`.
     """
+    backend = _chosen()
+    if groups > 1 and backend == "planar":
+        # The gradient of MLX 0.32.4's own ends in an illegal memory access on CUDA.
+        backend = "matmul"
     if weight.shape[1] == 1 and stride == 1 and padding == 0 and groups == 1:
         y = x @ weight[:, 0].T
-    elif _is_native():
+    elif backend == "native":
         y = mx.conv1d(x, weight, stride, padding, dilation, groups)
+    elif backend == "planar":
+        geometry = ((1, stride), (0, padding), (1, dilation), groups)
+        y = mx.conv2d(x[:, None], weight[:, None], *geometry).squeeze(1)
     else:
         y = matmul_conv.conv1d(x, weight, stride, padding, dilation, groups)
     return y if bias is None else y + bias
@@ -94,10 +106,14 @@ def conv_transpose1d(
         `(N, (T - 1) stride + dilation (K - 1) + 1 - 2 padding, O)`.
     """
     pieces = zip(mx.split(x, groups, axis=-1), mx.split(weight, groups, axis=-1), strict=True)
-    outputs = []
+    outputs, backend = [], _chosen()
     for part, w in pieces:
-        if _is_native():
+        if backend == "native":
             outputs.append(mx.conv_transpose1d(part, w, stride, padding, dilation))
+        elif backend == "planar":
+            geometry = ((1, stride), (0, padding), (1, dilation))
+            y = mx.conv_transpose2d(part[:, None], w[:, None], *geometry)
+            outputs.append(y.squeeze(1))
         else:
             w = matmul_conv.dilate(w, dilation)
             outputs.append(matmul_conv.conv_transpose1d(part, w, stride, padding))

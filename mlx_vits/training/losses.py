@@ -17,11 +17,13 @@ FEATURE_WEIGHT = 2.0
 
 
 def total(x: mx.array) -> mx.array:
-    """Sum over all elements, axis by axis.
+    """Sum over all elements, axis by axis on a CPU.
 
-    One long fp32 sum on CPU loses three digits over the five million elements of the largest
-    tensors; short ones do not.
+    One long fp32 sum there loses three digits over the five million elements of the largest
+    tensors; short ones do not. A GPU adds up pairs of sums, and every axis is a kernel to it.
     """
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return mx.sum(x)
     for _ in range(x.ndim):
         x = mx.sum(x, axis=-1)
     return x
