@@ -197,7 +197,7 @@ class FinetuneRun:
         if again and self.options.training.checkpoint_activations == "auto":
             self.screen.say("Memory is short: activations are computed twice instead of kept.")
         if is_short(self.config, clips, memory, recomputes=again):
-            words = describe_shortage(self.config, clips, memory, recomputes=again)
+            words = self._describe(memory)
             self.screen.warn(f"Memory may run out: {words}.")
 
     def _largest_batch(self) -> Clips:
@@ -272,18 +272,23 @@ class FinetuneRun:
 
     def _train(self, log: _Logs) -> None:
         trainer, total = self.trainer, self.trainer.total_steps
+
+        def is_due(step: int) -> bool:
+            return step in (EARLY_STEP, total) or step % self.options.save_every == 0
+
         with _stop_on_interrupt() as interrupted:
             try:
-                for record in trainer.steps():
+                for record in trainer.steps(lambda step: is_due(step) or bool(interrupted)):
                     log.losses.write(record.values)
                     if log.board is not None:
                         log.board.write(record.values)
                     self.screen.step(record, total)
-                    step = trainer.place.step
-                    is_due = step in (EARLY_STEP, total) or step % self.options.save_every == 0
-                    if is_due:
+                    if trainer.is_ahead:
+                        continue  # the weights are not those of this record
+                    step = record.place.step
+                    if is_due(step):
                         self._listen(log)
-                    if is_due or interrupted:
+                    if is_due(step) or interrupted:
                         self._save()
                     if interrupted and step < total:
                         raise RunInterrupted(
@@ -299,14 +304,19 @@ class FinetuneRun:
                     raise
                 raise UserError(self._describe_shortage()) from error
 
-    def _describe_shortage(self) -> str:
-        # Less than what was held when it ran out is what can be had.
-        words = describe_shortage(
+    def _describe(self, memory: int) -> str:
+        """What a step needs and what would help where there are so many bytes of memory."""
+        return describe_shortage(
             self.config,
             self._largest_batch(),
-            mx.get_peak_memory(),
+            memory,
             recomputes=self.trainer.recomputes,
+            accumulate=self.options.training.accumulate,
         )
+
+    def _describe_shortage(self) -> str:
+        # Less than what was held when it ran out is what can be had.
+        words = self._describe(mx.get_peak_memory())
         return (
             f"Memory ran out after step {self.trainer.place.step}: {words}. The weights of step "
             f"{self.saved_step} are kept in {self.folder}"

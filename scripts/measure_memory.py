@@ -151,7 +151,7 @@ def measure(base: Base, prepared: Path, options: VITSTrainingConfig, early: int)
         steps = trainer.total_steps
         marks = {early, steps, *range(100, steps, 100)}
         found, times, waited = [], [time.perf_counter()], 0.0
-        for record in trainer.steps():
+        for record in trainer.steps(lambda step: step in marks):
             times.append(time.perf_counter())
             if record.place.step in marks:
                 found.append(take_memory(record.place.step))

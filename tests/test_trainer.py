@@ -245,3 +245,60 @@ def test_dropout_and_noise_come_from_the_key(place: Place) -> None:
         step = place.trainer()._step
         losses.append(step.run(batch, draw._replace(noise=draws[0].noise)).losses.loss_kl.item())
     assert losses[0] == losses[1] != losses[2]
+
+
+def _run_ahead(trainer: VITSTrainer, *settled: int) -> list[tuple[dict[str, float], bool]]:
+    """Records, and whether the weights are of the next step already."""
+    records = []
+    for record in trainer.steps(lambda step: step in settled):
+        assert trainer.place == record.place
+        records.append((record.values, trainer.is_ahead))
+    return records
+
+
+def test_steps_begun_ahead_are_the_same(place: Place) -> None:
+    one_by_one, ahead = place.trainer(), place.trainer()
+    records = _run(one_by_one)
+    found = _run_ahead(ahead, 2)
+    assert [values for values, _ in found] == records
+    # Nothing is begun where the weights are to be read, nor after the last step.
+    assert [is_ahead for _, is_ahead in found] == [True, False, True, False]
+    ours, theirs = _flat(ahead), _flat(one_by_one)
+    assert all(np.array_equal(ours[name], array) for name, array in theirs.items())
+
+
+def test_a_settled_step_has_its_own_weights(place: Place) -> None:
+    """What is saved there is what the run that goes one by one saves."""
+    one_by_one, ahead = place.trainer(), place.trainer()
+    _run(one_by_one, 3)
+    for _ in ahead.steps(lambda step: step == 3):
+        if not ahead.is_ahead:
+            break
+    assert ahead.place.step == 3
+    ours, theirs = _flat(ahead), _flat(one_by_one)
+    assert all(np.array_equal(ours[name], array) for name, array in theirs.items())
+
+
+@pytest.mark.parametrize("settled", [(), (2,), (3,)])
+def test_the_step_that_broke_is_named_where_the_next_was_begun(
+    place: Place, settled: tuple[int, ...]
+) -> None:
+    trainer = place.trainer()
+    endless = trainer.voice.endless
+
+    def poisoned(*args: Any) -> Any:
+        for number, fields in enumerate(endless(*args), start=1):
+            yield fields | {"spec": fields["spec"] * np.float32("nan" if number == 3 else 1)}
+
+    trainer.voice.endless = poisoned  # type: ignore[method-assign]
+    seen = []
+
+    def run() -> None:
+        for record in trainer.steps(lambda step: step in settled):
+            seen.append(record.place.step)
+
+    with pytest.raises(TrainingStopped, match="no longer a number at step 3") as caught:
+        run()
+    assert caught.value.step == 3
+    assert seen == [1, 2]
+    assert trainer.place.step == 2

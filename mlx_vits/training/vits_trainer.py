@@ -106,6 +106,22 @@ class StepRecord(NamedTuple):
     place: Place
 
 
+class _Begun(NamedTuple):
+    """A step that the device is given to compute.
+
+    Attributes:
+        names: of the losses.
+        losses: their values, one array.
+        rates: learning rates.
+        place: where the run stands after it.
+    """
+
+    names: tuple[str, ...]
+    losses: mx.array
+    rates: dict[str, float]
+    place: Place
+
+
 class VITSTrainer:
     """Fine-tunes a generator and a discriminator on one voice.
 
@@ -115,6 +131,11 @@ class VITSTrainer:
         voice: the prepared clips.
         config: how.
         anchor: the base's weights, from `take_anchor` on a generator that `freeze_for` has seen.
+
+    Attributes:
+        place: where the run stands after the last step whose losses were read.
+        is_ahead: whether the weights are of the step after it, see `steps`.
+        waited_seconds: for batches, so far.
     """
 
     step_class: type[GANStep] = GANStep  # another recipe of a step is a subclass of both
@@ -130,6 +151,7 @@ class VITSTrainer:
         self.generator, self.discriminator = generator, discriminator
         self.voice, self.config = voice, config
         self.place = Place()
+        self.is_ahead = False
         self.waited_seconds = 0.0
         freeze_for(generator, config.train)
         compiled = config.compiled
@@ -172,45 +194,82 @@ class VITSTrainer:
             return self.config.steps
         return self.config.epochs * self.steps_per_epoch
 
-    def steps(self) -> Iterator[StepRecord]:
+    def steps(self, settles: Callable[[int], bool] | None = None) -> Iterator[StepRecord]:
         """Runs on from the present place to the end, yielding after every update.
+
+        A step is begun before the losses of the one before it are read, so that the device never
+        waits for their reader. `is_ahead` then says that the weights are of the step after `place`.
+
+        Args:
+            settles: whether the next step may not be begun when one's record is given, as where
+                the weights are to be read; asked with the number of the one. None for every step.
 
         Raises:
             TrainingStopped: a loss or a gradient is no longer a number; nor are the weights now.
         """
         size, seed = self.config.clips_a_step, self.config.seed
         ahead = Ahead(self.voice.endless(size, seed, self.place.epoch, self.place.batch))
+        begun: _Begun | None = None
         try:
-            while self.place.step < self.total_steps:
-                count = len(self.voice.plan(size, seed, self.place.epoch))
-                if self.place.batch >= count:
-                    self.place = replace(self.place, epoch=self.place.epoch + 1, batch=0)
-                    continue
-                self.place = replace(self.place, epoch_batches=count)
+            while (place := begun.place if begun else self.place).step < self.total_steps:
+                place = self._enter_epoch(place)
                 fields = next(ahead)
                 self.waited_seconds = ahead.waited
-                yield self._update(Batch(**{name: mx.array(a) for name, a in fields.items()}))
+                batch = Batch(**{name: mx.array(array) for name, array in fields.items()})
+                before = begun
+                try:
+                    begun = self._begin(batch, place)
+                finally:  # the step before it counts, also where this one fails
+                    if before is not None:
+                        yield self._read(before, is_ahead=True)
+                if settles is None or settles(begun.place.step):
+                    yield self._read(begun)
+                    begun = None
+            if begun is not None:
+                yield self._read(begun)
         finally:
             ahead.close()
 
-    def _update(self, batch: Batch) -> StepRecord:
-        rates = self._set_rates()
-        key = mx.random.key((self.config.seed << 32) + self.place.step)
-        losses = self._run(batch, key)
-        together = mx.stack(list(losses))  # one transfer from the device, not one a loss
-        mx.eval(together, self._step.state())
-        read: Any = together.tolist()
-        values: dict[str, float] = dict(zip(losses._fields, read, strict=True))
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingStopped(f"{broken[0]} is no longer a number", self.place.step + 1)
-        self.place = replace(self.place, step=self.place.step + 1, batch=self.place.batch + 1)
-        values |= rates | {"step": self.place.step, "epoch": self.place.epoch}
-        return StepRecord(values, self.place)
+    def _enter_epoch(self, place: Place) -> Place:
+        """A place with a batch left in its epoch."""
+        size, seed = self.config.clips_a_step, self.config.seed
+        while True:
+            count = len(self.voice.plan(size, seed, place.epoch))
+            if place.batch < count:
+                return replace(place, epoch_batches=count)
+            place = replace(place, epoch=place.epoch + 1, batch=0)
 
-    def _set_rates(self) -> dict[str, float]:
-        """Learning rates of the present epoch; upstream decays them before the first."""
-        decay = self.generator.config.train.lr_decay**self.place.epoch
+    def _begin(self, batch: Batch, place: Place) -> _Begun:
+        """Begins the step that comes after a place, and does not wait for it."""
+        rates = self._set_rates(place.epoch)
+        losses = self._run(batch, mx.random.key((self.config.seed << 32) + place.step))
+        together = mx.stack(list(losses))  # one transfer from the device, not one a loss
+        mx.async_eval(together, self._step.state())
+        after = replace(place, step=place.step + 1, batch=place.batch + 1)
+        return _Begun(losses._fields, together, rates, after)
+
+    def _read(self, begun: _Begun, *, is_ahead: bool = False) -> StepRecord:
+        """Waits for a step, and moves to its place.
+
+        Args:
+            is_ahead: whether the next one is begun.
+
+        Raises:
+            TrainingStopped: one of its losses is no number.
+        """
+        read: Any = begun.losses.tolist()
+        values: dict[str, float] = dict(zip(begun.names, read, strict=True))
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        place = begun.place
+        if broken:
+            raise TrainingStopped(f"{broken[0]} is no longer a number", place.step)
+        self.place, self.is_ahead = place, is_ahead
+        values |= begun.rates | {"step": place.step, "epoch": place.epoch}
+        return StepRecord(values, place)
+
+    def _set_rates(self, epoch: int) -> dict[str, float]:
+        """Learning rates of an epoch; upstream decays them before the first."""
+        decay = self.generator.config.train.lr_decay**epoch
         lr_g, lr_d = self.config.lr_g * decay, self.config.lr_d * decay
         set_learning_rates(self._step.optimizers, lr_g, lr_d, self.config.text_low_lr_rate)
         return {"lr_g": lr_g, "lr_d": lr_d}
