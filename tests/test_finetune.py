@@ -50,16 +50,16 @@ def test_a_voice_that_falls_silent_ends_the_run_and_keeps_the_last_good_weights(
 ) -> None:
     """At the first listening, with no checkpoint in between: the plan's own case, at step 50."""
     monkeypatch.setattr(finetune_run, "EARLY_STEP", 2)
-    update = VITSTrainer._update
+    read = VITSTrainer._read
 
-    def fading(self: VITSTrainer, batch: Any) -> Any:
-        record = update(self, batch)
+    def fading(self: VITSTrainer, begun: Any, **options: Any) -> Any:
+        record = read(self, begun, **options)
         if self.place.step == 2:
             post = self.generator.dec.conv_post
             post["weight"] = post["weight"] * 0.01
         return record
 
-    monkeypatch.setattr(VITSTrainer, "_update", fading)
+    monkeypatch.setattr(VITSTrainer, "_read", fading)
     options = replace(_options(place, "silent"), save_every=100)
     with pytest.raises(
         UserError, match=r"fell silent .* at step 2\. The weights of step 0 are kept"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -67,7 +68,23 @@ def test_the_batch_that_fits_is_the_largest(config: Config, memory: float) -> No
 def test_what_is_said() -> None:
     words = describe_shortage(FULL, Clips(16, 512, 128), 8_000_000_000)
     assert words.startswith("a batch of 16 clips of up to 10 s needs about ")
-    assert " GB of memory, and 8.0 GB can be had; --batch-size " in words
+    assert " GB of memory, and 8.0 GB can be had; " in words
+    assert "--checkpoint-activations on makes room, or --batch-size " in words
     none = describe_shortage(FULL, Clips(16, 512, 128), 1_000_000_000)
     assert none.endswith("not even one fits; leave the longest clips out, or close other programs")
     assert not is_short(FULL, Clips(16, 512, 128), 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "gigabytes", "options", "cures"),
+    [
+        (6, 5.2, {}, ["--checkpoint-activations on makes room", "4 fits", "3 --accumulate 2"]),
+        (6, 5.2, {"accumulate": 2}, ["3 --accumulate 4 makes the same steps"]),
+        (16, 3.2, {}, ["1 --checkpoint-activations on fits", "16 --checkpoint-activations on"]),
+        (16, 8.0, {"recomputes": True}, ["--batch-size 15 fits", "8 --accumulate 2 makes"]),
+        (1, 3.1, {}, ["--checkpoint-activations on makes room"]),
+    ],
+)
+def test_what_would_help(size: int, gigabytes: float, options: Any, cures: list[str]) -> None:
+    words = describe_shortage(FULL, Clips(size, 512, 128), int(gigabytes * 1e9), **options)
+    assert all(cure in words for cure in cures)

@@ -189,14 +189,14 @@ def options(tmp_path_factory: Any) -> finetune.FinetuneOptions:
 def test_a_run_that_runs_out_of_memory_names_the_batch_that_fits(
     words: str, options: finetune.FinetuneOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = VITSTrainer._update
+    begin = VITSTrainer._begin
 
-    def failing(self: VITSTrainer, batch: Any) -> Any:
-        if self.place.step == 1:
+    def failing(self: VITSTrainer, batch: Any, place: Any) -> Any:
+        if place.step == 1:
             raise RuntimeError(words)
-        return update(self, batch)
+        return begin(self, batch, place)
 
-    monkeypatch.setattr(VITSTrainer, "_update", failing)
+    monkeypatch.setattr(VITSTrainer, "_begin", failing)
     with pytest.raises(UserError) as caught:
         finetune.start(options, Silent())
     said = str(caught.value)
@@ -208,10 +208,10 @@ def test_a_run_that_runs_out_of_memory_names_the_batch_that_fits(
 def test_a_fault_of_ours_keeps_its_traceback(
     options: finetune.FinetuneOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: VITSTrainer, batch: Any) -> Any:
+    def failing(self: VITSTrainer, batch: Any, place: Any) -> Any:
         raise RuntimeError("[matmul] shapes do not fit")
 
-    monkeypatch.setattr(VITSTrainer, "_update", failing)
+    monkeypatch.setattr(VITSTrainer, "_begin", failing)
     with pytest.raises(RuntimeError, match="matmul"):
         finetune.start(options, Silent())
 

@@ -98,25 +98,44 @@ def usable_memory() -> int:
 
 
 def describe_shortage(
-    config: Config, clips: Clips, memory: int, *, recomputes: bool = False
+    config: Config, clips: Clips, memory: int, *, recomputes: bool = False, accumulate: int = 1
 ) -> str:
     """In words, what a batch needs, what there is, and what to do instead.
 
     Args:
         clips: of the largest batch.
         memory: bytes, from `usable_memory`.
+        recomputes: whether activations are checkpointed already.
+        accumulate: batches that a step consists of already.
     """
     seconds = clips.frames * config.data.hop_length / config.data.sampling_rate
     needed = _MARGIN * estimate_peak(config, clips, recomputes=recomputes)
-    count = min(batch_that_fits(config, clips, memory, recomputes=recomputes), clips.size - 1)
-    if count > 0:
-        cure = f"--batch-size {count} fits"
-    else:
-        cure = "not even one fits; leave the longest clips out, or close other programs"
     return (
         f"a batch of {clips.size} clips of up to {seconds:.0f} s needs about {needed / 1e9:.1f} GB"
-        f" of memory, and {memory / 1e9:.1f} GB can be had; {cure}"
+        f" of memory, and {memory / 1e9:.1f} GB can be had; "
+        + _cures(config, clips, memory, recomputes, accumulate)
     )
+
+
+def _cures(config: Config, clips: Clips, memory: int, recomputes: bool, accumulate: int) -> str:
+    """Checkpointing, where all fit with it; a smaller batch; parts of the same one."""
+    kept, again = (
+        batch_that_fits(config, clips, memory, recomputes=flag) for flag in (recomputes, True)
+    )
+    found, option = [], "--checkpoint-activations on"
+    if not recomputes and again >= clips.size:
+        found.append(f"{option} makes room")
+    count, beside = min(kept, clips.size - 1), ""
+    if not count and not found and not recomputes:
+        count, beside = again, f" {option}"
+    if count:
+        found.append(f"--batch-size {count}{beside} fits")
+        part = max(size for size in range(1, count + 1) if clips.size % size == 0)
+        parts = accumulate * clips.size // part
+        found.append(f"--batch-size {part} --accumulate {parts}{beside} makes the same steps")
+    if not found:
+        return "not even one fits; leave the longest clips out, or close other programs"
+    return ", or ".join(found)
 
 
 def is_short(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> bool:
