@@ -228,6 +228,7 @@ def bench(
     batch: list[int] = typer.Option([2], min=1, help="Clips a step; may be given again."),  # noqa: B008
     seconds: float = typer.Option(4.5, min=0.1, max=60, help="Length of a clip."),
     repeat: int = typer.Option(3, min=1, help="Repetitions; medians are shown."),
+    warm_up: int = typer.Option(1, min=1, help="Repetitions before them, which do not count."),
     compare: str | None = typer.Option(None, help="torch: PyTorch's time of the heavy parts."),
     compile_: bool | None = typer.Option(
         None, "--compile/--no-compile", help="The step; on GPUs by default."
@@ -241,6 +242,7 @@ def bench(
         batch,
         seconds,
         repetitions=repeat,
+        warm_up=warm_up,
         compare=compare,
         compiled=compile_,
         precision=precision,
@@ -251,3 +253,7 @@ def bench(
 def main() -> None:
     """The entry point of `mlx-vits`."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Whether a fine-tune in bf16 ends where those in fp32 do.
 
-    python scripts/compare_precision.py [--voice FOLDER] [--base demo] [--steps 200] [--output FILE]
+    python scripts/compare_precision.py [--voice FOLDER] [--base demo] [--steps 200]
+        [--processes 1] [--output FILE]
 
 Trains the same voice with a few seeds in fp32 and once in bf16. Passes where the mean of every loss
 over the last quarter of the steps, 151 to 200, lies within mean +- 2 standard deviations of the
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -85,22 +88,30 @@ def compare(exact: list[Run], other: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run_all(options: FinetuneOptions, seeds: int, folder: Path) -> dict[str, Any]:
+def run_all(
+    options: FinetuneOptions, seeds: int, folder: Path, processes: int = 1
+) -> dict[str, Any]:
     """All runs, compared.
 
     Args:
         options: of the first one; precision, seed and output are set here.
         seeds: fp32 runs, at least two.
         folder: for the runs.
+        processes: runs at a time, each in a process of its own where there are several.
 
     Returns:
         What the JSON holds.
     """
-    runs = []
+    plans = []
     for precision, seed in [("fp32", n) for n in range(seeds)] + [("bf16", 0)]:
         training = replace(options.training, precision=precision, seed=FIRST_SEED + seed)
         output = folder / f"{precision}_{seed}"
-        runs.append(train(replace(options, output=output, training=training)))
+        plans.append(replace(options, output=output, training=training))
+    if processes > 1:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            runs = list(pool.map(train, plans))
+    else:
+        runs = [train(plan) for plan in plans]
     losses = compare(runs[:-1], runs[-1])
     return {
         "machine": describe_machine(),
@@ -117,6 +128,7 @@ def main(
     batch_size: int = typer.Option(4, min=1),
     segment_size: int = typer.Option(20480, min=1280),
     seeds: int = typer.Option(5, min=2, help="Runs in fp32."),
+    processes: int = typer.Option(1, min=1, help="Runs at a time."),
     output: Path = typer.Option(Path("compare_precision.json")),
 ) -> None:
     """Trains, compares, prints and writes."""
@@ -130,7 +142,7 @@ def main(
             training=training,
             save_every=max(50, steps // 4),
         )
-        report = run_all(options, seeds, Path(name))
+        report = run_all(options, seeds, Path(name), processes)
     for loss, told in report["losses"].items():
         spread = f"{told['mean']:9.4f} +- {told['deviation']:.4f}"
         print(f"{loss:12}{spread}{told['value']:10.4f}  {'' if told['passed'] else 'NOT '}within")

@@ -23,6 +23,7 @@ def bench(
     clip_seconds: float,
     *,
     repetitions: int,
+    warm_up: int = 1,
     compare: str | None,
     compiled: bool | None,
     precision: str = "auto",
@@ -45,6 +46,7 @@ def bench(
     report = measure_all(
         works,
         repetitions=repetitions,
+        warm_up=warm_up,
         compiled=compiled,
         precision=precision,
         compare=compare is not None,

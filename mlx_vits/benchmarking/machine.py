@@ -20,10 +20,10 @@ _SIDE = {"cpu": 2048, "gpu": 8192}  # of the matrices that are multiplied
 _PRODUCTS = 5
 
 
-def measure_ceiling() -> float:
-    """Operations a second of a square fp32 matrix product: the best of a few."""
+def measure_ceiling(dtype: mx.Dtype = mx.float32) -> float:
+    """Operations a second of a square matrix product: the best of a few."""
     side = _SIDE[device_kind()]
-    a, b = mx.random.normal((side, side)), mx.random.normal((side, side))
+    a, b = (mx.random.normal((side, side)).astype(dtype) for _ in range(2))
     mx.eval(a, b, a @ b)
     seconds = []
     for _ in range(_PRODUCTS):
@@ -31,6 +31,11 @@ def measure_ceiling() -> float:
         mx.eval(a @ b)
         seconds.append(time.perf_counter() - start)
     return 2.0 * side**3 / min(seconds)
+
+
+def uses_tf32() -> bool:
+    """Whether fp32 products on NVIDIA round their factors to TF32, as MLX lets them by default."""
+    return os.environ.get("MLX_ENABLE_TF32", "1") != "0"
 
 
 def device_kind() -> str:
@@ -45,6 +50,8 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": device_kind(),
+        "device_name": str(mx.device_info(mx.default_device()).get("device_name", "")),
+        "tf32": uses_tf32() if device_kind() == "gpu" and mx.cuda.is_available() else None,
         "blas": BLAS.name,
         "threads": {
             name: os.environ[name]

@@ -1,7 +1,7 @@
 """Seconds, memory and rates of a step and of synthesis, beside PyTorch's where asked for.
 
 Every repetition measures each part once, ours and PyTorch's in turn, so that whatever else the
-machine does falls on all of them; medians are kept. The first repetition is not counted.
+machine does falls on all of them; medians are kept. The first repetitions are not counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_vits.benchmarking.kernels import count_kernels
-from mlx_vits.benchmarking.machine import describe_machine, device_kind, measure_ceiling
+from mlx_vits.benchmarking.machine import (
+    describe_machine,
+    device_kind,
+    measure_ceiling,
+    uses_tf32,
+)
 from mlx_vits.benchmarking.operations import count_operations
 from mlx_vits.benchmarking.work import StepParts, Work
 from mlx_vits.errors import UserError
@@ -42,7 +47,8 @@ class TorchTwin:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.facts = self._ask(json.dumps(work.to_dict() | {"device": device_kind()}))
+        asked = work.to_dict() | {"device": device_kind(), "tf32": uses_tf32()}
+        self.facts = self._ask(json.dumps(asked))
 
     def measure(self) -> dict[str, float]:
         """Seconds of one step, its parts and one synthesis, and the peak in bytes so far."""
@@ -70,6 +76,7 @@ def measure_all(
     works: Sequence[Work],
     *,
     repetitions: int,
+    warm_up: int = 1,
     compiled: bool | None = None,
     precision: str = "auto",
     compare: bool = False,
@@ -79,6 +86,7 @@ def measure_all(
 
     Args:
         repetitions: counted ones.
+        warm_up: repetitions before them.
         compiled: whether the step is; None leaves it to the device, as training does.
         precision: of the step, as `--precision`.
         compare: whether PyTorch's twin runs along, in fp32.
@@ -92,19 +100,20 @@ def measure_all(
     if compiled is None:
         compiled = device_kind() == "gpu"
     say("matrix product, for the ceiling")
-    report: dict[str, Any] = {"machine": describe_machine(), "ceiling": measure_ceiling()}
-    report |= {"compiled": compiled, "precision": precision, "repetitions": repetitions}
-    report["results"] = []
     compute = compute_type(precision)
+    report: dict[str, Any] = {"machine": describe_machine(), "ceiling": measure_ceiling(compute)}
+    report |= {"compiled": compiled, "precision": precision}
+    report |= {"repetitions": repetitions, "warm_up": warm_up, "results": []}
+    counts = range(-warm_up, repetitions)
     for work in works:
         say(f"{work.version}, batch {work.batch_size}, clips of {work.seconds:.2f} s")
-        report["results"].append(_measure(work, repetitions, compiled, compare, compute))
+        report["results"].append(_measure(work, counts, compiled, compare, compute))
         mx.clear_cache()
     return report
 
 
 def _measure(
-    work: Work, repetitions: int, compiled: bool, compare: bool, compute: mx.Dtype
+    work: Work, counts: range, compiled: bool, compare: bool, compute: mx.Dtype
 ) -> dict[str, Any]:
     twin = TorchTwin(work) if compare else None
     try:
@@ -113,10 +122,10 @@ def _measure(
         kernels = {part: graph._asdict() for part, graph in count_kernels(parts).items()}
         ours: list[dict[str, float]] = []
         theirs: list[dict[str, float]] = []
-        for repetition in range(repetitions + 1):
+        for count in counts:
             found = _measure_parts(parts)
             told = twin.measure() if twin else {}
-            if repetition:
+            if count >= 0:
                 ours.append(found)
                 theirs.append(told)
     finally:

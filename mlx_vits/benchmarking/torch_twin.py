@@ -212,10 +212,18 @@ class Times(NamedTuple):
 
 
 class Twin:
-    """Both nets, their optimizers and one batch."""
+    """Both nets, their optimizers and one batch.
 
-    def __init__(self, work: Work, device: str):
+    Args:
+        work: its size.
+        device: PyTorch's name of it.
+        tf32: whether fp32 products on NVIDIA may round their factors, as MLX's do by default.
+    """
+
+    def __init__(self, work: Work, device: str, *, tf32: bool):
         torch.manual_seed(0)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
         torch.set_default_device(device)
         self.device = device
         self.config = config = work.config
@@ -289,11 +297,15 @@ class Twin:
 
 
 def serve() -> None:
-    """Answers requests until its input ends; the first is the `Work` and the kind of device."""
+    """Answers requests until its input ends.
+
+    The first is the `Work` with the kind of device, and whether TF32 may be used.
+    """
     asked = json.loads(sys.stdin.readline())
-    device = _device(asked.pop("device"))
-    twin = Twin(Work.from_dict(asked), device)
+    device, tf32 = _device(asked.pop("device")), asked.pop("tf32")
+    twin = Twin(Work.from_dict(asked), device, tf32=tf32)
     facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
+    facts["tf32"] = tf32
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         if line.strip() == "step":

@@ -108,6 +108,7 @@ class StepParts:
             return gan._update_discriminator(real, real[:, ::-1])[0]
 
         speaker = fold_model(generator)  # as a voice speaks: weight norm is not computed again
+        mx.eval(speaker.parameters(), noise, codes, style)
 
         def synthesize(key: mx.array) -> mx.array:
             text = batch.text[:1]
@@ -120,7 +121,7 @@ class StepParts:
         if compiled:
             self._forward_g = mx.compile(forward_g, inputs=state)
             self._step_d = mx.compile(step_d, inputs=state, outputs=state)
-            self._synthesize = mx.compile(synthesize, inputs=state)
+            self._synthesize = mx.compile(synthesize, inputs=speaker.state)
 
     def graphs(self) -> Iterator[tuple[str, Any]]:
         """Arrays of each part that are not computed; the nets stay as they are."""
