@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from eval_demo import __main__ as command
-from eval_demo import scores
+from eval_demo import hearing, scores
 from eval_demo.intervals import bootstrap_interval
 from eval_demo.pitch import PITCH_RATE, compare_pitch, track_pitch
 from eval_demo.recipes import choose_recipe, make_directions_unit
@@ -379,6 +379,44 @@ def test_from_runs_to_tables(place: Place, monkeypatch: Any) -> None:
     _change(place, steps=3)
     with pytest.raises(UserError, match="made with another base"):
         gather(place.settings(), place.output)
+
+
+def test_a_minute_that_trains_on_the_probed_clips_is_not_probed(place: Place) -> None:
+    settings = place.settings()
+    first = settings.minutes["first"]
+    kept = {"train": " ".join(first.held_out), "held_out": " ".join(first.train)}
+    minutes = json.loads(place.config.read_text())["minutes"]
+    _change(place, minutes=minutes | {"second": {"folder": "tiny"} | kept})
+    settings = freeze(place.settings(), place.voices)
+    run = Run("second", DEFAULT, 7)
+    assert perform_runs(settings, place.voices, place.output, [run], lambda text: None) == 0
+    result = read_result(place.output, run, settings)
+    assert result is not None
+    assert result["probes"] == []
+    assert len(result["clips"]) == len(first.train)
+
+
+def test_a_prepared_minute_is_only_read(place: Place) -> None:
+    settings = freeze(place.settings(), place.voices)
+    runs = [Run("first", TRAINED), Run("first", RECORDING)]
+    perform_runs(settings, place.voices, place.output, runs[:1], lambda text: None)
+
+    def times() -> dict[Path, int]:
+        folders = [place.output / name / "first" for name in ("clips", "prepared")]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
+    assert before
+    perform_runs(settings, place.voices, place.output, runs[1:], lambda text: None)
+    assert times() == before
+
+
+def test_processes_that_share_the_cores_say_how_many_threads(monkeypatch: Any) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert hearing.count_threads() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert hearing.count_threads() >= 1
 
 
 def test_scores_of_other_speech_are_made_again(place: Place, monkeypatch: Any) -> None:

@@ -87,6 +87,15 @@ def similarity(vector: np.ndarray, others: np.ndarray) -> float:
     return float(np.mean(others @ vector))
 
 
+def count_threads() -> int:
+    """Threads of a model: `OMP_NUM_THREADS`, where processes share the cores; or a core each.
+
+    Whisper takes several times as long with more threads than cores, its default on small machines.
+    """
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wish) if wish.isdigit() and int(wish) else os.cpu_count() or 1
+
+
 def _import(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
@@ -104,12 +113,11 @@ def _package_folder(name: str) -> Path:
 
 def _load_whisper(cache: Path) -> Hear:
     library = _import("faster_whisper", "faster-whisper")
-    # More threads than cores, its default where there are few, take several times as long.
     model = library.WhisperModel(
         str(_join_whisper(cache)),
         device="cpu",
         compute_type="float32",
-        cpu_threads=os.cpu_count() or 1,
+        cpu_threads=count_threads(),
     )
 
     def hear(wav: np.ndarray) -> str:
@@ -134,7 +142,8 @@ def _join_whisper(cache: Path) -> Path:
     first, second = (_package_folder(name) / "data" for name in _WHISPER_PARTS)
     make_folder(folder)
     for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
-        shutil.copyfile(first / name, folder / name)
+        with atomic_write(folder / name) as out:
+            out.write((first / name).read_bytes())
     with atomic_write(folder / "model.bin") as out:
         for part in (first / "model.bin.part1", second / "model.bin.part2"):
             with part.open("rb") as file:

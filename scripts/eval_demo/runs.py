@@ -121,7 +121,10 @@ def perform_runs(
 
 
 def _prepare(settings: Settings, voices: Path, output: Path, name: str) -> Path:
-    """The prepared folder of a minute; made once, and taken as it is after that."""
+    """The prepared folder of a minute; made once, and taken as it is after that.
+
+    Processes that share the work may each take one that is made; one of them has to make it.
+    """
     folder, minute = output / "prepared" / name, settings.minutes[name]
     base = find_base(str(settings.base))
     clips = output / "clips" / name
@@ -140,9 +143,17 @@ def _gather(folder: Path, source: Path, minute: Minute) -> None:
         if not (folder / name).is_file():
             shutil.copyfile(source / name, folder / name)
     lines = "".join(f"{name}\t{texts[name]}\n" for name in names)
-    (folder / "transcripts.tsv").write_text(lines, encoding="utf-8")
-    held_out = "".join(f"{name}\n" for name in minute.held_out)
-    (folder / "held_out.txt").write_text(held_out, encoding="utf-8")
+    _write_changed(folder / "transcripts.tsv", lines)
+    _write_changed(folder / "held_out.txt", "".join(f"{name}\n" for name in minute.held_out))
+
+
+def _write_changed(path: Path, text: str) -> None:
+    """Leaves a file that says so already alone: another process may be reading it."""
+    wanted = text.encode()
+    if path.is_file() and path.read_bytes() == wanted:
+        return
+    with atomic_write(path) as file:
+        file.write(wanted)
 
 
 def _perform(settings: Settings, run: Run, prepared: Path, output: Path) -> None:
@@ -212,12 +223,13 @@ def _fine_tune(settings: Settings, run: Run, prepared: Path) -> tuple[list[Speec
     voice = PreparedVoice(prepared, file.config)
     trainer = recipe.trainer(nets.generator, nets.discriminator, voice, training, anchor)
     speaker = Speaker(nets.generator, prepared)
-    probes = [_probe(speaker, settings, 0)]
+    is_probed = run.minute == settings.ablation  # other minutes may well train on these clips
+    probes = [_probe(speaker, settings, 0)] if is_probed else []
     found: dict[str, Any] = {"probes": probes}
     try:
         for record in trainer.steps():
             step = record.place.step
-            if step % settings.probe_every == 0:
+            if is_probed and step % settings.probe_every == 0:
                 probes.append(_probe(speaker, settings, step))
     except TrainingStopped as stopped:
         return [], found | {"stopped": str(stopped)}
