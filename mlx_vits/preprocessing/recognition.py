@@ -46,7 +46,7 @@ def load_recogniser(model: str = DEFAULT_MODEL) -> Recogniser:
 
 def _load_mlx(model: str) -> Recogniser:
     try:
-        import mlx_whisper  # type: ignore[import-not-found,unused-ignore]
+        import mlx_whisper  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise _missing() from error
     from mlx_vits.audio.files import read_audio, resample
@@ -70,7 +70,7 @@ def _load_mlx(model: str) -> Recogniser:
 
 def _load_faster(model: str) -> Recogniser:
     try:
-        from faster_whisper import WhisperModel  # type: ignore[import-not-found,unused-ignore]
+        from faster_whisper import WhisperModel  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise _missing() from error
     with _naming(model):
