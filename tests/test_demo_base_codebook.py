@@ -21,6 +21,7 @@ from scripts.demo_base.clips import LABELS
 from scripts.demo_base.codebook import fit_book, fit_projection, nearest, pair_frames
 from scripts.demo_base.distil import log_mel
 from scripts.demo_base.linear import fit_linear
+from scripts.demo_base.melody import melody_of
 from scripts.demo_base.running import cosine_rate, draw_ahead
 from scripts.demo_base.settings import CONFIG, read_settings
 from scripts.demo_base.teach import Directions, find_directions, pack_windows
@@ -67,7 +68,7 @@ def test_a_code_is_of_two_frames() -> None:
     assert pair_frames(features, 7)[:, 0].tolist() == [0, 2, 4, 4]
 
 
-def test_the_projection_holds_the_head_and_the_phones() -> None:
+def test_the_projection_holds_the_head_the_melody_and_the_phones() -> None:
     settings = read_settings()
     random = np.random.default_rng(0)
     labels = [random.integers(LABELS, size=300) for _ in range(2)]
@@ -75,17 +76,22 @@ def test_the_projection_holds_the_head_and_the_phones() -> None:
         (np.eye(128)[label] * 3 + random.normal(size=(300, 128))).astype(np.float16)
         for label in labels
     ]
-    head = random.normal(size=(96, 128)).astype(np.float32)
-    projection = fit_projection(features, labels, np.ones(2), head, settings)
+    head, melody = (random.normal(size=(n, 128)).astype(np.float32) for n in (88, 2))
+    projection = fit_projection(features, labels, np.ones(2), head, melody, settings)
     pairs = np.concatenate([pair_frames(f, 300) for f in features])
     out = projection(pairs)
     np.testing.assert_allclose(out.mean(axis=0), 0, atol=0.05)
     mean = (pairs[:, :128] + pairs[:, 128:]) / 2
     mean = mean - np.concatenate(features).astype(np.float32).mean(axis=0)
-    np.testing.assert_allclose(out[:, :96], mean @ head.T, atol=1e-2)
-    parts = [np.square(out[:, part]).sum() for part in (slice(0, 96), slice(96, None))]
-    # Set on single frames; the mean of two neighbours has less of both.
-    assert 0.8 < parts[1] / parts[0] / settings.codebook.phone_weight < 1.25
+    np.testing.assert_allclose(out[:, :88], mean @ head.T, atol=1e-2)
+    for side in (88, 89):
+        sung = mean @ melody[side - 88]
+        assert np.corrcoef(out[:, side], sung - sung.mean())[0, 1] > 0.999
+    cut = (slice(0, 88), slice(88, 90), slice(90, None))
+    parts = [np.square(out[:, part]).sum() for part in cut]
+    # Set on single frames; the mean of two neighbours has less of all.
+    assert 0.8 < parts[1] / parts[0] / settings.codebook.melody_weight < 1.25
+    assert 0.8 < parts[2] / parts[0] / settings.codebook.phone_weight < 1.25
 
 
 def test_windows_hold_clips_whole() -> None:
@@ -123,7 +129,7 @@ def test_schedules_and_order() -> None:
 def test_equalisers_and_rooms_keep_the_shape() -> None:
     random = np.random.default_rng(0)
     wav = mx.array(random.normal(size=(3, 4000)).astype(np.float32) * 0.1)
-    flat = Equaliser(*(np.zeros((3, 4), np.float32),) * 2, np.full(3, NO_LOW_PASS, np.float32))
+    flat = Equaliser(np.zeros((3, 8), np.float32), np.full(3, NO_LOW_PASS, np.float32))
     np.testing.assert_allclose(np.array(equalise(wav, 16000, flat)), np.array(wav), atol=1e-5)
     low = flat._replace(low_pass=np.full(3, 1000.0, np.float32))
     power = np.square(np.abs(np.fft.rfft(np.array(equalise(wav, 16000, low)))))
@@ -183,3 +189,17 @@ def test_shipped_settings_are_whole() -> None:
     assert settings.speech.unseen_speakers == ("bm_lewis",)
     assert "ljspeech" not in settings.speech.weights
     assert replace(settings.train, steps=1).steps == 1
+
+
+def test_a_melody_is_relative_and_silent_where_nothing_is_voiced() -> None:
+    seconds = np.arange(16000) / 16000
+    hertz = np.where(seconds < 0.5, 150.0, 150.0 * np.exp(0.2))
+    wav = 8000 * np.sin(2 * np.pi * np.cumsum(hertz) / 16000)
+    wav[12000:] = 0
+    melody = melody_of(wav.astype(np.int16)).astype(np.float32)
+    assert melody.shape == (50, 2)
+    assert (melody[:35, 0] == 1).all()
+    assert (melody[40:] == 0).all()
+    low, high = melody[5:20, 1].mean(), melody[28:34, 1].mean()
+    assert high - low == pytest.approx(1, abs=0.03)
+    assert not melody_of(np.zeros(16000, np.int16)).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ import mlx_vits
 from mlx_vits.audio.files import read_speech, write_wav
 from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.checkpoints.base import find_base, load_content_encoder, load_discriminator
-from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
-from mlx_vits.errors import UserError
+from mlx_vits.checkpoints.tensors import read_tensors
+from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.preprocessing.features import speech_features
 from scripts.demo_base.__main__ import app
+from scripts.demo_base.channels import draw_surroundings
 from scripts.demo_base.clips import (
     HELD_OUT,
     TRAINED,
@@ -29,12 +31,14 @@ from scripts.demo_base.clips import (
     frames_at_speed,
     read_clip_list,
 )
-from scripts.demo_base.distil import distil_stage
+from scripts.demo_base.distil import Distiller, ExcerptSource, distil_stage
+from scripts.demo_base.fit import Paces, measure_paces, steps_that_fit
 from scripts.demo_base.running import Clock, read_state
-from scripts.demo_base.settings import CONFIG, Settings, read_settings
+from scripts.demo_base.settings import CONFIG, Settings, Train, read_settings
 from scripts.demo_base.store import read_clips
-from scripts.demo_base.train import STATE, rates_at, train_stage
+from scripts.demo_base.train import STATE, build_step, rates_at, train_stage
 from scripts.demo_base.windows import Window, WindowSource, magnitudes_within, read_window_source
+from tests.test_demo_base_heard import write_teacher
 from tests.test_demo_base_step import CONFIG as MODEL
 
 TEXTS = "one red cat. two big dogs. the old man sat. a new day came. we go home now. she said no."
@@ -51,7 +55,7 @@ ENCODER = {
 SMALL: dict[str, dict[str, Any]] = {
     "speech": {"shortest_frames": 40, "held_out_share": 0.2, "speeds": [1.0, 1.15]},
     "align": {"hidden": 8, "batch_size": 8, "ctc_epochs": 1, "rounds": 1, "round_epochs": 1},
-    "distil": {"steps": 2, "batch_size": 2, "frames": 30, "directions": 8},
+    "distil": {"steps": 2, "batch_size": 2, "frames": 30, "directions": 7},
     "codebook": {"entries": 32, "probe_epochs": 1, "probe_batch_size": 64, "iterations": 3},
     "train": {
         "steps": 4,
@@ -63,6 +67,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "adversarial_from": 2,
         "spoken_from": 0.7,
         "warmup_steps": 2,
+        "heard_own_share": 0.5,
+        "heard_layers": [1],
     },
 }
 
@@ -101,33 +107,6 @@ def _write_voices(folder: Path) -> None:
         (folder / voice / "transcripts.tsv").write_text("\n".join(lines) + "\n")
 
 
-def _write_teacher(path: Path, width: int = 64) -> None:
-    """An encoder of Whisper's names with one head of one layer, random."""
-    random = np.random.default_rng(0)
-    shapes: dict[str, tuple[int, ...]] = {
-        "conv1.weight": (width, 80, 3),
-        "conv1.bias": (width,),
-        "conv2.weight": (width, width, 3),
-        "conv2.bias": (width,),
-        "position_encodings.encodings": (1500, width),
-        "layer_norm.gamma": (width,),
-        "layer_norm.beta": (width,),
-    }
-    for layer in range(1):
-        attention, ffn = f"layer_{layer}.self_attention", f"layer_{layer}.ffn"
-        for name, rows in ((f"{attention}.linear_0", 3 * width), (f"{attention}.linear_1", width)):
-            shapes |= {f"{name}.weight": (rows, width), f"{name}.bias": (rows,)}
-        for number in (0, 1):
-            shapes |= {f"{ffn}.linear_{number}.weight": (width, width)}
-        for part in (attention, ffn):
-            shapes |= {f"{part}.layer_norm.gamma": (width,), f"{part}.layer_norm.beta": (width,)}
-    tensors = {
-        name: mx.array((random.normal(size=shape) * 0.3).astype(np.float16))
-        for name, shape in shapes.items()
-    }
-    write_tensors(path, tensors)
-
-
 class Made:
     """A run of the recipe."""
 
@@ -135,7 +114,7 @@ class Made:
         self.folder, self.work, self.voices = folder, folder / "work", folder / "voices"
         self.teacher, self.config = folder / "teacher.safetensors", folder / "config.json"
         _write_voices(self.voices)
-        _write_teacher(self.teacher)
+        write_teacher(self.teacher)
         self.settings = _write_settings(self.config)
 
     def run(self, *arguments: str, **options: Path) -> Any:
@@ -196,9 +175,9 @@ def test_a_resumed_training_is_the_same(made: Made, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(made.work, work)
     (work / STATE).unlink()
-    assert not train_stage(work, made.settings, Clock(0))
+    assert not train_stage(made.teacher, work, made.settings, Clock(0))
     assert read_state(work / STATE).step == 1
-    assert train_stage(work, made.settings, Clock())
+    assert train_stage(made.teacher, work, made.settings, Clock())
     ours, theirs = (read_tensors(folder / STATE) for folder in (work, made.work))
     assert ours.metadata["step"] == theirs.metadata["step"] == "4"
     for name, tensor in theirs.tensors.items():
@@ -217,6 +196,94 @@ def test_a_resumed_distillation_is_the_same(made: Made, tmp_path: Path) -> None:
         ours, theirs = (read_tensors(folder / name).tensors for folder in (work, made.work))
         for key, tensor in theirs.items():
             np.testing.assert_array_equal(np.array(ours[key]), np.array(tensor), err_msg=key)
+
+
+PACES = Paces(middle=0.5, last=1.5)  # seconds
+
+
+@pytest.mark.slow
+def test_compiled_the_distiller_is_the_same(made: Made) -> None:
+    source, random = ExcerptSource(made.work, made.settings, TRAINED), np.random.default_rng(0)
+    kinds = [replace(made.settings, compiled=kind) for kind in (True, False)]
+    ours, theirs = (Distiller(settings) for settings in kinds)
+    for _ in range(2):
+        given = source.draw(random), draw_surroundings(random, made.settings.distil.batch_size)
+        found, wanted = ours(*given), theirs(*given)
+        for name, value in wanted.items():
+            assert found[name].item() == pytest.approx(value.item(), rel=1e-3), name
+    assert float(mx.mean(mx.abs(ours.net.weights - theirs.net.weights))) < 1e-5
+
+
+def test_fewer_steps_where_they_do_not_fit() -> None:
+    train = replace(read_settings().train, steps=1000, adversarial_from=100, spoken_from=0.5)
+    assert steps_that_fit(train, PACES, 1200) == steps_that_fit(train, PACES, math.inf) == 1000
+    assert steps_that_fit(train, PACES, 500) == 485  # at 1 s each, 3 % to spare
+    with pytest.raises(UserError, match="too few for the curriculum"):
+        steps_that_fit(train, PACES, 150)
+
+
+def test_both_phases_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, ran = [0.0], []
+
+    def run(number: int, count: int) -> None:
+        ran.append(number)
+        now[0] += count * (1.5 if number >= 500 else 0.5)
+
+    monkeypatch.setattr("scripts.demo_base.fit.time.monotonic", lambda: now[0])
+    train = replace(read_settings().train, steps=1000, spoken_from=0.5)
+    assert measure_paces(train, run) == PACES
+    assert ran == [499, 499, 999, 999]
+
+
+def test_a_training_that_is_made_to_fit(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, rehearsed = tmp_path / "work", []
+    shutil.copytree(made.work, work)
+    (work / STATE).unlink()
+
+    def measure(train: Train, run: Any) -> Paces:
+        run(train.steps - 1, 1)
+        rehearsed.append(train.steps)
+        return Paces(20.0, 20.0)
+
+    monkeypatch.setattr("scripts.demo_base.fit.measure_paces", measure)
+    arguments = ("train", "--fit", "--minutes")
+    assert made.run(*arguments, "1.2", work=work).exit_code == 0
+    kept = read_settings(work / "config.json")
+    assert kept.train.steps == 3
+    assert read_state(work / STATE).step == 3
+    # The same command again finds it done; without --fit these are other settings.
+    assert made.run(*arguments, "1.2", work=work).exit_code == 0
+    assert rehearsed == [4]
+    assert made.run("train", work=work).exit_code == 1
+    # What was rehearsed left no trace: the kept settings alone make the same.
+    again = tmp_path / "again"
+    shutil.copytree(work, again)
+    (again / STATE).unlink()
+    assert made.run("train", work=again, config=work / "config.json").exit_code == 0
+    ours, theirs = (read_tensors(folder / STATE).tensors for folder in (work, again))
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(np.array(ours[name]), np.array(tensor), err_msg=name)
+
+
+def test_to_fit_needs_a_time(made: Made) -> None:
+    result = made.run("train", "--fit")
+    assert result.exit_code == 1
+    assert "give --minutes" in result.output
+
+
+def test_training_may_begin_with_a_base(made: Made) -> None:
+    base = made.work / "base"
+    step = build_step(made.settings, base=str(base))
+    ours, theirs = step.generator.flat.unpack(step.nets["g"].weights), read_state(made.work / STATE)
+    mean = step.generator.flat.unpack(theirs.trees["g"]["mean"])
+    for name, tensor in mean.items():  # fp16 in the base
+        np.testing.assert_allclose(np.array(ours[name]), np.array(tensor), atol=2e-3, rtol=1e-3)
+    judge = theirs.trees["d"]["weights"]
+    np.testing.assert_allclose(np.array(step.nets["d"].weights), np.array(judge), atol=2e-3)
+    with pytest.raises(CheckpointError):
+        build_step(read_settings(), base=str(base))
 
 
 def test_no_text_is_both_learnt_and_measured(made: Made) -> None:
@@ -297,7 +364,7 @@ def test_the_curriculum() -> None:
     assert (first.pull, last.pull) == (pytest.approx(0.03), 1.0)
     assert first.pull < middle.pull < last.pull
     assert (first.adversarial, middle.adversarial) == (False, True)
-    assert (first.spoken, last.spoken) == (0, 16)
+    assert (first.spoken, last.spoken) == (0, 48)
     assert last.lr_g < 0.06 * train.lr_g
 
 

@@ -12,11 +12,19 @@ from mlx.utils import tree_flatten
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.training import losses
 from mlx_vits.training.step import Batch, GANStep, build_optimizers, draw_step, set_learning_rates
 from scripts.demo_base.discriminator import FastDiscriminator
 from scripts.demo_base.flat import ZERO, Flat
 from scripts.demo_base.generator import FastBatch, FastGenerator
-from scripts.demo_base.losses import ExtraWeights, attention_loss, envelope_loss, stft_loss
+from scripts.demo_base.losses import (
+    ExtraWeights,
+    attention_loss,
+    envelope_loss,
+    matched_feature_loss,
+    score_loss,
+    stft_loss,
+)
 from scripts.demo_base.settings import read_settings
 from scripts.demo_base.step import FastStep, Rates
 from scripts.demo_base.train import training_config
@@ -199,6 +207,24 @@ def test_the_prior_is_decoded_beside(after_two_steps: Any) -> None:
     assert out.wav.shape == (5, 3200)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("spoken", [0, 2])
+def test_compiled_the_step_is_the_same(after_two_steps: Any, spoken: int) -> None:
+    both, _ = after_two_steps
+    draws = draw_step(mx.random.key(9), both.batch, both.config)
+    real = both.product._real_segment(both.batch, draws)[..., 0]
+    batch, extra = both.fast_batch(draws.ids_slice, real), ExtraWeights(stft=4.0, envelope=20.0)
+    nets = both.product.generator, both.product.discriminator
+    eager, compiled = (FastStep(*nets, extra, compiled=kind) for kind in (False, True))
+    for pull in (0.1, 0.3):  # what changes from step to step must be no constant
+        rates = Rates(1e-3 * pull, 1e-3, pull, adversarial=spoken > 0, spoken=spoken)
+        ours, theirs = (step(batch, draws.noise, rates) for step in (compiled, eager))
+        for name, value in theirs.items():
+            assert ours[name].item() == pytest.approx(value.item(), rel=1e-4), name
+    apart = mx.abs(compiled.nets["g"].weights - eager.nets["g"].weights)
+    assert float(mx.mean(apart)) < 1e-7
+
+
 def test_no_share_of_the_kl_leaves_the_posterior_alone() -> None:
     both = Both()
     draws = draw_step(mx.random.key(0), both.batch, both.config)
@@ -226,6 +252,26 @@ def test_losses_from_scratch_are_zero_for_a_perfect_copy() -> None:
     looked = attention_loss(attention, mx.array([[1, 1, -1]]))
     assert looked.found.item() == 1
     assert abs(looked.loss.item()) < 2e-3
+
+
+def test_losses_of_the_judge_are_the_products_taken_together() -> None:
+    random, count, others = np.random.default_rng(0), 3, 2
+    rows = 2 * count + others
+    maps = [[_normal(random, rows, 50, 4), _normal(random, rows, 20, 8)]] * 2
+    scores = [_normal(random, rows, 30), _normal(random, rows, 40)]
+    real = [[map_[:count] for map_ in some] for some in maps]
+    own = [[map_[count : 2 * count] for map_ in some] for some in maps]
+    there = losses.feature_loss(real, own).item()
+    assert matched_feature_loss(maps, count).item() == pytest.approx(there, rel=1e-5)
+    counts = [count, count + others]
+    weights = np.repeat([1 / c for c in counts], counts)
+    judged = [s[:count] for s in scores], [s[count:] for s in scores]
+    there = losses.discriminator_loss(*judged).item()
+    found = score_loss(scores, np.repeat([1.0, 0.0], counts), weights)
+    assert found.item() == pytest.approx(there, rel=1e-5)
+    there = losses.generator_loss(judged[1]).item() * counts[1]
+    found = score_loss(scores, 1.0, np.repeat([0.0, 1.0], counts))
+    assert found.item() == pytest.approx(there, rel=1e-5)
 
 
 def test_a_weight_may_not_be_forgotten() -> None:

@@ -5,6 +5,7 @@ Axes: B excerpts, N samples, K cosines of an equaliser.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -25,13 +26,11 @@ class Equaliser(NamedTuple):
     """A smooth random response for each excerpt.
 
     Attributes:
-        gains: `(B, K)`, dB.
-        phases: `(B, K)`, radians.
+        gains: `(B, 2 K)`, dB, of the cosines and of as many sines.
         low_pass: `(B,)`, Hz.
     """
 
     gains: np.ndarray
-    phases: np.ndarray
     low_pass: np.ndarray
 
 
@@ -70,7 +69,8 @@ def draw_equaliser(
     if low_pass:
         drawn = np.exp(random.uniform(*np.log(low_pass), count))
         cut = np.where(random.random(count) < low_pass_share, drawn, NO_LOW_PASS)
-    return Equaliser(*(part.astype(np.float32) for part in (gains, phases, cut)))
+    gains = np.concatenate([gains * np.cos(phases), -gains * np.sin(phases)], axis=1)
+    return Equaliser(gains.astype(np.float32), cut.astype(np.float32))
 
 
 def draw_surroundings(random: np.random.Generator, count: int) -> Surroundings:
@@ -95,16 +95,22 @@ def draw_surroundings(random: np.random.Generator, count: int) -> Surroundings:
 def equalise(wav: mx.array, rate: int, equaliser: Equaliser) -> mx.array:
     """`(B, N)` through an equaliser; circular, so silence should follow the sound."""
     samples = wav.shape[1]
-    gains, phases, low_pass = (mx.array(part) for part in equaliser)
-    frequency = mx.arange(samples // 2 + 1) * (rate / samples)
-    scale = mx.log(1 + frequency / _CORNER) / np.log(1 + rate / 2 / _CORNER)
-    decibels = mx.zeros((wav.shape[0], frequency.size))
-    for number in range(gains.shape[1]):
-        turn = np.pi * (number + 1) * scale + phases[:, number : number + 1]
-        decibels = decibels + gains[:, number : number + 1] * mx.cos(turn)
-    steep = mx.exp(_SLOPE * mx.log(mx.maximum(frequency, 1.0) / low_pass[:, None]))
-    response = mx.exp(decibels * (np.log(10) / 20)) / (1 + steep)
+    gains, low_pass = (mx.array(part) for part in equaliser)
+    curves, slope = _curves(samples, rate)
+    steep = mx.logaddexp(slope - _SLOPE * mx.log(low_pass)[:, None], 0.0)
+    response = mx.exp(gains @ curves - steep)
     return mx.fft.irfft(mx.fft.rfft(wav, axis=1) * response, n=samples, axis=1)
+
+
+@cache
+def _curves(samples: int, rate: int) -> tuple[mx.array, mx.array]:
+    """Over the bins: the logarithm of 1 dB of each cosine and sine, and the low pass of 1 Hz."""
+    frequency = np.arange(samples // 2 + 1) * (rate / samples)
+    scale = np.log(1 + frequency / _CORNER) / np.log(1 + rate / 2 / _CORNER)
+    turns = np.pi * np.arange(1, _COSINES + 1)[:, None] * scale
+    curves = np.concatenate([np.cos(turns), np.sin(turns)]) * (np.log(10) / 20)
+    slope = _SLOPE * np.log(np.maximum(frequency, 1.0))
+    return mx.array(curves.astype(np.float32)), mx.array(slope.astype(np.float32))
 
 
 def surround(wav: mx.array, around: Surroundings, key: mx.array) -> mx.array:

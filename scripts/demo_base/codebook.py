@@ -1,9 +1,9 @@
 """Stage `codebook`: `ssl_proj`, the codebook, and the codes of every clip at every speed.
 
-`ssl_proj` is the mean of two frames, seen through the distilled head and, at a weight, through the
-main directions of a linear classifier of phones. The codebook is fitted to that by k-means and
-frozen. Writes `codebook.npz`, `codes.npz`, and `features.npz` at speed 1 for the probes. Axes:
-S frames, C channels, E entries.
+`ssl_proj` is the mean of two frames, seen through the distilled head and, at weights, through that
+of the melody and through the main directions of a linear classifier of phones. The codebook is
+fitted to that by k-means and frozen. Writes `codebook.npz`, `codes.npz`, and `features.npz` at
+speed 1 for the probes. Axes: S frames, C channels, E entries.
 """
 
 from __future__ import annotations
@@ -86,11 +86,13 @@ def codebook_stage(work: Path, settings: Settings) -> None:
     weights = [settings.speech.weights.get(clip.voice, 1.0) for clip in clips]
     weights *= len(settings.speech.speeds)
     trained = [number for number, use in enumerate(used) if use]
+    heads = read_tensors(work / "heads.safetensors")
     projection = fit_projection(
         [features[i] for i in trained],
         [shown[i] for i in trained],
         np.array([weights[i] for i in trained]),
-        np.array(read_tensors(work / "heads.safetensors").tensors["head.weight"]),
+        heads.tensors["head.weight"],
+        heads.tensors["melody_head.weight"],
         settings,
     )
     points = np.concatenate([projection(pairs[i]) for i in trained])
@@ -145,7 +147,8 @@ def fit_projection(
     features: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
     weights: np.ndarray,
-    head: np.ndarray,
+    head: mx.array | np.ndarray,
+    melody: mx.array | np.ndarray,
     settings: Settings,
 ) -> Projection:
     """Fits `ssl_proj`.
@@ -154,9 +157,9 @@ def fit_projection(
         features: `(S, C)` of each clip.
         labels: `(S,)` of each clip.
         weights: of each clip.
-        head: `(P, C)`, weight of the distilled head.
+        head, melody: `(P, C)` and `(2, C)`, weights of the distilled head and of the melody's.
     """
-    fit = settings.codebook
+    fit, head, melody = settings.codebook, np.array(head), np.array(melody)
     x = np.concatenate(list(features)).astype(np.float32)
     weight = np.concatenate([np.full(len(f), w) for f, w in zip(features, weights, strict=True)])
     probe = fit_linear(
@@ -175,16 +178,17 @@ def fit_projection(
     said = probe.weight - probe.weight.mean(axis=0)
     covariance = np.cov((some @ said.T).T, aweights=of)
     vectors = np.linalg.eigh(covariance)[1][:, ::-1]
-    rest = x.shape[1] - len(head)
+    rest = x.shape[1] - len(head) - len(melody)
     phones = vectors[:, :rest].T.astype(np.float32) @ said
 
     def variance(rows: np.ndarray) -> float:
         return float(np.average(np.square(some @ rows.T), axis=0, weights=of).sum())
 
+    melody = melody * np.sqrt(fit.melody_weight * variance(head) / variance(melody))
     if rest:
         phones = phones * np.sqrt(fit.phone_weight * variance(head) / variance(phones))
-    both = np.concatenate([head, phones]).T.astype(np.float32)
-    return Projection(np.concatenate([both, both]) / 2, -mean @ both)
+    rows = np.concatenate([head, melody, phones]).T.astype(np.float32)
+    return Projection(np.concatenate([rows, rows]) / 2, -mean @ rows)
 
 
 def fit_book(

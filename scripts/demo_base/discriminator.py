@@ -8,15 +8,14 @@ Axes: B waveforms, N samples, P period, H steps of a period, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_vits.models.discriminator import SLOPE, Judgement, _reflect_to_multiple
-from mlx_vits.nn.activations import leaky_relu
-from mlx_vits.nn.conv import conv1d
 from scripts.demo_base.flat import ZERO, Flat
+from scripts.demo_base.layers import convolve, leaky_relu
 
 PERIODS = (1, 2, 3, 5, 7, 11)  # 1: over samples
 _STRIDES = {True: (1, 4, 4, 4, 4, 1, 1), False: (3, 3, 3, 3, 1, 1)}  # over samples or not
@@ -54,16 +53,11 @@ class FastDiscriminator:
             strides = _STRIDES[period == 1]
             for layer, stride in enumerate(strides):
                 weight, bias = weights[f"{net}.{layer}.w"], weights[f"{net}.{layer}.b"]
-                x = conv1d(x, weight, bias, stride=stride, padding=weight.shape[1] // 2)
+                x = convolve(x, weight, stride, weight.shape[1] // 2) + bias
                 x = leaky_relu(x, SLOPE) if layer < len(strides) - 1 else x
                 features.append(x.reshape(len(wav), -1, x.shape[-1]))
             judgements.append(Judgement(features[-1].reshape(len(wav), -1), features))
         return judgements
-
-
-def take_waveforms(judgements: Sequence[Judgement], which: slice) -> list[Judgement]:
-    """What was said of some of the waveforms."""
-    return [Judgement(j.score[which], [map_[which] for map_ in j.features]) for j in judgements]
 
 
 def _dense(weight: np.ndarray, channels: int) -> np.ndarray:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_vits.nn.weight_norm import fold_rows
+from scripts.demo_base.layers import with_gradient
 
 ZERO = -1  # in an index: no weight of the net, but the constant 0
 _TRANSPOSED = "dec.ups."  # one norm for each input channel, the last axis
@@ -60,6 +61,7 @@ class Flat:
         self._ends = [folded, folded + norms]
         self._names: list[str] = []
         self._indices: list[np.ndarray] = []
+        self._scales: list[np.ndarray] = []
 
     def _place_rows(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
         """Rows and width of each block of directions."""
@@ -82,9 +84,14 @@ class Flat:
             blocks.append(((at - start) // width, width))
         return blocks
 
-    def add(self, name: str, index: np.ndarray) -> None:
-        """Names a layer's weight: indices from `weights` in the layout wanted, or `ZERO`."""
+    def add(self, name: str, index: np.ndarray, scale: np.ndarray | float = 1.0) -> None:
+        """Names a layer's weight: indices from `weights` in the layout wanted, or `ZERO`.
+
+        Args:
+            scale: what its elements are multiplied by.
+        """
         self._names.append(name)
+        self._scales.append(np.broadcast_to(np.float32(scale), index.shape))
         self._indices.append(np.where(index == ZERO, self._zero, index).astype(np.int32))
 
     def finish(self) -> None:
@@ -93,33 +100,33 @@ class Flat:
         Raises:
             ValueError: a weight of the net is used twice or not at all.
         """
+        # Those whose size is odd come last: all others begin where GPUs read fastest.
+        order = sorted(range(len(self._names)), key=lambda n: -math.gcd(self._indices[n].size, 8))
+        self._names, self._indices, self._scales = (
+            [some[n] for n in order] for some in (self._names, self._indices, self._scales)
+        )
         index = np.concatenate([*(i.ravel() for i in self._indices), [self._zero]]).astype(np.int32)
         counts = np.bincount(index, minlength=self._zero + 1)[: self._zero]
         if (counts != 1).any():
             wrong = [n for n, places in self.weights.items() if (counts[places] != 1).any()]
             raise ValueError(f"not used exactly once: {', '.join(wrong)}")
-        inverse = np.zeros(self._zero + 1, np.int32)
-        inverse[index] = np.arange(len(index))
         shapes = [index.shape for index in self._indices]
         ends = list(itertools.accumulate(index.size for index in self._indices))
-        self._gather = _gatherer(mx.array(index), mx.array(inverse), shapes, ends)
+        scales = np.concatenate([*(scale.ravel() for scale in self._scales), [1]])
+        self._gather = _gatherer(self._normed_rows(), index, scales, shapes, ends)
+
+    def _normed_rows(self) -> _NormedRows:
+        """The rows that are normed in one matrix, as wide as the widest."""
+        rows, width = self._ends[1] - self._ends[0], max([0, *(w for _, w in self._blocks)])
+        index, at, row = np.full((rows, width), self.size - 1), 0, 0
+        for count, own in self._blocks:
+            index[row : row + count, :own] = _consecutive(at, (count, own))
+            at, row = at + count * own, row + count
+        return _NormedRows(index, self._ends[0], self._zero + 1)
 
     def __call__(self, vector: mx.array) -> dict[str, mx.array]:
         """The layers' weights by the names that `add` gave them."""
-        return dict(zip(self._names, self._gather(self._fold(vector)), strict=True))
-
-    def _fold(self, vector: mx.array) -> mx.array:
-        """Weight norm: directions and lengths become weights."""
-        if not self._blocks:
-            return vector
-        directions, lengths, rest = mx.split(vector, self._ends)
-        rows = list(itertools.accumulate(rows for rows, _ in self._blocks))[:-1]
-        sizes = list(itertools.accumulate(rows * width for rows, width in self._blocks))[:-1]
-        pieces = zip(
-            mx.split(directions, sizes), mx.split(lengths, rows), self._blocks, strict=True
-        )
-        folded = [fold_rows(g[:, None], v.reshape(block)).reshape(-1) for v, g, block in pieces]
-        return mx.concatenate([*folded, rest])
+        return dict(zip(self._names, self._gather(vector), strict=True))
 
     def pack(self, tensors: Mapping[str, Any]) -> mx.array:
         """The vector of tensors in MLX's axes."""
@@ -134,25 +141,104 @@ class Flat:
         return {name: mx.array(flat[places]) for name, places in self.places.items()}
 
 
+class Packed:
+    """The arrays of a tree one after another in one vector, each as it is.
+
+    Args:
+        tree: of the arrays' shapes.
+    """
+
+    def __init__(self, tree: Any):
+        leaves: Any = tree_flatten(tree)
+        self._names = [name for name, _ in leaves]
+        shapes = [array.shape for _, array in leaves]
+        ends = list(itertools.accumulate(array.size for _, array in leaves))[:-1]
+
+        def forward(vector: mx.array) -> tuple[mx.array, ...]:
+            parts = zip(mx.split(vector, ends), shapes, strict=True)
+            return tuple(part.reshape(shape) for part, shape in parts)
+
+        def gradient(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
+            return mx.concatenate([c.reshape(-1) for c in cotangents])
+
+        self._split = with_gradient(forward, gradient)
+
+    def pack(self, tree: Any) -> mx.array:
+        """The vector of a tree of the same shapes."""
+        arrays = dict(tree_flatten(tree))
+        return mx.concatenate([arrays[name].reshape(-1) for name in self._names])
+
+    def __call__(self, vector: mx.array) -> Any:
+        """The tree of a vector."""
+        return tree_unflatten(list(zip(self._names, self._split(vector), strict=True)))
+
+
 def _consecutive(start: int, shape: tuple[int, ...]) -> np.ndarray:
     return start + np.arange(math.prod(shape)).reshape(shape)
 
 
-def _gatherer(index: mx.array, inverse: mx.array, shapes: list[Any], ends: list[int]) -> Any:
-    """Folded vector to the arrays of given shapes; its gradient is a gather as well.
+class _NormedRows(NamedTuple):
+    """Where the rows that are normed lie in the vector.
 
-    MLX's own gradient of `take` adds up one element at a time.
+    Attributes:
+        index: `(R, W)`, of their elements; past a row's end that of the constant zero.
+        elements: how many they are.
+        folded: elements of the folded vector, with the zero.
     """
 
-    def forward(folded: mx.array) -> tuple[mx.array, ...]:
-        parts = mx.split(mx.take(folded, index), ends)[:-1]
-        return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    index: np.ndarray
+    elements: int
+    folded: int
+
+
+def _gatherer(
+    rows: _NormedRows, index: np.ndarray, scales: np.ndarray, shapes: list[Any], ends: list[int]
+) -> Any:
+    """The vector to the arrays of given shapes, weight norm and all.
+
+    The gradient is one gather each way as well: MLX's own of `take` adds up one element at a time,
+    and one of many slices fills and adds up whole vectors.
+
+    Args:
+        index, scales: of the arrays' elements in the folded vector, the zero last.
+    """
+    count, elements = len(rows.index), rows.elements
+    # Where the elements of the folded vector lie once the rows are a matrix.
+    places = np.arange(rows.folded) - elements + rows.index.size
+    is_own = rows.index < elements
+    places[rows.index[is_own]] = np.flatnonzero(is_own)
+    joined, inverse = places[index], np.full(rows.index.size + rows.folded - elements, -1)
+    inverse[joined] = np.arange(len(joined))
+    inverse[inverse < 0] = len(joined) - 1  # of the zero: its own gradient is nobody's
+    # Of the vector's elements among those of the matrix, the lengths and the rest.
+    places = np.concatenate([places[:elements], np.arange(rows.index.size, len(inverse) + count)])
+    spread, gather, back, order = (
+        mx.array(part.astype(np.int32)) for part in (rows.index, joined, inverse, places)
+    )
+    scaled = mx.array(scales.astype(np.float32))
+
+    def forward(vector: mx.array) -> tuple[mx.array, ...]:
+        parts, kept = vector, ()
+        if count:
+            v = vector[spread]
+            length = mx.sqrt(mx.sum(v * v, axis=1, keepdims=True))
+            ratio = vector[elements : elements + count, None] / length
+            parts = mx.concatenate([(v * ratio).reshape(-1), vector[elements + count :]])
+            kept = (v, length, ratio)
+        parts = mx.split(parts[gather] * scaled, ends)[:-1]
+        return *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)), *kept
 
     def gradient(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
-        # The last place is that of the constant: its own gradient is nobody's.
-        joined = mx.concatenate([*(c.reshape(-1) for c in cotangents), mx.zeros((1,))])
-        return mx.take(joined, inverse)
+        own = cotangents[: len(shapes)]
+        joined = mx.concatenate([*(c.reshape(-1) for c in own), mx.zeros((1,))])
+        joined = (joined * scaled)[back]
+        if not count:
+            return joined
+        (v, length, ratio), size = outputs[len(shapes) :], spread.size
+        c = joined[:size].reshape(v.shape)
+        along = mx.sum(c * v, axis=1, keepdims=True) / length
+        to_v = ratio * (c - v * (along / length))
+        return mx.concatenate([to_v.reshape(-1), along.reshape(-1), joined[size:]])[order]
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    function = with_gradient(forward, gradient)
+    return lambda vector: function(vector)[: len(shapes)]

@@ -18,9 +18,18 @@ import mlx.nn as nn
 from mlx_vits.config import Config
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE
 from mlx_vits.models.vits import slice_segments
-from mlx_vits.nn.activations import leaky_relu
-from mlx_vits.nn.attention import _MASKED_SCORE, _band_to_square, _square_to_band
-from mlx_vits.nn.conv import conv1d
+from mlx_vits.nn.attention import _MASKED_SCORE
+from scripts.demo_base.layers import (
+    band_to_square,
+    convolve,
+    gated,
+    heads,
+    join,
+    leaky_relu,
+    masked_relu,
+    scale_gradient,
+    square_to_band,
+)
 from scripts.demo_base.merged import MergedLayers, fours
 
 Weights = dict[str, mx.array]
@@ -51,7 +60,10 @@ class FastBatch(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """The prior of the latent, each `(B, T, C)`, and where it looked in the text `(B, H, T, L)`."""
+    """The prior of the latent, each `(B, T, C)`, and where it looked in the text `(B, H, T, L)`.
+
+    What it says past a clip's end means nothing; so does a posterior's.
+    """
 
     m_p: mx.array
     logs_p: mx.array
@@ -105,68 +117,65 @@ class FastGenerator:
             value, gate = mx.split(_conv(weights, f"style.{block}", x), 2, axis=-1)
             x = x + value * mx.sigmoid(gate)
         x = x * mask
-        query, key, value = _heads(_linear(weights, "style.qkv", x), 3, dims.style_heads)
-        scores = (query @ key.swapaxes(-1, -2)) * dims.style_hidden**-0.5
-        scores = mx.where(mask.swapaxes(1, 2)[:, None] == 0, -mx.inf, scores)
-        attended = _join(mx.softmax(scores, axis=-1) @ value)
+        query, key, value = heads(_linear(weights, "style.qkv", x), 3, dims.style_heads)
+        hidden = mx.where(mask.swapaxes(1, 2)[:, None] == 0, -mx.inf, 0.0)
+        scores = query @ key.swapaxes(-1, -2) + hidden
+        attended = join(mx.softmax(scores, axis=-1) @ value)
         x = _linear(weights, "style.fc.fc", _linear(weights, "style.o", attended) + x) * mask
         return mx.sum(x / mx.sum(mask, axis=1, keepdims=True), axis=1)
 
     def _encode(self, weights: Weights, encoder: str, x: mx.array, mask: mx.array) -> mx.array:
-        """Layers of relative-position attention and FFN: `(B, T, C)` to the same."""
-        heads, reach = self.config.model.n_heads, self.config.reduced_dims.attn_window
-        hidden = mask.swapaxes(1, 2)[:, None] * mask[:, None] == 0
-        x = x * mask
+        """Layers of relative-position attention and FFN: `(B, T, C)` to the same.
+
+        What lies past a clip's end means nothing, and changes nothing within.
+        """
+        count, reach = self.config.model.n_heads, self.config.reduced_dims.attn_window
+        hidden = _hidden(mask.swapaxes(1, 2)[:, None] * mask[:, None])
         for layer in range(self.encoders[encoder]):
             name = f"{encoder}.{layer}"
-            query, key, value = _heads(_linear(weights, f"{name}.qkv", x), 3, heads)
-            query = query * query.shape[-1] ** -0.5
-            near = _band_to_square(query @ weights[f"{name}.rel_k"])
-            scores = query @ key.swapaxes(-1, -2) + near
-            attention = mx.softmax(mx.where(hidden, _MASKED_SCORE, scores), axis=-1)
-            y = attention @ value + _square_to_band(attention, reach) @ weights[f"{name}.rel_v"]
-            y = _linear(weights, f"{name}.o", _join(y))
+            query, key, value = heads(_linear(weights, f"{name}.qkv", x), 3, count)
+            near = band_to_square(query @ weights[f"{name}.rel_k"])
+            scores = query @ key.swapaxes(-1, -2) + near + hidden
+            attention = mx.softmax(scores, axis=-1)
+            y = attention @ value + square_to_band(attention, reach) @ weights[f"{name}.rel_v"]
+            y = _linear(weights, f"{name}.o", join(y))
             x = _layer_norm(weights, name, "1", x + y)
-            y = nn.relu(_conv(weights, f"{name}.ffn1", x * mask)) * mask
-            y = _conv(weights, f"{name}.ffn2", y) * mask
-            x = _layer_norm(weights, name, "2", x + y)
-        return x * mask
+            y = masked_relu(_conv(weights, f"{name}.ffn1", x * mask), mask)
+            x = _layer_norm(weights, name, "2", x + _conv(weights, f"{name}.ffn2", y))
+        return x
 
     def prior(self, weights: Weights, batch: FastBatch, g: mx.array) -> Prior:
         """What codes, text and style `(B, G)` say of the latent."""
         mask, text_mask = batch.mask, batch.text_mask
-        heads = self.config.reduced_dims.mrte_heads
+        count = self.config.reduced_dims.mrte_heads
         y = mx.repeat(_linear(weights, "prior.ssl", batch.quantized), 2, axis=1)
         y = self._encode(weights, "encoder_ssl", y, mask)
         embedded = weights["prior.embedding"][batch.text]
         text = self._encode(weights, "encoder_text", embedded, text_mask)
         y = _linear(weights, "mrte.c_pre", y)
         text = _linear(weights, "mrte.text_pre", text)
-        (query,) = _heads(_linear(weights, "mrte.q", y * mask), 1, heads)
-        key, value = _heads(_linear(weights, "mrte.kv", text * text_mask), 2, heads)
-        scores = (query @ key.swapaxes(-1, -2)) * query.shape[-1] ** -0.5
-        hidden = (mask @ text_mask.swapaxes(1, 2))[:, None] == 0
-        attention = mx.softmax(mx.where(hidden, _MASKED_SCORE, scores), axis=-1)
-        attended = _linear(weights, "mrte.o", _join(attention @ value))
-        y = _linear(weights, "mrte.c_post", (attended + y + g[:, None]) * mask)
+        (query,) = heads(_linear(weights, "mrte.q", y), 1, count)
+        key, value = heads(_linear(weights, "mrte.kv", text), 2, count)
+        hidden = _hidden((mask * text_mask.swapaxes(1, 2))[:, None])
+        attention = mx.softmax(query @ key.swapaxes(-1, -2) + hidden, axis=-1)
+        attended = _linear(weights, "mrte.o", join(attention @ value))
+        y = _linear(weights, "mrte.c_post", attended + y + g[:, None])
         y = self._encode(weights, "encoder2", y, mask)
-        return Prior(*mx.split(_linear(weights, "prior.proj", y) * mask, 2, axis=-1), attention)
+        return Prior(*mx.split(_linear(weights, "prior.proj", y), 2, axis=-1), attention)
 
     def _wavenet(
         self, weights: Weights, name: str, x: mx.array, mask: mx.array, conditions: list[mx.array]
     ) -> mx.array:
-        """A WN stack, with a condition `(B, 2 C)` for each layer."""
-        total, last = mx.zeros_like(x), len(conditions) - 1
+        """A WN stack, with a condition `(B, 2 C)` for each layer; not masked."""
+        parts, last = [], len(conditions) - 1
         for layer, condition in enumerate(conditions):
-            h = _same(x, weights[f"{name}.in.{layer}"]) + condition[:, None]
-            tanh_half, sigmoid_half = mx.split(h, 2, axis=-1)
-            y = mx.tanh(tanh_half) * mx.sigmoid(sigmoid_half)
+            y = gated(_same(x, weights[f"{name}.in.{layer}"]) + condition[:, None])
             y = _linear(weights, f"{name}.skip.{layer}", y)
             if layer < last:
                 residual, y = mx.split(y, 2, axis=-1)
                 x = (x + residual) * mask
-            total = total + y
-        return total * mask
+            parts.append(y)
+        return sum(parts[1:], start=parts[0])
 
     def _conditions(self, weights: Weights, name: str, g: mx.array, count: int) -> list[mx.array]:
         conditions = _linear(weights, f"{name}.cond", g) + weights[f"{name}.cond.b2"]
@@ -179,39 +188,36 @@ class FastGenerator:
         x = _linear(weights, "q.pre", spec) * mask
         layers = self.config.reduced_dims.enc_q_wn_layers
         x = self._wavenet(weights, "q", x, mask, self._conditions(weights, "q", g, layers))
-        m_q, logs_q = mx.split(_linear(weights, "q.proj", x) * mask, 2, axis=-1)
+        m_q, logs_q = mx.split(_linear(weights, "q.proj", x), 2, axis=-1)
         return Posterior((m_q + noise * mx.exp(logs_q)) * mask, m_q, logs_q)
 
     def flow(
         self, weights: Weights, z: mx.array, mask: mx.array, g: mx.array, reverse: bool = False
     ) -> mx.array:
-        """The latent `(B, T, C)` in the prior's space, or back."""
+        """The latent `(B, T, C)`, 0 past a clip's end, in the prior's space, or back."""
         dims = self.config.reduced_dims
         flows, layers = dims.flow_n_flows, dims.flow_wn_layers
         conditions = self._conditions(weights, "flow", g, flows * layers)
-        halves = list(mx.split(z, 2, axis=-1))
+        halves = [mx.contiguous(half) for half in mx.split(z, 2, axis=-1)]
         for flow in reversed(range(flows)) if reverse else range(flows):
             name, own = f"flow.{flow}", conditions[flow * layers : (flow + 1) * layers]
             seen, moved = flow % 2, 1 - flow % 2
             x = _linear(weights, f"{name}.pre", halves[seen]) * mask
             x = self._wavenet(weights, name, x, mask, own)
             shift = _linear(weights, f"{name}.post", x) * mask
-            if reverse:
-                halves[moved] = (halves[moved] - shift) * mask
-            else:
-                halves[moved] = halves[moved] * mask + shift
+            halves[moved] = halves[moved] - shift if reverse else halves[moved] + shift
         return mx.concatenate(halves, axis=-1)
 
     def decode(self, weights: Weights, z: mx.array, g: mx.array) -> mx.array:
         """A latent segment `(B, T, C)` and style `(B, G)` to a waveform `(B, N)`."""
         x = _conv(weights, "dec.pre", z) + _linear(weights, "dec.cond", g)[:, None]
-        x = mx.pad(x, [(0, 0), (0, 0), (0, fours(x.shape[-1]) - x.shape[-1])])
+        x = _widened(x, fours(x.shape[-1]))
         blocks = len(self.config.model.resblock_kernel_sizes)
         for number, stage in enumerate(self.stages):
             x = _same(leaky_relu(x, SLOPE), weights[f"up.{number}.w"])
             x = x.reshape(x.shape[0], -1, stage.padded) + weights[f"up.{number}.b"]
-            own, rest = x[..., : stage.channels], stage.merged - blocks * stage.channels
-            merged = mx.pad(mx.concatenate([own] * blocks, -1), [(0, 0), (0, 0), (0, rest)])
+            own = x[..., : stage.channels]
+            merged = _widened(mx.concatenate([own] * blocks, -1), stage.merged)
             for pair, dilation in enumerate(self.dilations):
                 name = f"res.{number}.{pair}"
                 y = leaky_relu(merged if pair else x, SLOPE)
@@ -219,7 +225,7 @@ class FastGenerator:
                 merged = merged + _conv(weights, f"{name}.2", y)
             merged = merged[..., : blocks * stage.channels]
             x = mx.sum(merged.reshape(*x.shape[:2], blocks, -1), axis=2) / blocks
-            x = mx.pad(x, [(0, 0), (0, 0), (0, stage.padded - stage.channels)])
+            x = _widened(x, stage.padded)
         return mx.tanh(_same(leaky_relu(x, LAST_SLOPE), weights["dec.post.w"]))[..., 0]
 
     def __call__(
@@ -243,7 +249,7 @@ class FastGenerator:
         g = self.embed_style(weights, batch.spec, mask)
         prior = self.prior(weights, batch, g)
         posterior = self.posterior(weights, batch.spec, mask, mx.stop_gradient(g), noise)
-        z_p = self.flow(weights, _scale_gradient(posterior.z, pull), mask, g)
+        z_p = self.flow(weights, scale_gradient(posterior.z, pull), mask, g)
         segment = slice_segments(posterior.z, batch.starts, frames)
         if spoken:
             # Another clip's noise: the posterior's sample must not show through.
@@ -253,7 +259,7 @@ class FastGenerator:
             guess = slice_segments(guess, batch.starts[:spoken], frames)
             segment, g = mx.concatenate([segment, guess]), mx.concatenate([g, g[:spoken]])
         wav = self.decode(weights, segment, g)
-        return Generated(wav, z_p, _scale_gradient(posterior.logs_q, pull), prior)
+        return Generated(wav, z_p, scale_gradient(posterior.logs_q, pull), prior)
 
 
 def _linear(weights: Weights, name: str, x: mx.array) -> mx.array:
@@ -263,30 +269,24 @@ def _linear(weights: Weights, name: str, x: mx.array) -> mx.array:
 
 def _same(x: mx.array, weight: mx.array, dilation: int = 1) -> mx.array:
     """A convolution of odd kernel that keeps the length: `(B, T, C)` with `(O, K, C)`."""
-    return conv1d(x, weight, padding=(weight.shape[1] - 1) * dilation // 2, dilation=dilation)
+    return convolve(x, weight, padding=(weight.shape[1] - 1) * dilation // 2, dilation=dilation)
 
 
 def _conv(weights: Weights, name: str, x: mx.array, dilation: int = 1) -> mx.array:
     return _same(x, weights[f"{name}.w"], dilation) + weights[f"{name}.b"]
 
 
+def _widened(x: mx.array, channels: int) -> mx.array:
+    """`(B, T, C)` with zeros in further channels; MLX pads even by nothing."""
+    missing = channels - x.shape[-1]
+    return mx.pad(x, [(0, 0), (0, 0), (0, missing)]) if missing else x
+
+
+def _hidden(seen: mx.array) -> mx.array:
+    """What hides from an attention where 1 does not stand, added to its scores."""
+    return (seen == 0) * _MASKED_SCORE
+
+
 def _layer_norm(weights: Weights, name: str, part: str, x: mx.array) -> mx.array:
     gamma, beta = weights[f"{name}.gamma{part}"], weights[f"{name}.beta{part}"]
     return mx.fast.layer_norm(x, gamma, beta, 1e-5)
-
-
-def _heads(x: mx.array, parts: int, heads: int) -> list[mx.array]:
-    """`(B, T, parts * H * D)` to as many `(B, H, T, D)`."""
-    batch, length, _ = x.shape
-    x = x.reshape(batch, length, parts, heads, -1).transpose(2, 0, 3, 1, 4)
-    return [part.squeeze(0) for part in mx.split(x, parts, axis=0)]
-
-
-def _join(x: mx.array) -> mx.array:
-    """`(B, H, T, D)` to `(B, T, H * D)`."""
-    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
-
-
-def _scale_gradient(x: mx.array, by: float | mx.array) -> mx.array:
-    """x, with its gradient times `by`."""
-    return by * x + mx.stop_gradient((1 - by) * x)

@@ -6,12 +6,21 @@ Axes: B waveforms, N samples, T frames, L phonemes, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
-from mlx_vits.audio.spectrogram import _hann, mel_filterbank
-from mlx_vits.training.losses import mean, total
+from mlx_vits.audio.spectrogram import (
+    _MAGNITUDE_FLOOR,
+    _hann,
+    mel_filterbank,
+    mel_of_spectrogram,
+)
+from mlx_vits.config import DataSection
+from mlx_vits.training.losses import FEATURE_WEIGHT, mean, total
+from scripts.demo_base.layers import frames_of, magnitude, reflected, with_gradient
 
 STFT_SIZES = (1920, 960, 480, 240)  # samples of a window
 _POWER_FLOOR = 1e-7
@@ -28,21 +37,41 @@ class ExtraWeights(NamedTuple):
         stft: of `stft_loss`, on what the posterior says.
         envelope: of `envelope_loss`, on what the prior says.
         attention: of `attention_loss`.
+        heard, heard_own: of `heard.heard_loss`, on what the prior and what the posterior says.
     """
 
     stft: float = 0.0
     envelope: float = 0.0
     attention: float = 0.0
+    heard: float = 0.0
+    heard_own: float = 0.0
 
 
 def magnitudes(wav: mx.array, window: int, hops: int = 4) -> mx.array:
     """`(B, N)` to `(B, T, window / 2 + 1)`: Hann windows, `hops` of them overlapping."""
-    hop = window // hops
-    blocks = wav[:, : wav.shape[1] // hop * hop].reshape(len(wav), -1, hop)
-    frames = blocks.shape[1] - hops + 1
-    x = mx.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)
-    spectrum = mx.fft.rfft(x * _hann(window), axis=-1)
-    return mx.sqrt(mx.square(mx.real(spectrum)) + mx.square(mx.imag(spectrum)) + _POWER_FLOOR)
+    return magnitude(frames_of(wav, window, window // hops), _hann(window), _POWER_FLOOR)
+
+
+def log_mel(wav: mx.array, data: DataSection) -> mx.array:
+    """The product's `mel_spectrogram`."""
+    wav = reflected(wav, (data.filter_length - data.hop_length) // 2)
+    frames = frames_of(wav, data.filter_length, data.hop_length)
+    return mel_of_spectrogram(magnitude(frames, _hann(data.win_length), _MAGNITUDE_FLOOR), data)
+
+
+def _apart(log: mx.array) -> mx.array:
+    """Mean difference of the second half of the rows to the first, which are constants."""
+
+    def forward(log: mx.array) -> tuple[mx.array, mx.array]:
+        real, fake = mx.split(log, 2)
+        apart = fake - real
+        return mean(mx.abs(apart)), apart
+
+    def gradient(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
+        own = mx.sign(outputs[1]) * (cotangents[0] / outputs[1].size)
+        return mx.pad(own, [(len(own), 0), *[(0, 0)] * (own.ndim - 1)])
+
+    return with_gradient(forward, gradient)(log)[0]
 
 
 def stft_loss(real: mx.array, fake: mx.array, sizes: Sequence[int] = STFT_SIZES) -> mx.array:
@@ -50,22 +79,68 @@ def stft_loss(real: mx.array, fake: mx.array, sizes: Sequence[int] = STFT_SIZES)
 
     The second term of Parallel WaveGAN's loss (Yamamoto et al. 2020, arXiv:1910.11480).
     """
-    loss = mx.array(0.0)
-    for window in sizes:
-        floor = _STFT_FLOOR * window**0.5
-        a, b = (mx.log(magnitudes(wav, window) + floor) for wav in (mx.stop_gradient(real), fake))
-        loss = loss + mean(mx.abs(a - b))
-    return loss
+    both = mx.concatenate([mx.stop_gradient(real), fake])
+    return sum(
+        (_apart(mx.log(magnitudes(both, n) + _STFT_FLOOR * n**0.5)) for n in sizes),
+        start=mx.array(0.0),
+    )
 
 
 def envelope_loss(real: mx.array, fake: mx.array, rate: int = 32000) -> mx.array:
     """Mean difference of coarse log spectra: what is said, whatever the pitch."""
     bank = mel_filterbank(rate, _ENVELOPE_WINDOW, _ENVELOPE_BANDS, 0.0, _ENVELOPE_TOP).T
-    a, b = (
-        mx.log(magnitudes(wav, _ENVELOPE_WINDOW, 2) @ bank + _ENVELOPE_FLOOR)
-        for wav in (mx.stop_gradient(real), fake)
-    )
-    return mean(mx.abs(a - b))
+    both = mx.concatenate([mx.stop_gradient(real), fake])
+    return _apart(mx.log(magnitudes(both, _ENVELOPE_WINDOW, 2) @ bank + _ENVELOPE_FLOOR))
+
+
+def score_loss(
+    scores: Sequence[mx.array], targets: np.ndarray | float, weights: np.ndarray
+) -> mx.array:
+    """The product's `discriminator_loss` and `generator_loss`, for all waveforms together.
+
+    Args:
+        scores: `(B, S)` of each sub-discriminator.
+        targets: `(B,)`, 1 for what it is to be taken for a recording.
+        weights: `(B,)` of the waveforms.
+    """
+    wanted = mx.array(np.asarray(targets, np.float32).reshape(-1, 1))
+    shares = _shares(tuple(score.shape[1] for score in scores))
+    errors = mx.square(mx.concatenate(scores, axis=1) - wanted)
+    return mx.sum(mx.sum(errors * shares, axis=1) * mx.array(weights.astype(np.float32)))
+
+
+def matched_feature_loss(features: Sequence[Sequence[mx.array]], count: int) -> mx.array:
+    """The product's `feature_loss`, of feature maps that hold all waveforms together.
+
+    All maps are compared side by side: one by one, each would take a dozen kernels.
+
+    Args:
+        features: `(B, S, C)` each; the first `count` rows are recordings and constants, the next
+            `count` are generated, any others are not compared.
+    """
+    maps = [map_ for some in features for map_ in some]
+    widths = [map_.size // len(map_) for map_ in maps]
+    shares = _shares(tuple(widths)) * (FEATURE_WEIGHT / count)
+
+    def forward(*maps: mx.array) -> tuple[mx.array, mx.array]:
+        rows = [map_[: 2 * count].reshape(2 * count, -1) for map_ in maps]
+        real, own = mx.split(mx.concatenate(rows, axis=1), 2)
+        apart = own - real
+        return mx.sum(mx.sum(mx.abs(apart) * shares, axis=1)), apart
+
+    def gradient(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        own = mx.sign(outputs[1]) * (cotangents[0] * shares)
+        rows = mx.pad(own, [(count, len(maps[0]) - 2 * count), (0, 0)])
+        parts = mx.split(rows, np.cumsum(widths)[:-1].tolist(), axis=1)
+        return [part.reshape(map_.shape) for part, map_ in zip(parts, maps, strict=True)]
+
+    return with_gradient(forward, gradient)(*maps)[0]
+
+
+@cache
+def _shares(sizes: tuple[int, ...]) -> mx.array:
+    """Of each element among arrays of these sizes side by side, one by its array's size."""
+    return mx.array(np.repeat([1 / size for size in sizes], sizes).astype(np.float32))
 
 
 class Attention(NamedTuple):

@@ -8,7 +8,7 @@ Shi et al. 2016, arXiv:1609.05158). Flips are folded into weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,12 +76,13 @@ class MergedLayers:
         self.stages = self._add_decoder()
         self.flat.finish()
 
-    def _linear(self, name: str, *stems: str, axis: int = 1) -> None:
-        """Layers of one tap side by side, as `(in, out)`."""
+    def _linear(self, name: str, *stems: str, scales: Sequence[float] = ()) -> None:
+        """Layers of one tap side by side, as `(in, out)`, each times a scale if some are given."""
         weights = self.flat.weights
         columns = [weights[f"{s}.weight"].reshape(len(weights[f"{s}.weight"]), -1).T for s in stems]
-        self.flat.add(f"{name}.w", np.concatenate(columns, axis))
-        self.flat.add(f"{name}.b", np.concatenate([weights[f"{s}.bias"] for s in stems]))
+        scale = np.repeat(scales, [c.shape[1] for c in columns]) if scales else 1.0
+        self.flat.add(f"{name}.w", np.concatenate(columns, 1), scale)
+        self.flat.add(f"{name}.b", np.concatenate([weights[f"{s}.bias"] for s in stems]), scale)
 
     def _conv(self, name: str, stem: str) -> None:
         self.flat.add(f"{name}.w", self.flat.weights[f"{stem}.weight"])
@@ -94,21 +95,27 @@ class MergedLayers:
         for block in range(2):
             self._conv(f"style.{block}", f"{stem}.temporal.{block}.conv1.conv")
         attention = f"{stem}.slf_attn"
-        self._linear("style.qkv", *(f"{attention}.w_{part}s" for part in "qkv"))
+        scales = (self.config.reduced_dims.style_hidden**-0.5, 1.0, 1.0)
+        self._linear("style.qkv", *(f"{attention}.w_{part}s" for part in "qkv"), scales=scales)
         self._linear("style.o", f"{attention}.fc")
 
     def _add_prior(self) -> None:
         flat, weights = self.flat, self.flat.weights
+        model, dims = self.config.model, self.config.reduced_dims
+        scales = ((model.hidden_channels // model.n_heads) ** -0.5, 1.0, 1.0)
         self._linear("prior.ssl", "enc_p.ssl_proj")
         flat.add("prior.embedding", weights["enc_p.text_embedding.weight"])
         for encoder, layers in self.encoders.items():
             for layer in range(layers):
                 name, stem = f"{encoder}.{layer}", f"enc_p.{encoder}"
                 attention = f"{stem}.attn_layers.{layer}"
-                self._linear(f"{name}.qkv", *(f"{attention}.conv_{part}" for part in "qkv"))
+                parts = [f"{attention}.conv_{part}" for part in "qkv"]
+                self._linear(f"{name}.qkv", *parts, scales=scales)
                 self._linear(f"{name}.o", f"{attention}.conv_o")
-                flat.add(f"{name}.rel_k", weights[f"{attention}.emb_rel_k"][0].T)
-                flat.add(f"{name}.rel_v", weights[f"{attention}.emb_rel_v"][0])
+                # Beyond the relative positions that are learnt, nothing is added.
+                keys, values = (weights[f"{attention}.emb_rel_{part}"][0] for part in "kv")
+                flat.add(f"{name}.rel_k", _embed(keys.T, (keys.shape[1], len(keys) + 1)))
+                flat.add(f"{name}.rel_v", _embed(values, (len(values) + 1, values.shape[1])))
                 for part in "12":
                     norm = f"{stem}.norm_layers_{part}.{layer}"
                     flat.add(f"{name}.gamma{part}", weights[f"{norm}.gamma"])
@@ -117,8 +124,10 @@ class MergedLayers:
         stem = "enc_p.mrte"
         for part in ("c_pre", "text_pre", "c_post"):
             self._linear(f"mrte.{part}", f"{stem}.{part}")
-        for name, parts in (("q", "q"), ("kv", "kv"), ("o", "o")):
-            self._linear(f"mrte.{name}", *(f"{stem}.cross_attention.conv_{part}" for part in parts))
+        scale = (dims.mrte_hidden // dims.mrte_heads) ** -0.5
+        for name, scales in (("q", (scale,)), ("kv", ()), ("o", ())):
+            parts = [f"{stem}.cross_attention.conv_{part}" for part in name]
+            self._linear(f"mrte.{name}", *parts, scales=scales)
         self._linear("prior.proj", "enc_p.proj")
 
     def _add_wavenet(self, name: str, stem: str, layers: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -38,8 +38,12 @@ class Clock:
         self._end = math.inf if minutes is None else now + 60 * minutes
         self._saved = now
 
+    def left(self) -> float:
+        """Seconds until the end, below 0 past it."""
+        return self._end - time.monotonic()
+
     def is_over(self) -> bool:
-        return time.monotonic() > self._end
+        return self.left() < 0
 
     def is_time_to_save(self) -> bool:
         """Whether `SAVE_SECONDS` have passed since it last was."""
@@ -105,6 +109,39 @@ def cosine_rate(step: int, steps: int, warmup: int, last: float) -> float:
     """Share of the learning rate at a step: up in `warmup` steps, a cosine down to `last`."""
     share = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     return min(1.0, (step + 1) / warmup) * (share * (1 - last) + last)
+
+
+class Late:
+    """Reads what a step says while the device computes the next one."""
+
+    def __init__(self) -> None:
+        self._begun: list[tuple[int, Mapping[str, mx.array | float]]] = []
+
+    def add(
+        self, step: int, values: Mapping[str, mx.array | float], *, now: bool = False
+    ) -> list[dict[str, float]]:
+        """Takes what a step says that is begun, counted from 1, and gives what is read.
+
+        Args:
+            now: whether this step is waited for as well.
+
+        Raises:
+            TrainingStopped: a value is no number.
+        """
+        self._begun.append((step, values))
+        kept = 0 if now else 1
+        ready, self._begun = self._begun[: len(self._begun) - kept], self._begun[-1:] * kept
+        return [_read_finite(*one) for one in ready]
+
+
+def _read_finite(step: int, values: Mapping[str, mx.array | float]) -> dict[str, float]:
+    arrays = {name: value for name, value in values.items() if isinstance(value, mx.array)}
+    # One transfer from the device, not one a value.
+    found: Any = mx.stack(list(arrays.values())).tolist() if arrays else []
+    read = {name: value for name, value in values.items() if not isinstance(value, mx.array)}
+    read |= zip(arrays, found, strict=True)
+    check_finite(read, step)
+    return read
 
 
 def check_finite(values: dict[str, float], step: int) -> None:

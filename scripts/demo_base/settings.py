@@ -13,6 +13,7 @@ from mlx_vits.errors import UserError
 from mlx_vits.models.hubert import HubertConfig
 
 CONFIG = Path(__file__).with_name("config.json")
+MELODY_SIDES = 2  # voiced or not, and the height
 Section = TypeVar("Section")
 
 
@@ -78,7 +79,7 @@ class Distil:
         largest_norm: of the gradient.
         mean_decay: of the running mean of the weights, which is what is kept.
         directions: of the teacher's features that are learnt.
-        mel_weight, phone_weight: of the two further heads.
+        mel_weight, phone_weight, melody_weight: of the three further heads.
         own_speed_weight: how often a clip at its own speed is drawn, relative to any other speed.
     """
 
@@ -95,6 +96,7 @@ class Distil:
     directions: int
     mel_weight: float
     phone_weight: float
+    melody_weight: float
     own_speed_weight: float
 
 
@@ -104,13 +106,15 @@ class Codebook:
 
     Attributes:
         entries: codes.
-        phone_weight: variance of the phone part, relative to the distilled part's.
+        phone_weight, melody_weight: variances of the phone part and of the melody, relative to the
+            distilled part's.
         probe_epochs, probe_batch_size, probe_learning_rate: of the linear phone probe.
         iterations: of k-means.
     """
 
     entries: int
     phone_weight: float
+    melody_weight: float
     probe_epochs: int
     probe_batch_size: int
     probe_learning_rate: float
@@ -122,6 +126,8 @@ class Train:
     """How the base is trained. Shares are of all steps.
 
     Attributes:
+        start_from: name or folder of a base whose weights training begins with; empty for random
+            ones.
         steps, batch_size, frames: updates, clips in each, frames of the longest window.
         shortest_window: frames of the shortest window.
         phonemes: at most so many are read of a text.
@@ -136,8 +142,12 @@ class Train:
         other_speeds_weight: how often a clip is drawn at any other speed, relative to its own.
         lost_codes, lost_phonemes: shares that are hidden from the prior.
         stft_weight, envelope_weight, attention_weight: of the losses in `losses.py`.
+        heard_weight, heard_own_weight: of the loss in `heard.py`, on what the prior says and on
+            what the posterior says of `heard_own_share` of the clips; from `spoken_from`.
+        heard_layers: of the teacher, after how many of them what is heard is compared.
     """
 
+    start_from: str
     steps: int
     batch_size: int
     frames: int
@@ -161,6 +171,10 @@ class Train:
     stft_weight: float
     envelope_weight: float
     attention_weight: float
+    heard_weight: float
+    heard_own_weight: float
+    heard_own_share: float
+    heard_layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,9 @@ class Settings:
     Attributes:
         source: the file.
         seed: of everything that is drawn.
+        compiled: whether the steps of `distil` and `train` run through `mx.compile`. On CUDA it
+            builds every distinct kernel when it is first used, seconds for each of a hundred: more
+            than it saves in some thousand steps.
         sha256: of each voice folder's clips and of the teacher; what is said where they differ.
         encoder: sizes of the content encoder.
         model: sizes of the base, as its own `config.json` will have them.
@@ -177,6 +194,7 @@ class Settings:
 
     source: Path
     seed: int
+    compiled: bool
     sha256: dict[str, str]
     speech: Speech
     align: Align
@@ -201,6 +219,7 @@ def read_settings(path: Path = CONFIG) -> Settings:
     settings = Settings(
         source=path,
         seed=values["seed"],
+        compiled=values["compiled"],
         sha256=values["sha256"],
         encoder=HubertConfig.from_dict(values["encoder"], source=f"{path}: encoder"),
         model=Config.from_dict(values["model"], source=f"{path}: model"),
@@ -221,7 +240,9 @@ def _section(kind: type[Section], values: Any, source: str) -> Section:
     for name, value in values.items():
         value = tuple(value) if isinstance(value, list) else value
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = {int: type(value) is int, float: is_number}.get(hints[name])
+        fits = {int: type(value) is int, float: is_number, str: isinstance(value, str)}.get(
+            hints[name]
+        )
         if fits is None:
             fits = isinstance(value, dict if "dict" in str(hints[name]) else tuple)
         if not fits:
@@ -240,9 +261,12 @@ def _check(settings: Settings) -> None:
     """Refuses settings that contradict each other."""
     dims, speech, train = settings.model.reduced_dims, settings.speech, settings.train
     faults = {
+        "compiled is neither true nor false": not isinstance(settings.compiled, bool),
         "ssl_dim and hidden_size differ": dims.ssl_dim != settings.encoder.hidden_size,
         "codebook_size and entries differ": dims.codebook_size != settings.codebook.entries,
-        "directions exceed hidden_size": settings.distil.directions > dims.ssl_dim,
+        "directions and melody exceed hidden_size": (
+            settings.distil.directions + MELODY_SIDES > dims.ssl_dim
+        ),
         "the first speed is not 1": not speech.speeds or speech.speeds[0] != 1,
         "a voice is both trained on and unseen": set(speech.weights) & set(speech.unseen_voices),
         "frames is odd": train.frames % 2,
@@ -250,6 +274,12 @@ def _check(settings: Settings) -> None:
             train.segment_size % settings.model.data.hop_length
             or train.segment_size // settings.model.data.hop_length > train.shortest_window
         ),
+        "heard_layers do not rise from 1": (
+            not train.heard_layers
+            or train.heard_layers[0] < 1
+            or list(train.heard_layers) != sorted(set(train.heard_layers))
+        ),
+        "heard_own_share is no share": not 0 <= train.heard_own_share <= 1,
         "shortest_window exceeds frames": train.shortest_window > train.frames,
         "shortest_frames is below the segment": (
             not speech.speeds

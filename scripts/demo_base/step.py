@@ -11,33 +11,27 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
+from mlx_vits.audio.spectrogram import mel_of_spectrogram
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn, slice_segments
 from mlx_vits.training import losses
-from mlx_vits.training.step import global_norm
-from scripts.demo_base.discriminator import FastDiscriminator, take_waveforms
+from scripts.demo_base.adamw import AdamW, Net, norm, start
+from scripts.demo_base.discriminator import FastDiscriminator
 from scripts.demo_base.generator import FastBatch, FastGenerator, Generated
-from scripts.demo_base.losses import ExtraWeights, attention_loss, envelope_loss, stft_loss
+from scripts.demo_base.heard import Listener, heard_loss
+from scripts.demo_base.losses import (
+    ExtraWeights,
+    attention_loss,
+    envelope_loss,
+    log_mel,
+    matched_feature_loss,
+    score_loss,
+    stft_loss,
+)
 
 _WEIGHT_DECAY = 0.01  # of every weight, as upstream
-_MEAN_WARMUP = 9.0  # the running mean follows this closely at first
-
-
-class Net(NamedTuple):
-    """A net's weights and what its optimizer keeps, each a vector of all of them.
-
-    Attributes:
-        weights: the present ones.
-        m, v: AdamW's moments.
-        mean: a running mean of the weights.
-    """
-
-    weights: mx.array
-    m: mx.array
-    v: mx.array
-    mean: mx.array
 
 
 class Rates(NamedTuple):
@@ -48,6 +42,7 @@ class Rates(NamedTuple):
         pull: share of the KL's gradient that reaches the posterior.
         adversarial: whether the discriminator takes part.
         spoken: of so many clips the prior is decoded as well.
+        heard_own: of so many clips the teacher hears the posterior as well.
     """
 
     lr_g: float
@@ -55,6 +50,7 @@ class Rates(NamedTuple):
     pull: float = 1.0
     adversarial: bool = True
     spoken: int = 0
+    heard_own: int = 0
 
 
 class FastStep:
@@ -65,6 +61,7 @@ class FastStep:
         extra: weights of the further losses.
         mean_decay: of the running mean of the generator's weights.
         compiled: whether the step runs through `mx.compile`.
+        listener: the teacher, where something is to be heard.
 
     Attributes:
         nets: the state, by "g" and "d".
@@ -79,18 +76,22 @@ class FastStep:
         *,
         mean_decay: float = 0.999,
         compiled: bool = False,
+        listener: Listener | None = None,
     ):
-        self.config, self.extra, self.mean_decay = generator.config, extra, mean_decay
+        self.config, self.extra = generator.config, extra
+        train = self.config.train
+        self._adamw = AdamW(train.betas, train.eps, _WEIGHT_DECAY, mean_decay)
+        self.listener = listener
         of_g, of_d = (dict(_flatten(net.parameters())) for net in (generator, discriminator))
         self.generator = FastGenerator(self.config, {n: a.shape for n, a in of_g.items()})
         self.discriminator = FastDiscriminator({n: a.shape for n, a in of_d.items()})
         self.nets = {
-            "g": _start(self.generator.flat.pack(of_g)),
-            "d": _start(self.discriminator.flat.pack(of_d)),
+            "g": start(self.generator.flat.pack(of_g)),
+            "d": start(self.discriminator.flat.pack(of_d)),
         }
         self.updates = {"g": 0, "d": 0}
         self._compiled = compiled
-        self._functions: dict[tuple[bool, int], Callable[..., Any]] = {}
+        self._functions: dict[tuple[bool, int, int], Callable[..., Any]] = {}
 
     def __call__(self, batch: FastBatch, noise: mx.array, rates: Rates) -> dict[str, mx.array]:
         """Updates both nets; nothing is evaluated yet.
@@ -103,24 +104,24 @@ class FastStep:
         """
         settings = {"g": self._advance("g", rates.lr_g)}
         settings["d"] = self._advance("d", rates.lr_d) if rates.adversarial else settings["g"]
-        key = (rates.adversarial, rates.spoken)
+        key = (rates.adversarial, rates.spoken, rates.heard_own)
         if key not in self._functions:
 
             def run(*inputs: Any) -> Any:
                 return self._step(*inputs, *key)
 
             self._functions[key] = mx.compile(run) if self._compiled else run
-        pull = mx.array(rates.pull, dtype=mx.float32)
+        # A number would be a constant of the compiled step.
+        pull = mx.array(rates.pull, dtype=mx.float32) if self._compiled else rates.pull
         result = self._functions[key](*self.nets.values(), batch, noise, settings, pull)
         self.nets = {"g": Net(*result[0]), "d": Net(*result[1])}
         return result[2]
 
-    def _advance(self, net: str, rate: float) -> mx.array:
-        """Counts an update; the learning rate, AdamW's corrections and the mean's decay for it."""
+    def _advance(self, net: str, rate: float) -> list[float] | mx.array:
+        """Counts an update; what AdamW takes for it."""
         self.updates[net] += 1
-        count, (b1, b2) = self.updates[net], self.config.train.betas
-        decay = min(self.mean_decay, count / (count + _MEAN_WARMUP))
-        return mx.array([rate, 1 - b1**count, 1 - b2**count, decay], dtype=mx.float32)
+        factors = self._adamw.factors(rate, self.updates[net])
+        return mx.array(factors, dtype=mx.float32) if self._compiled else factors
 
     def _step(
         self,
@@ -128,10 +129,11 @@ class FastStep:
         net_d: Net,
         batch: FastBatch,
         noise: mx.array,
-        settings: dict[str, mx.array],
-        pull: mx.array,
+        settings: dict[str, Any],
+        pull: float | mx.array,
         adversarial: bool,
         spoken: int,
+        heard_own: int,
     ) -> tuple[Net, Net, dict[str, mx.array]]:
         parts: dict[str, mx.array] = {}
         extras: dict[str, mx.array] = {}
@@ -147,6 +149,7 @@ class FastStep:
                 )
                 parts.update(self._judge(judge[0], batch.wav, out.wav))
             parts.update(self._losses(batch, out))
+            parts.update(self._heard(batch, out, heard_own))
             if self.extra.attention:
                 looked = attention_loss(out.prior.attention, batch.places)
                 parts["loss_attention"] = self.extra.attention * looked.loss
@@ -155,16 +158,14 @@ class FastStep:
             return sum(parts.values(), start=mx.array(0.0))
 
         loss, gradient = mx.value_and_grad(objective)(net_g.weights)
-        extras |= {"loss_total": loss, "grad_norm_g": global_norm([_rows(gradient)])}
-        return self._updated(net_g, gradient, settings["g"]), judge[0], parts | extras
+        extras |= {"loss_total": loss, "grad_norm_g": norm(gradient)}
+        return self._adamw.update(net_g, gradient, settings["g"]), judge[0], parts | extras
 
     def _losses(self, batch: FastBatch, out: Generated) -> dict[str, mx.array]:
         config, clips = self.config, len(batch.wav)
         own, said = out.wav[:clips], out.wav[clips:]
         spec = slice_segments(batch.spec, batch.starts, config.segment_frames)
-        mel = losses.mel_loss(
-            mel_of_spectrogram(spec, config.data), mel_spectrogram(own, config.data)
-        )
+        mel = losses.mel_loss(mel_of_spectrogram(spec, config.data), log_mel(own, config.data))
         kl = losses.kl_loss(out.z_p, out.logs_q, out.prior.m_p, out.prior.logs_p, batch.mask)
         parts = {"loss_mel": config.train.c_mel * mel, "loss_kl": config.train.c_kl * kl}
         if self.extra.stft:
@@ -174,51 +175,44 @@ class FastStep:
             parts["loss_envelope"] = self.extra.envelope * envelope
         return parts
 
+    def _heard(self, batch: FastBatch, out: Generated, own: int) -> dict[str, mx.array]:
+        """What the teacher hears in the prior's segments, and in the last clips' own."""
+        extra, clips = self.extra, len(batch.wav)
+        own, said = own if extra.heard_own else 0, len(out.wav) - clips if extra.heard else 0
+        if self.listener is None or not own + said:
+            return {}
+        # Together in one pass; the posterior's last segments lie before the prior's first.
+        rows = mx.array([*range(clips - own, clips), *range(said)])
+        heard = heard_loss(self.listener, batch.wav[rows], out.wav[clips - own : clips + said])
+        parts = {"loss_heard": extra.heard * mx.mean(heard[own:])} if said else {}
+        if own:
+            parts["loss_heard_own"] = extra.heard_own * mx.mean(heard[:own])
+        return parts
+
     def _update_judge(
-        self, net: Net, real: mx.array, fake: mx.array, settings: mx.array
+        self, net: Net, real: mx.array, fake: mx.array, settings: Any
     ) -> tuple[Net, mx.array, mx.array]:
-        both, count = mx.concatenate([real, fake]), len(real)
+        both, counts = mx.concatenate([real, fake]), [len(real), len(fake)]
+        targets = np.repeat([1.0, 0.0], counts)
+        weights = np.repeat([1 / count for count in counts], counts)
 
         def objective(vector: mx.array) -> mx.array:
             said = losses.scores(self.discriminator(self.discriminator.flat(vector), both))
-            return losses.discriminator_loss([s[:count] for s in said], [s[count:] for s in said])
+            return score_loss(said, targets, weights)
 
         loss, gradient = mx.value_and_grad(objective)(net.weights)
-        return self._updated(net, gradient, settings), loss, global_norm([_rows(gradient)])
+        return self._adamw.update(net, gradient, settings), loss, norm(gradient)
 
     def _judge(self, net: Net, real: mx.array, fake: mx.array) -> dict[str, mx.array]:
         """The losses that the discriminator gives; every generated waveform weighs the same."""
         weights, count = self.discriminator.flat(net.weights), len(real)
         said = self.discriminator(weights, mx.concatenate([real, fake]))
-        on_real = losses.features(take_waveforms(said, slice(0, count)))
-        own = take_waveforms(said, slice(count, 2 * count))
-        loss = losses.generator_loss(losses.scores(own))
-        others = len(fake) - count
-        if others:
-            rest = take_waveforms(said, slice(2 * count, None))
-            loss = loss + others / count * losses.generator_loss(losses.scores(rest))
-        return {"loss_gen": loss, "loss_fm": losses.feature_loss(on_real, losses.features(own))}
-
-    def _updated(self, net: Net, gradient: mx.array, settings: mx.array) -> Net:
-        """AdamW with bias correction, as PyTorch's and MLX's."""
-        rate, correction_1, correction_2, decay = (settings[i] for i in range(4))
-        (b1, b2), eps = self.config.train.betas, self.config.train.eps
-        m = b1 * net.m + (1 - b1) * gradient
-        v = b2 * net.v + (1 - b2) * mx.square(gradient)
-        weights = net.weights * (1 - rate * _WEIGHT_DECAY)
-        step = (rate / correction_1) * m / (mx.sqrt(v) * mx.rsqrt(correction_2) + eps)
-        weights = weights - step
-        return Net(weights, m, v, decay * net.mean + (1 - decay) * weights)
+        shares = np.repeat([0.0, 1 / count], [count, len(fake)])
+        return {
+            "loss_gen": score_loss(losses.scores(said), 1.0, shares),
+            "loss_fm": matched_feature_loss(losses.features(said), count),
+        }
 
 
 def _flatten(tree: Any) -> list[tuple[str, mx.array]]:
     return tree_flatten(tree)
-
-
-def _start(weights: mx.array) -> Net:
-    return Net(weights, mx.zeros_like(weights), mx.zeros_like(weights), weights)
-
-
-def _rows(vector: mx.array, width: int = 1024) -> mx.array:
-    """A vector in rows: one long fp32 sum loses digits."""
-    return mx.pad(vector, (0, -vector.size % width)).reshape(-1, width)

@@ -7,6 +7,7 @@ sounds like. Writes `train.safetensors`, from which a call that is cut off goes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +15,21 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
+from mlx_vits.checkpoints.base import find_base, load_discriminator
 from mlx_vits.checkpoints.state_dict import load_state, state_of
 from mlx_vits.config import Config
 from mlx_vits.errors import UserError
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn, slice_segments
 from mlx_vits.training import losses
+from scripts.demo_base.adamw import Net
+from scripts.demo_base.fit import fit_settings
+from scripts.demo_base.heard import Listener, heard_loss
 from scripts.demo_base.losses import ExtraWeights, attention_loss, envelope_loss, stft_loss
 from scripts.demo_base.running import (
     Clock,
+    Draw,
+    Late,
     State,
-    check_finite,
     cosine_rate,
     draw_ahead,
     read_state,
@@ -32,8 +38,9 @@ from scripts.demo_base.running import (
     write_state,
 )
 from scripts.demo_base.settings import Settings, Train
-from scripts.demo_base.step import FastStep, Net, Rates
+from scripts.demo_base.step import FastStep, Rates
 from scripts.demo_base.store import say
+from scripts.demo_base.whisper import Teacher
 from scripts.demo_base.windows import Windows, WindowSource, read_window_source
 
 RESIDUAL_GAIN = 0.3  # of the second convolution of a residual pair, at first
@@ -85,18 +92,59 @@ def training_config(settings: Settings) -> Config:
     )
 
 
-def build_step(settings: Settings) -> FastStep:
-    """Both nets at their beginning."""
+def read_listener(teacher: Path, settings: Settings) -> Listener | None:
+    """What hears the segments; none where no loss asks for it.
+
+    Raises:
+        CheckpointError: the teacher's file is missing or damaged.
+        UserError: the teacher has fewer layers than the settings name.
+    """
+    train = settings.train
+    if not (train.heard_weight or train.heard_own_weight):
+        return None
+    return Listener(Teacher(teacher), settings.model.data.sampling_rate, train.heard_layers)
+
+
+def base_nets(name: str, config: Config) -> tuple[SynthesizerTrn, MultiPeriodDiscriminator]:
+    """Both nets of a base that is there already; a fresh discriminator where it has none.
+
+    Args:
+        name: of the base, or its folder.
+
+    Raises:
+        CheckpointError: there is no such base, or its sizes are others.
+    """
+    base, generator = find_base(name), SynthesizerTrn(config)
+    load_state(generator, base.read_generator().tensors, source=name)
+    return generator, load_discriminator(base.discriminator, config)
+
+
+def build_step(settings: Settings, listener: Listener | None = None, base: str = "") -> FastStep:
+    """Both nets at their beginning.
+
+    Args:
+        base: whose weights they begin with; empty for random ones.
+    """
     config, train = training_config(settings), settings.train
     mx.random.seed(settings.seed)
-    generator, discriminator = SynthesizerTrn(config), MultiPeriodDiscriminator(config)
-    draw_decoder(generator, settings.seed)
+    if base:
+        generator, discriminator = base_nets(base, config)
+    else:
+        generator, discriminator = SynthesizerTrn(config), MultiPeriodDiscriminator(config)
+        draw_decoder(generator, settings.seed)
     return FastStep(
         generator,
         discriminator,
-        ExtraWeights(train.stft_weight, train.envelope_weight, train.attention_weight),
+        ExtraWeights(
+            stft=train.stft_weight,
+            envelope=train.envelope_weight,
+            attention=train.attention_weight,
+            heard=train.heard_weight,
+            heard_own=train.heard_own_weight,
+        ),
         mean_decay=train.mean_decay,
-        compiled=mx.default_device().type == mx.DeviceType.gpu,
+        compiled=settings.compiled,
+        listener=listener,
     )
 
 
@@ -113,6 +161,7 @@ def rates_at(step: int, train: Train) -> Rates:
         pull=pull,
         adversarial=step >= train.adversarial_from,
         spoken=round(train.spoken_share * train.batch_size) if is_spoken else 0,
+        heard_own=round(train.heard_own_share * train.batch_size) if is_spoken else 0,
     )
 
 
@@ -134,8 +183,14 @@ def set_state(step: FastStep, state: State, settings: Settings) -> None:
     step.updates = {"g": state.step, "d": judged}
 
 
-def train_stage(work: Path, settings: Settings, clock: Clock) -> bool:
-    """Runs the stage; whether it is done."""
+def train_stage(
+    teacher: Path, work: Path, settings: Settings, clock: Clock, fit: bool = False
+) -> bool:
+    """Runs the stage; whether it is done.
+
+    Args:
+        fit: whether there are to be fewer steps if they do not fit into the clock's time.
+    """
     path, train = work / STATE, settings.train
     saved = read_state(path) if path.is_file() else None
     if saved and saved.step >= train.steps:
@@ -143,50 +198,69 @@ def train_stage(work: Path, settings: Settings, clock: Clock) -> bool:
     source = read_window_source(work, settings)
     if not source.held_out:
         raise UserError(f"{work / 'clips.json'}: holds no clip kept out that is long enough")
-    step = build_step(settings)
+    step = build_step(settings, read_listener(teacher, settings), "" if saved else train.start_from)
     if saved:
         set_state(step, saved, settings)
         say(f"going on from step {saved.step}")
+    elif fit:
+        settings = fit_settings(settings, work, rehearsal(step, source, settings), clock.left)
+        train = settings.train
     say(f"{source.hours:.2f} h at all speeds, {len(source.held_out)} clips kept out")
-    checked = source.checked()
-
-    def draw(number: int) -> Windows:
-        return source.draw(np.random.default_rng([settings.seed, number]))
-
+    checked, draw = source.checked(), drawer(source, settings)
     done = saved.step if saved else 0
     recent: list[dict[str, float]] = []
+    late = Late()
     for windows in draw_ahead(draw, done, train.steps):
-        recent.append(run_step(step, source, windows, done, settings))
+        values = begin_step(step, source, windows, done, settings)
         done += 1
-        check_finite(recent[-1], done)
-        if done % _LOG_EVERY == 0 or done == train.steps:
+        over, is_time_to_save = clock.is_over(), clock.is_time_to_save()
+        is_due = done % _LOG_EVERY == 0 or done == train.steps
+        recent += late.add(done, values, now=is_due or over or is_time_to_save)
+        if is_due:
             means = {k: np.mean([r[k] for r in recent if k in r]) for k in recent[-1]}
             say(f"step {done}: " + "  ".join(f"{k} {v:.4g}" for k, v in means.items()))
             recent = []
         if done % _CHECK_EVERY == 0 or done == train.steps:
             found = check(step, source, checked)
             say(f"kept out: {'  '.join(f'{k} {v:.4g}' for k, v in found.items())}")
-        over = clock.is_over()
-        if over or clock.is_time_to_save() or done == train.steps:
+        if over or is_time_to_save or done == train.steps:
             write_state(path, get_state(step, done))
             if over:
                 return done == train.steps
     return True
 
 
-def run_step(
+def drawer(source: WindowSource, settings: Settings) -> Draw[Windows]:
+    """What draws the windows of a step by its number."""
+    return lambda step: source.draw(np.random.default_rng([settings.seed, step]))
+
+
+def rehearsal(
+    step: FastStep, source: WindowSource, settings: Settings
+) -> Callable[[int, int], None]:
+    """What does some steps as step number so and so would be done, and leaves no trace of them."""
+
+    def run(number: int, count: int) -> None:
+        nets, updates = dict(step.nets), dict(step.updates)
+        for windows in draw_ahead(drawer(source, settings), 0, count):
+            values = begin_step(step, source, windows, number, settings)
+        mx.eval([v for v in values.values() if isinstance(v, mx.array)], step.nets)
+        step.nets, step.updates = nets, updates
+
+    return run
+
+
+def begin_step(
     step: FastStep, source: WindowSource, windows: Windows, number: int, settings: Settings
-) -> dict[str, float]:
-    """One update with the curriculum of its number; what was logged."""
+) -> dict[str, mx.array | float]:
+    """Begins an update with the curriculum of its number, and does not wait; what is logged."""
     rates = rates_at(number, settings.train)
     sound_key, noise_key = mx.random.split(step_key(settings.seed, number))
     batch = source.finish(windows, sound_key)
     noise = draw_noise(step, batch.mask, noise_key)
     parts = step(batch, noise, rates)
-    together = mx.stack(list(parts.values()))  # one transfer from the device, not one a loss
-    mx.eval(together, step.nets)
-    values = {name: float(value) for name, value in zip(parts, together.tolist(), strict=True)}
-    return values | {"lr_g": rates.lr_g, "pull": rates.pull}
+    mx.async_eval(parts, step.nets)
+    return {**parts, "lr_g": rates.lr_g, "pull": rates.pull}
 
 
 def draw_noise(step: FastStep, mask: mx.array, key: mx.array) -> mx.array:
@@ -217,5 +291,9 @@ def check(step: FastStep, source: WindowSource, windows: Windows) -> dict[str, f
             real, fake = mel_of_spectrogram(spec, config.data), out.wav[:count]
             found["mel"] = losses.mel_loss(real, mel_spectrogram(fake, config.data))
             found["stft"] = stft_loss(batch.wav, fake)
+            if step.listener is not None:
+                for which, wav in (("", said), (" own", fake)):
+                    heard = heard_loss(step.listener, batch.wav, wav)
+                    found[f"heard{which}"] = mx.mean(heard)
         mx.eval(found)
     return {name: value.item() for name, value in found.items()}

@@ -7,22 +7,27 @@ encoders differ in width and depth alone. Axes: B windows of 30 s, N samples, S 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_vits.audio.spectrogram import _hann, mel_filterbank
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.errors import CheckpointError
+from mlx_vits.nn.conv import conv1d
 from mlx_vits.preprocessing.features import ENCODER_RATE
+from scripts.demo_base.layers import gelu, heads, join
 
 HOP = ENCODER_RATE // 50  # samples of a frame of the features
 WINDOW_FRAMES = 1500
 WINDOW_SAMPLES = WINDOW_FRAMES * HOP
-_N_FFT, _MELS = 400, 80
+N_FFT, MELS = 400, 80
 _HEAD_WIDTH = 64  # channels, in every Whisper
+_CONVS = ("conv1", "conv2")  # of stride 1 and 2
+_EPS = 1e-5
 _POWER_FLOOR, _RANGE = 1e-10, 8.0  # decades below the loudest that are heard
 
 
@@ -31,13 +36,38 @@ def mel_power(wav: np.ndarray) -> mx.array:
 
     Frame j is centred on sample 160 j.
     """
-    padded = mx.array(np.pad(wav, [(0, 0), (_N_FFT // 2, _N_FFT // 2)], mode="reflect"))
+    padded = mx.array(np.pad(wav, [(0, 0), (N_FFT // 2, N_FFT // 2)], mode="reflect"))
     blocks = padded[:, : padded.shape[1] // 80 * 80].reshape(len(wav), -1, 80)
     frames = 2 * WINDOW_FRAMES
-    windows = [blocks[:, i : i + 2 * frames : 2][:, :frames] for i in range(_N_FFT // 80)]
-    spectrum = mx.fft.rfft(mx.concatenate(windows, axis=-1) * _hann(_N_FFT))
+    windows = [blocks[:, i : i + 2 * frames : 2][:, :frames] for i in range(N_FFT // 80)]
+    spectrum = mx.fft.rfft(mx.concatenate(windows, axis=-1) * _hann(N_FFT))
     power = mx.square(mx.real(spectrum)) + mx.square(mx.imag(spectrum))
-    return power @ mel_filterbank(ENCODER_RATE, _N_FFT, _MELS, 0.0, ENCODER_RATE / 2).T
+    return power @ mel_filterbank(ENCODER_RATE, N_FFT, MELS, 0.0, ENCODER_RATE / 2).T
+
+
+class _Linear(NamedTuple):
+    """Weight `(in, out)` and bias `(out,)`."""
+
+    weight: mx.array
+    bias: mx.array
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.addmm(self.bias, x, self.weight)
+
+
+class _Layer(NamedTuple):
+    """A layer, each norm's scale and shift folded into what follows it.
+
+    Attributes:
+        qkv: query, key and value side by side; the query scaled by the root of a head's width.
+        out: of the attention.
+        up, down: of the feed-forward part.
+    """
+
+    qkv: _Linear
+    out: _Linear
+    up: _Linear
+    down: _Linear
 
 
 class Teacher:
@@ -45,6 +75,9 @@ class Teacher:
 
     Args:
         path: the safetensors file.
+
+    Attributes:
+        layers: how many it has.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not Whisper-base's encoder.
@@ -60,41 +93,68 @@ class Teacher:
                 "names"
             )
         self.layers = len({name.split(".")[0] for name in tensors if name.startswith("layer_")}) - 1
-        self._tensors = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
+        of = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
+        self._convs = [
+            (mx.contiguous(of[f"{n}.weight"].transpose(0, 2, 1)), of[f"{n}.bias"]) for n in _CONVS
+        ]
+        self._positions = of["position_encodings.encodings"]
+        self._layers = [_fold(of, f"layer_{number}") for number in range(self.layers)]
+        self._last = of["layer_norm.gamma"], of["layer_norm.beta"]
+        # Computed now: a step that is compiled finds constants.
+        mx.eval(self._convs, self._positions, self._layers, self._last)
 
     def __call__(self, power: mx.array) -> mx.array:
         """Mel power `(B, 2 S, 80)` to `(B, S, 512)`; frame i is centred on sample 320 i."""
         log = mx.log10(mx.maximum(power, _POWER_FLOOR))
         loudest = mx.max(log, axis=(1, 2), keepdims=True)
-        x = (mx.maximum(log, loudest - _RANGE) + 4) / 4
-        for name, stride in (("conv1", 1), ("conv2", 2)):
-            weight = self._tensors[f"{name}.weight"].transpose(0, 2, 1)
-            x = mx.conv1d(x, weight, stride, 1) + self._tensors[f"{name}.bias"]
-            x = nn.gelu(x)
-        x = x + self._tensors["position_encodings.encodings"][: x.shape[1]]
-        for layer in range(self.layers):
-            x = x + self._attend(x, f"layer_{layer}.self_attention")
-            name = f"layer_{layer}.ffn"
-            y = self._linear(self._norm(x, f"{name}.layer_norm"), f"{name}.linear_0")
-            x = x + self._linear(nn.gelu(y), f"{name}.linear_1")
-        return self._norm(x, "layer_norm")
+        (x,) = self.states(scale_log(mx.maximum(log, loudest - _RANGE)), (self.layers,))
+        return mx.fast.layer_norm(x, *self._last, _EPS)
 
-    def _attend(self, x: mx.array, name: str) -> mx.array:
-        batch, length, width = x.shape
-        joined = self._linear(self._norm(x, f"{name}.layer_norm"), f"{name}.linear_0")
-        query, key, value = (
-            part.reshape(batch, length, width // _HEAD_WIDTH, -1).swapaxes(1, 2)
-            for part in mx.split(joined, 3, axis=-1)
-        )
-        scale = query.shape[-1] ** -0.5
-        y = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
-        return self._linear(y.swapaxes(1, 2).reshape(batch, length, width), f"{name}.linear_1")
+    def states(self, x: mx.array, depths: Sequence[int]) -> list[mx.array]:
+        """What it hears, layer by layer, before its last norm; no further than is asked for.
 
-    def _linear(self, x: mx.array, name: str) -> mx.array:
-        y = x @ self._tensors[f"{name}.weight"].T
-        bias = self._tensors.get(f"{name}.bias")
-        return y if bias is None else y + bias
+        Args:
+            x: `(B, 2 S, 80)` from `scale_log`.
+            depths: after how many layers, rising.
 
-    def _norm(self, x: mx.array, name: str) -> mx.array:
-        gamma, beta = (self._tensors[f"{name}.{part}"] for part in ("gamma", "beta"))
-        return mx.fast.layer_norm(x, gamma, beta, 1e-5)
+        Returns:
+            `(B, S, C)` for each depth.
+        """
+        for stride, (weight, bias) in enumerate(self._convs, 1):
+            x = gelu(conv1d(x, weight, bias, stride=stride, padding=1))
+        x = x + self._positions[: x.shape[1]]
+        found = []
+        for number, layer in enumerate(self._layers[: depths[-1]], 1):
+            x = x + _attend(layer, mx.fast.layer_norm(x, None, None, _EPS))
+            x = x + layer.down(gelu(layer.up(mx.fast.layer_norm(x, None, None, _EPS))))
+            if number in depths:
+                found.append(x)
+        return found
+
+
+def scale_log(log: mx.array) -> mx.array:
+    """log10 of mel power as Whisper takes it."""
+    return (log + 4) / 4
+
+
+def _attend(layer: _Layer, x: mx.array) -> mx.array:
+    query, key, value = heads(layer.qkv(x), 3, x.shape[-1] // _HEAD_WIDTH)
+    return layer.out(join(mx.fast.scaled_dot_product_attention(query, key, value, scale=1.0)))
+
+
+def _fold(tensors: dict[str, mx.array], name: str) -> _Layer:
+    linears = []
+    for part in ("self_attention", "ffn"):
+        for number in (0, 1):
+            stem = f"{name}.{part}.linear_{number}"
+            weight = tensors[f"{stem}.weight"].T
+            bias = tensors.get(f"{stem}.bias", mx.zeros(weight.shape[1]))
+            if number == 0:
+                gamma, beta = (tensors[f"{name}.{part}.layer_norm.{n}"] for n in ("gamma", "beta"))
+                weight, bias = gamma[:, None] * weight, beta @ weight + bias
+            linears.append(_Linear(mx.contiguous(weight), bias))
+    width = linears[0].weight.shape[0]
+    # A power of two: nothing is lost.
+    scale = mx.where(mx.arange(3 * width) < width, _HEAD_WIDTH**-0.5, 1.0)
+    linears[0] = _Linear(linears[0].weight * scale, linears[0].bias * scale)
+    return _Layer(*linears)

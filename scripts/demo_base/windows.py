@@ -19,6 +19,7 @@ from mlx_vits.config import DataSection
 from scripts.demo_base.channels import Equaliser, draw_equaliser, equalise
 from scripts.demo_base.clips import HELD_OUT, TRAINED, Clip, frames_at_speed, read_clip_list
 from scripts.demo_base.generator import FastBatch
+from scripts.demo_base.layers import frames_of
 from scripts.demo_base.settings import Settings
 from scripts.demo_base.store import read_arrays, read_clips
 
@@ -266,14 +267,8 @@ def magnitudes_within(wav: mx.array, data: DataSection) -> mx.array:
     Returns:
         `(B, T, F)`.
     """
-    hop, size = data.hop_length, data.filter_length
-    frames = (wav.shape[1] - 2 * spectrogram_reach(data)) // hop
-    hops = -(-size // hop)
-    needed = (frames - 1 + hops) * hop
-    wav = mx.pad(wav, [(0, 0), (0, max(0, needed - wav.shape[1]))])[:, :needed]
-    blocks = wav.reshape(len(wav), -1, hop)
-    windows = mx.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)
-    spectrum = mx.fft.rfft(windows[..., :size] * _hann(data.win_length), axis=-1)
+    frames = frames_of(wav, data.filter_length, data.hop_length)
+    spectrum = mx.fft.rfft(frames * _hann(data.win_length), axis=-1)
     power = mx.square(mx.real(spectrum)) + mx.square(mx.imag(spectrum))
     return mx.sqrt(power + _MAGNITUDE_FLOOR)
 
