@@ -29,7 +29,8 @@ from mlx_vits.training.log import check_tensorboard
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 PREPARED = "prepared"
-CHANGEABLE_TRAINING = ("epochs", "steps", "precision", "checkpoint_activations")  # on a resume
+# On a resume.
+CHANGEABLE_TRAINING = ("epochs", "steps", "precision", "compiled", "checkpoint_activations")
 TAKEN_OVER = "taken_over.safetensors"  # a run's weights, where its pretrained ones are not known
 
 __all__ = ["CHANGEABLE_TRAINING", "FinetuneOptions", "Screen", "resume", "start", "take_over"]

@@ -79,6 +79,12 @@ CHECKPOINT = _option(
     "Compute blocks of the nets twice to save memory: on, off, or auto, where memory is short.",
     _DEFAULT.checkpoint_activations,
 )
+COMPILE = typer.Option(
+    None,
+    "--compile/--no-compile",
+    help="Compile the step, fused for the device at its first use.",
+    show_default="on an Apple GPU",
+)
 BIAS_CORRECTION = typer.Option(
     None,
     "--bias-correction/--no-bias-correction",
@@ -125,6 +131,7 @@ def main(
     weight_norm: str | None = WEIGHT_NORM,
     bias_correction: bool | None = BIAS_CORRECTION,
     precision: str | None = PRECISION,
+    compiled: bool | None = COMPILE,
     checkpoint_activations: str | None = CHECKPOINT,
     held_out: int | None = HELD_OUT,
     language: str | None = LANGUAGE,

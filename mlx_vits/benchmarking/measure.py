@@ -27,6 +27,7 @@ from mlx_vits.benchmarking.machine import (
 from mlx_vits.benchmarking.operations import count_operations
 from mlx_vits.benchmarking.work import StepParts, Work
 from mlx_vits.errors import UserError
+from mlx_vits.training.compilation import compiles_step
 from mlx_vits.training.precision import compute_type
 
 PARTS = ("forward_g", "step_d", "step_g", "step", "synthesis")
@@ -97,8 +98,7 @@ def measure_all(
         `mlx` and where compared `torch` with `ratios`; seconds by part, `peak_bytes`, `rates`;
         `kernels` by part, as `count_kernels` has them.
     """
-    if compiled is None:
-        compiled = device_kind() == "gpu"
+    compiled = compiles_step(compiled)
     say("matrix product, for the ceiling")
     compute = compute_type(precision)
     report: dict[str, Any] = {"machine": describe_machine(), "ceiling": measure_ceiling(compute)}

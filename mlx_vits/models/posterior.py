@@ -6,7 +6,7 @@ arXiv:2106.06103. Axes: B batch, T spectrogram frames, F bins, C latent channels
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -90,7 +90,16 @@ class Flip(nn.Module):
     """Reverses the channels, so that the next coupling layer shifts the other half."""
 
     def __call__(self, x: mx.array, mask: mx.array, g: mx.array, reverse: bool = False) -> mx.array:
-        return x[..., ::-1]
+        return _reverse(x)
+
+
+def _reversed(x: mx.array) -> mx.array:
+    return x[..., ::-1]
+
+
+_reverse: Any = mx.custom_function(_reversed)
+# A view; MLX's own gradient fills an array and copies into it.
+_reverse.vjp(lambda primal, cotangent, output: _reversed(cotangent))
 
 
 class ResidualCouplingBlock(nn.Module):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -54,7 +56,7 @@ class MultiHeadAttention(nn.Module):
         Args:
             x: `(B, T, C)`.
             c: `(B, S, C)`; the same length as `x` where there are relative positions.
-            mask: `(B, 1, T, S)`, 0 where a query must not see a key.
+            mask: `(B, 1, T, S)`, of numbers or booleans, 0 where a query must not see a key.
             dropout: see `nn/dropout.py`.
 
         Returns:
@@ -67,7 +69,7 @@ class MultiHeadAttention(nn.Module):
         scores = query @ key.swapaxes(-1, -2)
         if self.window_size is not None:
             scores = scores + _band_to_square(query @ self.emb_rel_k.swapaxes(-1, -2))
-        scores = mx.where(mask == 0, _MASKED_SCORE, scores.astype(mx.float32))
+        scores = mx.where(mask.astype(mx.bool_), scores.astype(mx.float32), _MASKED_SCORE)
         weights = mx.softmax(scores, axis=-1).astype(value.dtype)
         weights = dropout(weights, self.p_dropout)
         output = weights @ value
@@ -82,25 +84,54 @@ class MultiHeadAttention(nn.Module):
 
 
 def _band_to_square(band: mx.array) -> mx.array:
-    """`(B, H, T, 2 W + 1)`, one column a relative position j - i + W, to `(B, H, T, T)`.
-
-    Rows of length T + 2 W + 1 laid end to end and cut again at T + 2 W shift row i by i.
-    """
-    batch, heads, length, width = band.shape
-    reach = width // 2
-    rows = mx.pad(band, [(0, 0), (0, 0), (0, 0), (0, length)])
-    flat = rows.reshape(batch, heads, length * (length + width))[..., : -length or None]
-    shifted = flat.reshape(batch, heads, length, length + width - 1)
-    return shifted[..., reach : reach + length]
+    """`(B, H, T, 2 W + 1)`, one column a relative position j - i + W, to `(B, H, T, T)`."""
+    return _to_square(band)
 
 
 def _square_to_band(square: mx.array, reach: int) -> mx.array:
     """`(B, H, T, T)` to `(B, H, T, 2 W + 1)`: the inverse, zero beyond the ends."""
+    return _to_band(reach)(square)
+
+
+def _widen(band: mx.array) -> mx.array:
+    """Rows of length T + 2 W + 1 laid end to end, and read at steps of T + 2 W, shift row i by i.
+
+    What is beyond a row's ends is zero.
+    """
+    batch, heads, length, width = band.shape
+    rows = mx.pad(band, [(0, 0), (0, 0), (0, 0), (0, length)])
+    size, shape = length * (length + width), (batch, heads, length, length)
+    return mx.as_strided(rows, shape, (heads * size, size, length + width - 1, 1), width // 2)
+
+
+def _narrow(square: mx.array, width: int) -> mx.array:
+    """Rows of length T + 2 W, read at steps of T + 2 W + 1: shifted back, 2 W + 1 of each."""
     batch, heads, length, _ = square.shape
+    reach = width // 2
     rows = mx.pad(square, [(0, 0), (0, 0), (0, 0), (reach, reach)])
-    flat = rows.reshape(batch, heads, length * (length + 2 * reach))
-    flat = mx.pad(flat, [(0, 0), (0, 0), (0, length)])
-    return flat.reshape(batch, heads, length, length + 2 * reach + 1)[..., : 2 * reach + 1]
+    size, shape = length * (length + 2 * reach), (batch, heads, length, width)
+    return mx.as_strided(rows, shape, (heads * size, size, length + width, 1), 0)
+
+
+def _widen_gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return _narrow(cotangent, primal.shape[-1])
+
+
+_to_square: Any = mx.custom_function(_widen)
+_to_square.vjp(_widen_gradient)
+
+
+@cache
+def _to_band(reach: int) -> Callable[[mx.array], mx.array]:
+    def forward(square: mx.array) -> mx.array:
+        return _narrow(square, 2 * reach + 1)
+
+    def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return _widen(cotangent)
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
 
 
 class FFN(nn.Module):
@@ -146,7 +177,7 @@ class Encoder(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
-        pairs = (mask @ mask.swapaxes(1, 2))[:, None]
+        pairs = (mask @ mask.swapaxes(1, 2))[:, None].astype(mx.bool_)
         mask = mask.astype(x.dtype)
         x = x * mask
         layers = zip(

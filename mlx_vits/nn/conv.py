@@ -74,8 +74,9 @@ def conv1d(
         # The gradient of MLX 0.32.4's own ends in an illegal memory access on CUDA.
         backend = "matmul"
     if weight.shape[1] == 1 and stride == 1 and padding == 0 and groups == 1:
-        y = x @ weight[:, 0].T
-    elif backend == "native":
+        w = weight[:, 0].T
+        return x @ w if bias is None else mx.addmm(bias, x, w)
+    if backend == "native":
         y = mx.conv1d(x, weight, stride, padding, dilation, groups)
     elif backend == "planar":
         geometry = ((1, stride), (0, padding), (1, dilation), groups)

@@ -50,7 +50,9 @@ class KeyedDropout:
             return x
         self._key, key = mx.random.split(self._key)
         keep = mx.random.bernoulli(1.0 - p, x.shape, key=key)
-        return mx.where(keep, x * (1.0 / (1.0 - p)), mx.zeros_like(x))
+        # One product, forward and backward: `where` on arrays takes zeros of their size besides.
+        scale, zero = mx.array(1.0 / (1.0 - p), x.dtype), mx.array(0.0, x.dtype)
+        return x * mx.where(keep, scale, zero)
 
 
 def replayed(dropout: Dropout, function: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -11,12 +11,12 @@ for comparison; loading folds or splits on entry, and files always hold upstream
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_vits.nn.layers import (
     ColumnConvolution,
@@ -59,12 +59,28 @@ class NormedWeight(NamedTuple):
 
 def fold_weight(g: mx.array, v: mx.array, kind: Kind) -> mx.array:
     """`g * v / ||v||` in fp32 and MLX's weight layout; the shape of `v`."""
-    return _fold(_NORM_AXES[kind])(g.astype(mx.float32), v.astype(mx.float32))
+    g, v = g.astype(mx.float32), v.astype(mx.float32)
+    if kind != "conv_transpose1d":
+        return _fold(_NORM_AXES[kind])(g, v)
+    # Its channels come last. Turned to rows, as a training step holds them, so that both add up
+    # in the same order and give the same to the last bit.
+    turned = _fold((1, 2))(g.swapaxes(0, 2), mx.contiguous(v.swapaxes(0, 2)))
+    return turned.swapaxes(0, 2)
 
 
-def fold_rows(g: mx.array, v: mx.array) -> mx.array:
-    """`g * v / ||v||` of channels that lie in rows: g `(R, 1)` and v `(R, W)` to `(R, W)`, fp32."""
-    return _fold((1,))(g.astype(mx.float32), v.astype(mx.float32))
+def fold_rows(g: mx.array, directions: Sequence[mx.array]) -> list[mx.array]:
+    """`g * v / ||v||` of channels that lie in rows, fp32.
+
+    Args:
+        g: `(R, 1)`, of all rows of all matrices.
+        directions: v, matrices `(R_i, W_i)`.
+
+    Returns:
+        Weights in the shapes of `directions`.
+    """
+    matrices = [v.astype(mx.float32) for v in directions]
+    folded: list[mx.array] = _fold_rows(g.astype(mx.float32), *matrices)
+    return folded[: len(matrices)]
 
 
 @cache
@@ -91,6 +107,46 @@ def _fold(axes: tuple[int, ...]) -> Callable[[mx.array, mx.array], mx.array]:
     function: Any = mx.custom_function(forward)
     function.vjp(gradient)
     return lambda g, v: function(g, v)[0]
+
+
+def _rows_forward(g: mx.array, *matrices: mx.array) -> list[mx.array]:
+    """As `_fold`; what there is one of in a row is computed for all matrices together."""
+    length = mx.sqrt(_sums([v * v for v in matrices]))
+    scales = _cut_as(g / length, matrices)
+    return [*(v * scale for v, scale in zip(matrices, scales, strict=True)), length]
+
+
+def _rows_gradient(
+    primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+) -> list[mx.array]:
+    (g, *matrices), length = primals, outputs[-1]
+    gradients = cotangents[: len(matrices)]
+    along = _sums([c * v for c, v in zip(gradients, matrices, strict=True)]) / length
+    scales, shares = _cut_as(g / length, matrices), _cut_as(along / length, matrices)
+    of_each = zip(gradients, matrices, scales, shares, strict=True)
+    return [along, *(scale * (c - v * share) for c, v, scale, share in of_each)]
+
+
+def _sums(matrices: Sequence[mx.array]) -> mx.array:
+    """The sum of each row, of all matrices `(R, 1)`."""
+    return mx.concatenate([mx.sum(matrix, axis=1, keepdims=True) for matrix in matrices])
+
+
+def cut_rows(array: mx.array, ends: Sequence[int]) -> list[mx.array]:
+    """An array's rows up to each end, from the one before.
+
+    Slices: MLX 0.32.4 cannot compile a function of which a part of `mx.split` comes out.
+    """
+    return [array[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _cut_as(column: mx.array, matrices: Sequence[mx.array]) -> list[mx.array]:
+    """`(R, 1)` in pieces of as many rows as the matrices have."""
+    return cut_rows(column, list(itertools.accumulate(len(matrix) for matrix in matrices)))
+
+
+_fold_rows: Any = mx.custom_function(_rows_forward)
+_fold_rows.vjp(_rows_gradient)
 
 
 def split_weight(weight: mx.array, kind: Kind) -> NormedWeight:
@@ -179,11 +235,6 @@ class WeightNormConv2d(WeightNormed, ColumnConvolution):
 
     kind: Kind = "conv2d"
     plain = Conv2d
-
-
-def has_rows(layer: nn.Module) -> bool:
-    """Whether every channel of a layer's `weight_v` lies in one piece: not where transposed."""
-    return isinstance(layer, WeightNormed) and layer.kind != "conv_transpose1d"
 
 
 def build_conv1d(part: Part, scheme: NormScheme, *shape: int, **options: Any) -> Convolution:

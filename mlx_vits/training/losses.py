@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_vits.models.discriminator import Judgement
 
 FEATURE_WEIGHT = 2.0
+_LONG = 1024  # elements that a CPU adds up one after the other
 
 
 def total(x: mx.array) -> mx.array:
@@ -24,7 +25,9 @@ def total(x: mx.array) -> mx.array:
     """
     if mx.default_device().type == mx.DeviceType.gpu:
         return mx.sum(x)
-    for _ in range(x.ndim):
+    while x.ndim:
+        if x.ndim == 1 and x.size > _LONG:
+            x = mx.pad(x, (0, -x.size % _LONG)).reshape(-1, _LONG)
         x = mx.sum(x, axis=-1)
     return x
 
@@ -37,24 +40,30 @@ def mean(x: mx.array) -> mx.array:
 def discriminator_loss(real: Sequence[mx.array], generated: Sequence[mx.array]) -> mx.array:
     """Least squares: real scores to 1, generated ones to 0, summed over sub-discriminators."""
     return _added(
-        mean(mx.square(1 - r)) + mean(mx.square(g)) for r, g in zip(real, generated, strict=True)
+        mean(mx.square(r - 1)) + mean(mx.square(g)) for r, g in zip(real, generated, strict=True)
     )
 
 
 def generator_loss(generated: Sequence[mx.array]) -> mx.array:
     """Least squares: generated scores to 1, summed over sub-discriminators."""
-    return _added(mean(mx.square(1 - g)) for g in generated)
+    return _added(mean(mx.square(g - 1)) for g in generated)
 
 
 def feature_loss(
     real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
 ) -> mx.array:
     """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
-    return FEATURE_WEIGHT * _added(
-        mean(mx.abs(mx.stop_gradient(r).astype(mx.float32) - g.astype(mx.float32)))
+    pairs = [
+        (r, g)
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
-    )
+    ]
+    totals = [
+        total(mx.abs(g.astype(mx.float32) - mx.stop_gradient(r).astype(mx.float32)))
+        for r, g in pairs
+    ]
+    # Divided and added up together: a scalar costs a GPU as much as a map.
+    return FEATURE_WEIGHT * mx.sum(mx.stack(totals) / mx.array([float(g.size) for _, g in pairs]))
 
 
 def kl_loss(
@@ -72,7 +81,7 @@ def kl_loss(
 
 def mel_loss(target: mx.array, generated: mx.array) -> mx.array:
     """Mean absolute difference of log-mels `(B, T, M)`, not yet weighted."""
-    return mean(mx.abs(target - generated))
+    return mean(mx.abs(generated - target))
 
 
 def scores(judgements: Sequence[Judgement]) -> list[mx.array]:

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import mlx.core as mx
 import mlx.optimizers as optim
 
 from mlx_vits.config import Config
 from mlx_vits.models.vits import TEXT_SIDE
+
+
+class SharedAdamW(optim.AdamW):
+    """MLX's AdamW, number for number, which computes what depends on the step once for all arrays.
+
+    MLX computes the corrections of the bias and the decay anew for each array: ten operations on
+    scalars, each of which costs a GPU as much as one on the array.
+    """
+
+    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+        """As MLX's."""
+        self._factors: dict[mx.Dtype, tuple[mx.array, mx.array, mx.array]] = {}
+        try:
+            return super().apply_gradients(gradients, parameters)
+        finally:
+            self._factors = {}
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
+        """As MLX's."""
+        dtype = gradient.dtype
+        if dtype not in self._factors:
+            self._factors[dtype] = self._of_step(dtype)
+        decay, rate, correction = self._factors[dtype]
+        b1, b2 = self.betas
+        state["m"] = b1 * state["m"] + (1 - b1) * gradient
+        state["v"] = b2 * state["v"] + (1 - b2) * mx.square(gradient)
+        root = mx.sqrt(state["v"])
+        if self.bias_correction:
+            root = root * correction
+        return parameter * decay - rate * state["m"] / (root + self.eps)
+
+    def _of_step(self, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+        """What a parameter, the first moment and the root of the second are multiplied by."""
+        rate = self.learning_rate.astype(dtype)
+        decay, correction = 1 - rate * self.weight_decay, mx.array(1.0, dtype)
+        if self.bias_correction:
+            b1, b2 = self.betas
+            rate = (rate / (1 - b1**self.step)).astype(dtype)
+            correction = mx.rsqrt(1 - b2**self.step).astype(dtype)
+        return decay, rate, correction
 
 
 class Optimizers(NamedTuple):
@@ -26,7 +67,7 @@ def build_optimizers(config: Config, *, bias_correction: bool = True) -> Optimiz
     """
 
     def adamw() -> optim.AdamW:
-        return optim.AdamW(
+        return SharedAdamW(
             learning_rate=config.train.learning_rate,
             betas=list(config.train.betas),
             eps=config.train.eps,

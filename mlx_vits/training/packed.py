@@ -4,18 +4,19 @@ A SoVITS generator trains 600 to 700 tensors. AdamW, the norms of gradients and 
 handful of operations each, whatever the size of a tensor; over one tensor at a time they are most
 of the operations of a step, and on a GPU a small operation costs as much as a large one.
 
-A block is a matrix `(R, W)`: tensors of R_i W elements each, one below the other.
+A block is one array: one matrix `(R, W)`, or several laid end to end as `(N, 1)`. In a matrix,
+tensors of R_i W elements each lie one below the other.
 
-* *directions*: every `weight_v` whose channels have W elements, a channel a row. Their *lengths*,
-  the `weight_g` of the same channels, are a block `(R, 1)` beside it.
+* *directions*: every `weight_v` whose channels have W elements, a channel a row. Of widths with few
+  elements, several matrices share a block.
+* *lengths*: every `weight_g`, `(R, 1)`, in the order of the rows of all directions.
 * *plain*: tensors of a multiple of `_ROW` elements, in rows of that many; so all begin at a
   multiple of 128 bytes.
 * *loose*: the others, `(R, 1)`.
 
 Blocks are fp32. A net may compute with them in another type: a block is cast once and then cut, and
 its gradient is put together in that type and cast once. Tensors of what is exact (layer norms, what
-losses read, lengths and directions that a layer multiplies out itself) stay fp32, in blocks of
-their own.
+losses read) stay fp32, in blocks of their own. Weight norm is applied in fp32.
 
 The arrays that the model holds are views into the blocks. Checkpoints keep one tensor a name:
 blocks are of the running program alone.
@@ -27,20 +28,21 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_vits.nn.weight_norm import WeightNormed, fold_rows, has_rows
+from mlx_vits.nn.weight_norm import WeightNormed, cut_rows, fold_rows
 
 Role = Literal["directions", "lengths", "plain", "loose"]
 Arrays = list[dict[str, mx.array]]
 
 _ROW = 32
 # A block is closed at this size: what the update of one takes besides is a few times that.
-_LARGEST = 4_000_000
+_LARGEST = 8_000_000
+_SMALL = 1_000_000  # directions of fewer elements share a block
 
 
 class Slot(NamedTuple):
@@ -66,19 +68,72 @@ class Slot(NamedTuple):
     @property
     def is_exact(self) -> bool:
         """Whether it is fp32 whatever the net computes in."""
-        is_part = self.name in ("weight_g", "weight_v")
-        return getattr(self.module, "is_exact", False) or (is_part and not has_rows(self.module))
+        return getattr(self.module, "is_exact", False)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether its channels are along its last axis, and its first axis comes last in a row."""
+        module = self.module
+        is_direction = isinstance(module, WeightNormed) and self.name == "weight_v"
+        return is_direction and module.kind == "conv_transpose1d"
+
+    def to_rows(self, tensor: mx.array, width: int) -> mx.array:
+        """The tensor as `(R_i, width)`."""
+        return (tensor.swapaxes(0, 2) if self.is_turned else tensor).reshape(-1, width)
+
+    def from_rows(self, rows: mx.array) -> mx.array:
+        """The inverse, a view."""
+        if self.is_turned:
+            return rows.reshape(self.shape[::-1]).swapaxes(0, 2)
+        return rows.reshape(self.shape)
+
+
+class Matrix:
+    """Tensors one below the other.
+
+    Args:
+        slots: in their order.
+        width: elements of a row.
+    """
+
+    def __init__(self, slots: Sequence[Slot], width: int):
+        self.slots, self.width = slots, width
+        self.rows = [slot.size // width for slot in slots]
+        self._ends = list(itertools.accumulate(self.rows))
+        self.shape = (self._ends[-1], width)
+        self._cut = _with_gradient(self.views, self._join)
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    def pack(self, tensors: Mapping[str, mx.array]) -> mx.array:
+        """Tensors by path to `(R, W)`."""
+        return self._join([tensors[slot.path] for slot in self.slots])
+
+    def unpack(self, array: mx.array) -> Iterator[tuple[Slot, mx.array]]:
+        """`(R, W)` to views in the shapes of the tensors, through which a gradient passes."""
+        return zip(self.slots, self._cut(array), strict=True)
+
+    def views(self, array: mx.array) -> list[mx.array]:
+        """As `unpack`, where no gradient is asked for."""
+        pieces = cut_rows(array, self._ends)
+        return [slot.from_rows(rows) for slot, rows in zip(self.slots, pieces, strict=True)]
+
+    def _join(self, tensors: Sequence[mx.array]) -> mx.array:
+        pairs = zip(self.slots, tensors, strict=True)
+        return mx.concatenate([slot.to_rows(tensor, self.width) for slot, tensor in pairs])
 
 
 class Block:
-    """Tensors that lie in one array, whose every row is a tensor's.
+    """Matrices that lie in one array.
 
     Args:
         group: of the optimizer.
         name: among all blocks of a net.
         role: see above.
-        width: elements of a row.
-        slots: in their order.
+        matrices: in their order.
         compute: what a net computes in with them.
     """
 
@@ -87,40 +142,56 @@ class Block:
         group: int,
         name: str,
         role: Role,
-        width: int,
-        slots: list[Slot],
+        matrices: Sequence[Matrix],
         compute: mx.Dtype = mx.float32,
     ):
-        self.group, self.name, self.role, self.width = group, name, role, width
-        self.slots, self.compute = slots, compute
-        self.rows = [slot.size // width for slot in slots]
-        ends = list(itertools.accumulate(self.rows))
-        spans = [slice(end - rows, end) for end, rows in zip(ends, self.rows, strict=True)]
+        self.group, self.name, self.role = group, name, role
+        self.matrices, self.compute = matrices, compute
+        self._ends = list(itertools.accumulate(matrix.size for matrix in matrices))
+        self._cut = _with_gradient(self._pieces, self._join)
 
-        def cut(array: mx.array) -> list[mx.array]:
-            pairs = zip(slots, spans, strict=True)
-            return [array[span].reshape(slot.shape) for slot, span in pairs]
-
-        def gradient(
-            primal: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
-        ) -> mx.array:
-            # MLX's own gradient fills and adds up a whole block for each tensor.
-            return self._join(cotangents)
-
-        function: Any = mx.custom_function(cut)
-        function.vjp(gradient)
-        self._cut: Callable[[mx.array], list[mx.array]] = function
+    @property
+    def slots(self) -> list[Slot]:
+        """Of all matrices, in their order."""
+        return [slot for matrix in self.matrices for slot in matrix.slots]
 
     def pack(self, tensors: Mapping[str, mx.array]) -> mx.array:
-        """Tensors by path to `(R, W)`."""
-        return self._join([tensors[slot.path] for slot in self.slots])
+        """Tensors by path to the block's array."""
+        return self._join([matrix.pack(tensors) for matrix in self.matrices])
+
+    def split(self, array: mx.array) -> list[mx.array]:
+        """The block's array to its matrices, through which a gradient passes."""
+        return [array] if len(self.matrices) == 1 else self._cut(array)
 
     def unpack(self, array: mx.array) -> Iterator[tuple[Slot, mx.array]]:
-        """`(R, W)` to views in the shapes of the tensors."""
-        return zip(self.slots, self._cut(array), strict=True)
+        """The block's array to views in the shapes of the tensors; no gradient is asked for."""
+        for matrix, part in zip(self.matrices, self._pieces(array), strict=True):
+            yield from zip(matrix.slots, matrix.views(part), strict=True)
 
-    def _join(self, tensors: Sequence[mx.array]) -> mx.array:
-        return mx.concatenate([tensor.reshape(-1, self.width) for tensor in tensors])
+    def _pieces(self, array: mx.array) -> list[mx.array]:
+        if len(self.matrices) == 1:
+            return [array]
+        pieces = cut_rows(array, self._ends)
+        return [p.reshape(matrix.shape) for p, matrix in zip(pieces, self.matrices, strict=True)]
+
+    def _join(self, matrices: Sequence[mx.array]) -> mx.array:
+        if len(matrices) == 1:
+            return matrices[0]
+        return mx.concatenate([matrix.reshape(-1, 1) for matrix in matrices])
+
+
+def _with_gradient(
+    cut: Callable[[mx.array], list[mx.array]], join: Callable[[Sequence[mx.array]], mx.array]
+) -> Callable[[mx.array], list[mx.array]]:
+    def gradient(
+        primal: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> mx.array:
+        # MLX's own gradient fills and adds up the whole array for each part.
+        return join(cotangents)
+
+    function: Any = mx.custom_function(cut)
+    function.vjp(gradient)
+    return function
 
 
 class Packed:
@@ -202,23 +273,34 @@ class Packed:
         at: Any = [dict(arrays) for arrays in self.arrays]
         return mx.value_and_grad(function)(at)
 
-    def effective(self, arrays: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.array]:
-        """Blocks of weights `(R, W)` by name: plain ones, and directions at their lengths."""
-        found = {}
-        for block in self.blocks:
-            array = arrays[block.group][block.name]
-            if block.role == "plain":
-                found[block.name] = array
-            elif block.role == "directions":
-                found[block.name] = fold_rows(arrays[block.group][_lengths(block.name)], array)
+    def effective(self, arrays: Sequence[Mapping[str, mx.array]]) -> dict[str, list[mx.array]]:
+        """Matrices of weights by the name of the block: plain, loose, directions at their lengths.
+
+        Args:
+            arrays: blocks.
+        """
+        found: dict[str, list[mx.array]] = {}
+        for group, given in enumerate(arrays):
+            blocks = [block for block in self.blocks if block.group == group]
+            parts = {
+                block.name: block.split(given[block.name])
+                for block in blocks
+                if block.role != "lengths"
+            }
+            lengths = [given[block.name] for block in blocks if block.role == "lengths"]
+            if lengths:
+                names = [block.name for block in blocks if block.role == "directions"]
+                folded = iter(fold_rows(lengths[0], [m for name in names for m in parts[name]]))
+                parts |= {name: list(itertools.islice(folded, len(parts[name]))) for name in names}
+            found |= parts
         return found
 
     @contextmanager
-    def in_use(self, arrays: Arrays, *, cast: bool = False) -> Iterator[dict[str, mx.array]]:
+    def in_use(self, arrays: Arrays, *, cast: bool = False) -> Iterator[None]:
         """Lets the model compute with these blocks within a `with` block.
 
         Weight norm is applied once, to whole blocks; where it is, the model's `weight_g` and
-        `weight_v` stay as they are. Gives what `effective` gives.
+        `weight_v` stay as they are.
 
         Args:
             cast: whether it computes in the type that it is packed for; else in fp32.
@@ -231,32 +313,21 @@ class Packed:
             has_views = arrays is self.arrays and block.role != "directions"
             if block.role == "lengths" or (has_views and compute == mx.float32):
                 continue
-            array = weights.get(block.name, arrays[block.group][block.name])
-            for slot, view in block.unpack(array.astype(compute)):
-                if isinstance(slot.module, WeightNormed) and block.role == "directions":
-                    slot.module.hold(view)
-                else:
-                    before.append((slot, slot.module[slot.name]))
-                    slot.module[slot.name] = view
-        if cast:
-            self._fold_the_rest()
+            for matrix, array in zip(block.matrices, weights[block.name], strict=True):
+                for slot, view in matrix.unpack(array.astype(compute)):
+                    if isinstance(slot.module, WeightNormed) and block.role == "directions":
+                        slot.module.hold(view)
+                    else:
+                        before.append((slot, slot.module[slot.name]))
+                        slot.module[slot.name] = view
         try:
-            yield weights
+            yield
         finally:
             for slot, array in before:
                 slot.module[slot.name] = array
             for slot in (slot for block in self.blocks for slot in block.slots):
                 if isinstance(slot.module, WeightNormed):
                     slot.module.hold(None)
-
-    def _fold_the_rest(self) -> None:
-        """Layers that multiply length and direction out themselves do so in fp32, then cast."""
-        if self._compute == mx.float32:
-            return
-        for slot in (slot for block in self.blocks for slot in block.slots):
-            layer = slot.module
-            if isinstance(layer, WeightNormed) and slot.name == "weight_v" and not has_rows(layer):
-                layer.hold(layer.weight().astype(self._compute))
 
     def _take(self, tensors: Mapping[str, mx.array], blocks: Iterable[Block]) -> None:
         for block in blocks:
@@ -271,39 +342,58 @@ def _slots(model: nn.Module) -> Iterator[Slot]:
         yield Slot(path, modules[parent], name, array.shape)
 
 
-def _lengths(directions: str) -> str:
-    return f"{directions} lengths"
-
-
 def _arrange(slots: Sequence[Slot], apart: tuple[str, ...], compute: mx.Dtype) -> list[Block]:
     """Slots to blocks; tensors of one kind stay in the model's order."""
-    by_path = {slot.path: slot for slot in slots}
-    kinds: dict[tuple[int, Role, int, bool], list[list[Slot]]] = {}
-    beside: dict[str, Slot] = {}
+    kinds: dict[tuple[int, Role, int, bool], list[Slot]] = {}
+    lengths: dict[str, Slot] = {}
     for slot in slots:
+        if isinstance(slot.module, WeightNormed) and slot.name == "weight_g":
+            lengths[slot.path] = slot
+            continue
         group = 1 if apart and not slot.path.startswith(apart) else 0
-        stem = slot.path.removesuffix("weight_v").removesuffix("weight_g")
-        length, direction = (by_path.get(f"{stem}weight_{part}") for part in "gv")
         role: Role = "plain" if slot.size % _ROW == 0 else "loose"
         width = _ROW if role == "plain" else 1
-        if length is not None and direction is not None and has_rows(slot.module):
-            if slot is length:
-                continue
-            if slot is direction:
-                beside[slot.path] = length
-                role, width = "directions", slot.size // slot.shape[0]
+        if isinstance(slot.module, WeightNormed) and slot.name == "weight_v":
+            role, width = "directions", slot.size // slot.module.weight_g.size
         is_cast = compute != mx.float32 and not slot.is_exact
-        bins = kinds.setdefault((group, role, width, is_cast), [[]])
-        if bins[-1] and sum(other.size for other in bins[-1]) + slot.size > _LARGEST:
-            bins.append([])
-        bins[-1].append(slot)
+        kinds.setdefault((group, role, width, is_cast), []).append(slot)
     blocks: list[Block] = []
-    for (group, role, width, is_cast), bins in kinds.items():
-        for members in bins:
-            name = f"{role} {width} {len(blocks)}"
-            dtype = compute if is_cast else mx.float32
-            blocks.append(Block(group, name, role, width, members, dtype))
-            if role == "directions":
-                lengths = [beside[slot.path] for slot in members]
-                blocks.append(Block(group, _lengths(name), "lengths", 1, lengths))
-    return blocks
+    small: dict[tuple[int, bool], list[Matrix]] = {}
+    for (group, role, width, is_cast), members in kinds.items():
+        dtype = compute if is_cast else mx.float32
+        for run in _runs(members):
+            matrix = Matrix(run, width)
+            if role == "directions" and matrix.size < _SMALL:
+                small.setdefault((group, is_cast), []).append(matrix)
+            else:
+                blocks.append(Block(group, f"{role} {width} {len(blocks)}", role, [matrix], dtype))
+    for (group, is_cast), matrices in small.items():
+        dtype = compute if is_cast else mx.float32
+        for few in _runs(matrices):
+            blocks.append(Block(group, f"directions {len(blocks)}", "directions", few, dtype))
+    return [*blocks, *_lengths_of(blocks, lengths)]
+
+
+def _lengths_of(blocks: Sequence[Block], lengths: Mapping[str, Slot]) -> Iterator[Block]:
+    """A block of lengths for each group that has directions, in the order of their rows."""
+    groups: dict[int, list[Slot]] = {}
+    for block in blocks:
+        if block.role == "directions":
+            paths = [slot.path.removesuffix("weight_v") + "weight_g" for slot in block.slots]
+            groups.setdefault(block.group, []).extend(lengths[path] for path in paths)
+    for group, slots in groups.items():
+        yield Block(group, f"lengths {group}", "lengths", [Matrix(slots, 1)])
+
+
+_Sized = TypeVar("_Sized", Slot, Matrix)
+
+
+def _runs(things: Sequence[_Sized]) -> Iterator[list[_Sized]]:
+    """Cuts a sequence where the next thing would make a block too large."""
+    run: list[_Sized] = []
+    for thing in things:
+        if run and sum(other.size for other in run) + thing.size > _LARGEST:
+            yield run
+            run = []
+        run.append(thing)
+    yield run

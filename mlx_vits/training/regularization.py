@@ -21,7 +21,7 @@ import mlx.nn as nn
 
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import total
-from mlx_vits.training.packed import Arrays, Block, Packed
+from mlx_vits.training.packed import Arrays, Matrix, Packed
 
 Anchor = dict[str, mx.array]
 
@@ -87,46 +87,46 @@ class PackedPull:
     """
 
     def __init__(self, packed: Packed, model: nn.Module, anchor: Anchor, strength: float):
-        self._packed, self._model, self._strength = packed, model, strength
-        self._count = len(anchor)
+        self._packed, self._strength, self._count = packed, strength, len(anchor)
         # Origins `(R, W)`, and shares `(R, 1)`: one over ||w0||^2, 0 where nothing is anchored.
-        self._origins: dict[str, mx.array] = {}
-        self._shares: dict[str, mx.array] = {}
-        self._rest = dict(anchor)
+        self._origins: dict[str, list[mx.array]] = {}
+        self._shares: dict[str, list[mx.array]] = {}
+        layers = {path: module for path, module in model.named_modules() if path in anchor}
         for block in packed.blocks:
-            if block.role in ("directions", "plain"):
-                self._anchor_block(block, anchor)
+            found = [_anchor_matrix(matrix, anchor, layers) for matrix in block.matrices]
+            if block.role != "lengths" and any(mx.any(shares).item() for _, shares in found):
+                self._origins[block.name] = [origin for origin, _ in found]
+                self._shares[block.name] = [shares for _, shares in found]
         mx.eval(self._origins, self._shares, anchor)
-
-    def _anchor_block(self, block: Block, anchor: Anchor) -> None:
-        name = "weight_v" if block.role == "directions" else "weight"
-        layers = {
-            slot.path: slot.path.rpartition(".")[0]
-            for slot in block.slots
-            if slot.name == name and slot.path.rpartition(".")[0] in anchor
-        }
-        origins, shares = {}, []
-        for slot, rows in zip(block.slots, block.rows, strict=True):
-            share, origin = mx.array(0.0), mx.zeros(slot.shape)
-            if slot.path in layers:
-                origin = self._rest.pop(layers[slot.path])
-                share = 1 / total(mx.square(origin))
-            origins[slot.path] = origin
-            shares.append(mx.broadcast_to(share, (rows, 1)))
-        self._origins[block.name] = block.pack(origins)
-        self._shares[block.name] = mx.concatenate(shares)
-        for slot, view in block.unpack(self._origins[block.name]):
-            if slot.path in layers:
-                anchor[layers[slot.path]] = view
 
     def __call__(self, arrays: Arrays) -> mx.array:
         """`loss_reg` of these blocks, a scalar."""
-        with self._packed.in_use(arrays) as weights:
-            rest = pretrained_regularization(self._model, self._rest, len(self._rest))
+        weights = self._packed.effective(arrays)
         terms = [
-            total(
-                shares * mx.sum(mx.square(weights[name] - self._origins[name]), -1, keepdims=True)
+            total(shares * mx.sum(mx.square(weight - origin), -1, keepdims=True))
+            for name in self._origins
+            for weight, origin, shares in zip(
+                weights[name], self._origins[name], self._shares[name], strict=True
             )
-            for name, shares in self._shares.items()
         ]
-        return self._strength / self._count * sum(terms, start=rest)
+        return self._strength / self._count * sum(terms, start=mx.array(0.0))
+
+
+def _anchor_matrix(
+    matrix: Matrix, anchor: Anchor, layers: dict[str, nn.Module]
+) -> tuple[mx.array, mx.array]:
+    """Origins and shares of one matrix; what the anchor holds of it becomes views into it."""
+    origins, shares, held = {}, [], {}
+    for slot, rows in zip(matrix.slots, matrix.rows, strict=True):
+        path, _, name = slot.path.rpartition(".")
+        share, origin = mx.array(0.0), mx.zeros(slot.shape)
+        if path in layers and name in ("weight", "weight_v"):
+            held[slot.path], origin = path, anchor[path]
+            share = 1 / total(mx.square(origin))
+        origins[slot.path] = origin
+        shares.append(mx.broadcast_to(share, (rows, 1)))
+    packed = matrix.pack(origins)
+    for slot, view in matrix.unpack(packed):
+        if slot.path in held:
+            anchor[held[slot.path]] = view
+    return packed, mx.concatenate(shares)

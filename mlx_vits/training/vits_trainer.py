@@ -20,6 +20,7 @@ from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.compilation import compiles_step
 from mlx_vits.training.footprint import is_short, usable_memory
 from mlx_vits.training.precision import compute_type
 from mlx_vits.training.regularization import Anchor
@@ -48,7 +49,7 @@ class VITSTrainingConfig:
         train: "all" as upstream, "decoder" for `dec` and `ref_enc` alone.
         weight_norm: which layers hold their weight as length and direction.
         bias_correction: of AdamW; PyTorch always corrects.
-        compiled: whether a step is compiled; None leaves the choice to the device.
+        compiled: whether a step is compiled; None leaves it to the device, see `compiles_step`.
         precision: what is computed in, of `PRECISIONS`; what is saved is the same.
         checkpoint_activations: whether the backward computes blocks of the nets again instead of
             keeping what they gave: "on", "off", or "auto" for where memory is short.
@@ -154,9 +155,7 @@ class VITSTrainer:
         self.is_ahead = False
         self.waited_seconds = 0.0
         freeze_for(generator, config.train)
-        compiled = config.compiled
-        if compiled is None:
-            compiled = mx.default_device().type == mx.DeviceType.gpu
+        compiled = compiles_step(config.compiled)
         self._step = self.step_class(
             generator,
             discriminator,
