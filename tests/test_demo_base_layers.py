@@ -69,14 +69,9 @@ def test_convolutions(length: int, kernel: int, stride: int, padding: int, dilat
 def test_activations() -> None:
     x, mask = _normal(2, 9, 8), mx.array([1.0] * 6 + [0.0] * 3)[None, :, None]
 
-    def gated(x: mx.array) -> mx.array:
-        first, second = mx.split(x, 2, axis=-1)
-        return mx.tanh(first) * mx.sigmoid(second)
-
     pairs: list[tuple[Any, Any]] = [
         (lambda x: layers.leaky_relu(x, 0.1), lambda x: activations.leaky_relu(x, 0.1)),
         (lambda x: layers.masked_relu(x, mask), lambda x: nn.relu(x) * mask),
-        (layers.gated, gated),
         (layers.gelu, nn.gelu),
         (lambda x: layers.scale_gradient(x, 0.3), lambda x: 0.3 * x + 0.7 * mx.stop_gradient(x)),
     ]

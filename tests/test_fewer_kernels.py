@@ -14,7 +14,7 @@ from mlx_vits.models.posterior import Flip
 from mlx_vits.nn.attention import _band_to_square, _square_to_band
 from mlx_vits.nn.conv import conv1d
 from mlx_vits.nn.dropout import KeyedDropout
-from mlx_vits.nn.wavenet import _gated, _split_evenly
+from mlx_vits.nn.wavenet import _split_evenly, gated
 from mlx_vits.nn.weight_norm import fold_rows, fold_weight
 from mlx_vits.training.compilation import compiles_step
 from mlx_vits.training.losses import FEATURE_WEIGHT, feature_loss, total
@@ -94,7 +94,7 @@ def test_the_gate_of_a_wavenet_and_its_gradient() -> None:
         a, b = mx.split(x, 2, axis=-1)
         return mx.tanh(a) * mx.sigmoid(b)
 
-    _assert_same(_gated, plain, 3 * mx.random.normal((2, 5, 8), key=mx.random.key(0)))
+    _assert_same(gated, plain, 3 * mx.random.normal((2, 5, 8), key=mx.random.key(0)))
 
 
 @pytest.mark.parametrize("count", [1, 4, 10, 11, 16, 23])

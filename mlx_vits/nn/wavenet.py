@@ -59,7 +59,7 @@ class WN(nn.Module):
         for layer, (conv, res_skip) in enumerate(
             zip(self.in_layers, self.res_skip_layers, strict=True)
         ):
-            y = res_skip(_gated(conv(x) + conditions[layer]))
+            y = res_skip(gated(conv(x) + conditions[layer]))
             if layer < len(self.in_layers) - 1:
                 residual, y = mx.split(y, 2, axis=-1)
                 x = (x + residual) * mask
@@ -96,6 +96,6 @@ _gate_function: Any = mx.custom_function(_gate)
 _gate_function.vjp(_gate_gradient)
 
 
-def _gated(x: mx.array) -> mx.array:
+def gated(x: mx.array) -> mx.array:
     """`tanh(a) * sigmoid(b)` of the halves of the channels: `(B, T, 2 C)` to `(B, T, C)`."""
     return _gate_function(x)[0]

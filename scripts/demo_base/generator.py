@@ -19,10 +19,10 @@ from mlx_vits.config import Config
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE
 from mlx_vits.models.vits import slice_segments
 from mlx_vits.nn.attention import _MASKED_SCORE
+from mlx_vits.nn.wavenet import gated
 from scripts.demo_base.layers import (
     band_to_square,
     convolve,
-    gated,
     heads,
     join,
     leaky_relu,

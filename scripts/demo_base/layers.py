@@ -94,25 +94,6 @@ def masked_relu(x: mx.array, mask: mx.array) -> mx.array:
     return with_gradient(lambda x: mx.maximum(x, 0) * mask, gradient)(x)
 
 
-def gated(x: mx.array) -> mx.array:
-    """tanh of the first half of the channels times the sigmoid of the other."""
-    return _gated(x)[0]
-
-
-def _gate(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    first, second = mx.split(x, 2, axis=-1)
-    tanh, sigmoid = mx.tanh(first), mx.sigmoid(second)
-    return tanh * sigmoid, tanh, sigmoid
-
-
-def _gate_gradient(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
-    (y, tanh, sigmoid), c = outputs, cotangents[0]
-    return mx.concatenate([c * (sigmoid - tanh * y), c * (y - sigmoid * y)], axis=-1)
-
-
-_gated = with_gradient(_gate, _gate_gradient)
-
-
 def gelu(x: mx.array) -> mx.array:
     """As `nn.gelu`."""
     return _gelu(x)[0]
