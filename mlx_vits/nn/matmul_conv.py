@@ -9,8 +9,7 @@ A convolution and a transposed one are each other's gradient, so three linear ma
 Each takes the cheapest of a few ways, as measured on one core (`make bench` measures them all
 together). No way multiplies inserted zeros, but for the last one's tail of a kernel:
 
-* *windows*: every window copied into a row (im2col), then one product. Strides and dilations are
-  only other strides of the view that is copied.
+* *windows*: every window copied into a row (im2col), then one product.
 * *taps*: no copy; the product of each tap accumulates onto that of the last, over shifted views of
   the rows of all clips end to end. For narrow layers, where copying costs as much as multiplying.
 * *columns*: one product gives every tap's share of x, which are then added up in place.
@@ -31,6 +30,7 @@ import mlx.core as mx
 
 _FEW, _NARROW = 4, 128  # channels: below the one windows are cheap, up to the other taps are
 _MOST_BLOCKS = 4  # strides that a kernel may span to be added up as columns
+_WHOLE_STEPS = 32  # channels from which on steps are copied whole
 
 
 class _Geometry(NamedTuple):
@@ -185,27 +185,51 @@ def _goes_by_taps(groups: int, inputs: int, outputs: int) -> bool:
 def _around(x: mx.array, before: int, after: int) -> mx.array:
     """`(G, N, T, C)` with zeros before and after in time, or with steps cut off (negative)."""
     x = x[:, :, max(0, -before) : x.shape[2] - max(0, -after)]
-    if before <= 0 and after <= 0:
+    before, after = max(0, before), max(0, after)
+    if before == after == 0:
         return x
-    return mx.pad(x, [(0, 0), (0, 0), (max(0, before), max(0, after)), (0, 0)])
+    if x.shape[-1] < _WHOLE_STEPS:
+        return mx.pad(x, [(0, 0), (0, 0), (before, after), (0, 0)])
+    length = x.shape[2]
+    x = _take_steps(x, mx.clip(mx.arange(-before, length + after), 0, length - 1))
+    x[:, :, :before] = 0
+    x[:, :, before + length :] = 0
+    return x
 
 
 def _windows(x: mx.array, kernel: int, at: _Geometry) -> tuple[mx.array, int]:
     """Padded `(G, N, T, C)` to rows `(G, N Y, K C)`, each one window; and Y."""
     groups, batch, length, channels = x.shape
     count = (length - at.reach(kernel) - 1) // at.stride + 1
-    windows = mx.as_strided(
-        mx.contiguous(x),
-        (groups, batch, count, kernel, channels),
-        (
-            batch * length * channels,
-            length * channels,
-            at.stride * channels,
-            at.dilation * channels,
-            1,
-        ),
-    )
+    if channels < _WHOLE_STEPS or kernel == 1:
+        windows = mx.as_strided(
+            mx.contiguous(x),
+            (groups, batch, count, kernel, channels),
+            (
+                batch * length * channels,
+                length * channels,
+                at.stride * channels,
+                at.dilation * channels,
+                1,
+            ),
+        )
+    else:
+        starts = mx.arange(0, at.stride * count, at.stride)
+        taps = mx.arange(0, at.dilation * kernel, at.dilation)
+        windows = _take_steps(x, starts[:, None] + taps)
     return windows.reshape(groups, batch * count, kernel * channels), count
+
+
+def _take_steps(x: mx.array, steps: mx.array) -> mx.array:
+    """`(G, N, T, C)` to `(G, N, ..., C)`, the steps of each clip at these places.
+
+    MLX's CPU backend copies each as a block; views that are not contiguous, or padded, it copies
+    number by number, which takes two to three times as long.
+    """
+    groups, batch, length, channels = x.shape
+    clips = mx.arange(0, groups * batch * length, length).reshape(-1, *[1] * steps.ndim)
+    taken = mx.take(x.reshape(-1, channels), clips + steps, axis=0)
+    return taken.reshape(groups, batch, *steps.shape, channels)
 
 
 def _sum_of_taps(x: mx.array, taps: mx.array, dilation: int) -> mx.array:
