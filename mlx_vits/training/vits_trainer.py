@@ -7,11 +7,12 @@ prints nothing. `mlx_vits/finetune_run.py` drives it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_vits.checkpoints.run import Place, RunState
 from mlx_vits.errors import CheckpointError, TrainingStopped
@@ -214,10 +215,9 @@ class VITSTrainer:
                 place = self._enter_epoch(place)
                 fields = next(ahead)
                 self.waited_seconds = ahead.waited
-                batch = Batch(**{name: mx.array(array) for name, array in fields.items()})
                 before = begun
                 try:
-                    begun = self._begin(batch, place)
+                    begun = self._begin(fields, place)
                 finally:  # the step before it counts, also where this one fails
                     if before is not None:
                         yield self._read(before, is_ahead=True)
@@ -238,9 +238,14 @@ class VITSTrainer:
                 return replace(place, epoch_batches=count)
             place = replace(place, epoch=place.epoch + 1, batch=0)
 
-    def _begin(self, batch: Batch, place: Place) -> _Begun:
-        """Begins the step that comes after a place, and does not wait for it."""
+    def _begin(self, arrays: Mapping[str, np.ndarray], place: Place) -> _Begun:
+        """Begins the step that comes after a place, and does not wait for it.
+
+        Args:
+            arrays: fields of its batch; MLX's copies of them go when the step is done.
+        """
         rates = self._set_rates(place.epoch)
+        batch = Batch(**{name: mx.array(array) for name, array in arrays.items()})
         losses = self._run(batch, mx.random.key((self.config.seed << 32) + place.step))
         together = mx.stack(list(losses))  # one transfer from the device, not one a loss
         mx.async_eval(together, self._step.state())
