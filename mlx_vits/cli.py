@@ -231,7 +231,7 @@ def bench(
     warm_up: int = typer.Option(1, min=1, help="Repetitions before them, which do not count."),
     compare: str | None = typer.Option(None, help="torch: PyTorch's time of the heavy parts."),
     compile_: bool | None = typer.Option(
-        None, "--compile/--no-compile", help="The step; on Apple GPUs by default."
+        None, "--compile/--no-compile", help="The step; on GPUs by default, on CUDA unfused."
     ),
     precision: str = typer.Option("auto", help="Of the step: fp32, bf16, or auto, which is fp32."),
     output: Path = typer.Option(Path("bench.json"), help="The JSON to write."),  # noqa: B008

@@ -82,8 +82,8 @@ CHECKPOINT = _option(
 COMPILE = typer.Option(
     None,
     "--compile/--no-compile",
-    help="Compile the step, fused for the device at its first use.",
-    show_default="on an Apple GPU",
+    help="Compile the step, fused for the device at its first use; on CUDA fused only if given.",
+    show_default="on a GPU",
 )
 BIAS_CORRECTION = typer.Option(
     None,

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import mlx.core as mx
 import pytest
 
 from mlx_vits.benchmarking import work
 from tests.support.tiny import tiny_config
+
+PLAYED_BACK = """
+import mlx_vits
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_vits.benchmarking import kernels, work
+from mlx_vits.training.compilation import stop_fusing
+from tests.support.tiny import tiny_config
+
+assert stop_fusing()
+x = mx.ones(3)
+assert kernels.count_graph(mx.compile(lambda x: mx.exp(mx.sin(x)))(x)).fused == 0
+work.Work.config = property(lambda self: tiny_config(self.version))
+size = work.Work("v2", 2, 1.0)
+batch, found = work.make_batch(size), []
+for compiled in (False, True):
+    mx.random.seed(0)
+    step = work.make_step(size, compiled=compiled)
+    losses = [step(batch, mx.random.key(number)) for number in range(3)]
+    found.append([array for _, array in tree_flatten([losses, step.state()])])
+assert len(found[0]) > 100
+assert all(mx.array_equal(a, b, equal_nan=True).item() for a, b in zip(*found))
+"""
+
+
+def test_played_back_without_fusion_it_is_the_same_to_the_bit() -> None:
+    """In a process of its own, since it is told to all of MLX."""
+    ran = subprocess.run([sys.executable, "-c", PLAYED_BACK], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_one_compilation_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from mlx_vits.nn.conv import conv1d
 from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.nn.wavenet import _split_evenly, gated
 from mlx_vits.nn.weight_norm import fold_rows, fold_weight
+from mlx_vits.training import compilation
 from mlx_vits.training.compilation import compiles_step
 from mlx_vits.training.losses import FEATURE_WEIGHT, feature_loss, total
 from mlx_vits.training.optimizers import SharedAdamW
@@ -183,15 +184,17 @@ def test_a_total_keeps_its_digits(shape: tuple[int, ...]) -> None:
     assert mx.all(mx.grad(total)(mx.array(x)) == 1).item()
 
 
-def test_only_metal_compiles_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_compile_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiles_step(True)
     assert not compiles_step(False)
-    for device, is_metal, expected in (
-        (mx.cpu, True, False),
-        (mx.gpu, False, False),
-        (mx.gpu, True, True),
+    for device, is_metal, can_stop, expected in (
+        (mx.cpu, True, True, False),
+        (mx.gpu, False, True, True),
+        (mx.gpu, False, False, False),  # an MLX that would fuse
+        (mx.gpu, True, False, True),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(mx, "default_device", lambda device=device: mx.Device(device))
             patch.setattr(mx.metal, "is_available", lambda is_metal=is_metal: is_metal)
+            patch.setattr(compilation, "stop_fusing", lambda can_stop=can_stop: can_stop)
             assert compiles_step() == expected

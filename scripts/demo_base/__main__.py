@@ -14,6 +14,7 @@ import typer
 from mlx_vits.errors import UserError
 from mlx_vits.files import make_folder
 from mlx_vits.screen import report_errors
+from mlx_vits.training.compilation import stop_fusing
 from scripts.demo_base.alignment import align_stage
 from scripts.demo_base.assemble import assemble_stage
 from scripts.demo_base.codebook import codebook_stage
@@ -68,6 +69,8 @@ def main(
         raise UserError(f"{teacher}: there is no such file; give --teacher Whisper-base's encoder")
     make_folder(work)
     settings = keep_settings(settings, work, fit)
+    if settings.compiled and mx.cuda.is_available():
+        stop_fusing()
     clock = Clock(minutes)
     say(f"{work} on {mx.default_device()}, MLX {mx.__version__}")
     for stage in [stage for stage in Stage if not stages or stage in stages]:

@@ -184,9 +184,8 @@ class Settings:
     Attributes:
         source: the file.
         seed: of everything that is drawn.
-        compiled: whether the steps of `distil` and `train` run through `mx.compile`. On CUDA it
-            builds every distinct kernel when it is first used, seconds for each of a hundred: more
-            than it saves in some thousand steps.
+        compiled: whether the steps of `distil` and `train` run through `mx.compile`; on CUDA
+            nothing is fused, see `mlx_vits.training.compilation`.
         sha256: of each voice folder's clips and of the teacher; what is said where they differ.
         encoder: sizes of the content encoder.
         model: sizes of the base, as its own `config.json` will have them.
