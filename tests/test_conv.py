@@ -26,6 +26,8 @@ CONVOLUTIONS = [
     (5, 4, 1, 1, 2, 1, 1, 9),
     (140, 130, 3, 1, 1, 1, 1, 9),
     (5, 7, 9, 2, 4, 1, 1, 31),
+    (5, 7, 4, 3, 1, 2, 1, 32),
+    (5, 1, 3, 1, 1, 1, 1, 12),
 ]
 TRANSPOSED = [
     (12, 6, 16, 10, 3, 1, 1, 9),
@@ -46,13 +48,13 @@ def assert_backends_agree(
         return mx.sum(mx.sin(function(x, w, bias, **geometry)))
 
     found = {}
-    for backend in ("native", "planar", "matmul"):
+    for backend in ("native", "planar", "cudnn", "matmul"):
         with conv_backend(backend):
             y = function(x, w, bias, **geometry)
             grads = mx.grad(objective, argnums=(0, 1, 2))(x, w, bias)
             mx.eval(y, grads)
             found[backend] = (y, *grads)
-    for backend in ("planar", "matmul"):
+    for backend in ("planar", "cudnn", "matmul"):
         for ours, reference in zip(found[backend], found["native"], strict=True):
             assert ours.shape == reference.shape, backend
             assert_near(ours, reference, 2e-5)
@@ -95,5 +97,5 @@ def test_the_cpu_formulation_compiles_to_the_same_numbers() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="not one of"), conv_backend("cudnn"):
+    with pytest.raises(ValueError, match="not one of"), conv_backend("cufft"):
         pass

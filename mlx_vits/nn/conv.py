@@ -17,9 +17,10 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from mlx_vits.nn import matmul_conv
+from mlx_vits.nn import matmul_conv, planar_conv
 
-BACKENDS = ("auto", "native", "planar", "matmul")
+BACKENDS = ("auto", "native", "planar", "cudnn", "matmul")
+ON_CUDA = "planar"  # or "cudnn"
 _backend = "auto"
 
 
@@ -28,8 +29,8 @@ def conv_backend(name: str) -> Iterator[None]:
     """Chooses the formulation within a `with` block.
 
     Args:
-        name: "native" (MLX's convolutions), "planar" (the same in two dimensions), "matmul" (the
-            CPU formulation) or "auto" (by device).
+        name: "native" (MLX's convolutions), "planar" (the same in two dimensions), "cudnn" (with
+            the gradients of `planar_conv.py`), "matmul" (the CPU formulation) or "auto" (by device).
     """
     global _backend
     if name not in BACKENDS:
@@ -46,7 +47,7 @@ def _chosen() -> str:
         return _backend
     if mx.default_device().type != mx.DeviceType.gpu:
         return "matmul"
-    return "planar" if mx.cuda.is_available() else "native"
+    return ON_CUDA if mx.cuda.is_available() else "native"
 
 
 def conv1d(
@@ -70,9 +71,11 @@ def conv1d(
         `(N, (T + 2 padding - dilation (K - 1) - 1) // stride + 1, O)`.
     """
     backend = _chosen()
-    if groups > 1 and backend == "planar":
+    if groups > 1 and backend in ("planar", "cudnn"):
         # The gradient of MLX 0.32.4's own ends in an illegal memory access on CUDA.
         backend = "matmul"
+    if backend == "cudnn" and min(weight.shape[0], weight.shape[2]) == 1:
+        backend = "planar"
     if weight.shape[1] == 1 and stride == 1 and padding == 0 and groups == 1:
         w = weight[:, 0].T
         return x @ w if bias is None else mx.addmm(bias, x, w)
@@ -81,6 +84,8 @@ def conv1d(
     elif backend == "planar":
         geometry = ((1, stride), (0, padding), (1, dilation), groups)
         y = mx.conv2d(x[:, None], weight[:, None], *geometry).squeeze(1)
+    elif backend == "cudnn":
+        y = planar_conv.conv1d(x, weight, stride, padding, dilation)
     else:
         y = matmul_conv.conv1d(x, weight, stride, padding, dilation, groups)
     return y if bias is None else y + bias
@@ -115,6 +120,8 @@ def conv_transpose1d(
             geometry = ((1, stride), (0, padding), (1, dilation))
             y = mx.conv_transpose2d(part[:, None], w[:, None], *geometry)
             outputs.append(y.squeeze(1))
+        elif backend == "cudnn":
+            outputs.append(planar_conv.conv_transpose1d(part, w, stride, padding, dilation))
         else:
             w = matmul_conv.dilate(w, dilation)
             outputs.append(matmul_conv.conv_transpose1d(part, w, stride, padding))
