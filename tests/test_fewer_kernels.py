@@ -115,7 +115,7 @@ def test_a_flip_and_its_gradient() -> None:
 
 def test_dropout_and_its_gradient() -> None:
     p, key = 0.1, mx.random.key(3)
-    keep = mx.random.bernoulli(1 - p, (4, 50), key=mx.random.split(key)[1])
+    keep = mx.random.bernoulli(1 - p, (4, 50), key=mx.random.split(key, 64)[0])
     x = mx.random.normal((4, 50), key=mx.random.key(0))
     _assert_same(
         lambda x: KeyedDropout(key)(x, p), lambda x: mx.where(keep, x * (1 / (1 - p)), 0.0), x

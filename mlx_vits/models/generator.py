@@ -38,8 +38,7 @@ class ResBlock1(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`(B, N, C)` to `(B, N, C)`."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            y = dilated(leaky_relu(x, SLOPE))
-            x = x + plain(leaky_relu(y, SLOPE))
+            x = x + plain(dilated.leaky(leaky_relu(x, SLOPE), SLOPE))
         return x
 
 

@@ -1,4 +1,4 @@
-"""Activations whose gradient MLX's CPU backend would otherwise build from many passes."""
+"""Activations with gradients of their own: MLX's are many passes on a CPU, launches on a GPU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_vits.nn import cuda
 
-def leaky_relu(x: mx.array, slope: float) -> mx.array:
-    """`x` above 0, `slope * x` elsewhere; any shape. PyTorch's gradient: `slope` at 0."""
-    return _leaky_relu(slope)(x)
+
+def leaky_relu(x: mx.array, slope: float, bias: mx.array | None = None) -> mx.array:
+    """`x + bias` above 0, `slope` times it elsewhere. PyTorch's gradient: `slope` at 0.
+
+    Args:
+        x: `(..., C)`, or any shape without a bias.
+        bias: `(C,)` or None.
+    """
+    if cuda.is_used(x):
+        return _leaky_relu_on_cuda(slope)(x, cuda.zero() if bias is None else bias)
+    return _leaky_relu(slope)(x if bias is None else x + bias)
 
 
 @cache
@@ -22,6 +31,22 @@ def _leaky_relu(slope: float) -> Callable[[mx.array], mx.array]:
     def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
         # `where` takes six times as long on a CPU.
         return cotangent * mx.maximum(mx.sign(primal), slope)
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
+
+
+@cache
+def _leaky_relu_on_cuda(slope: float) -> Callable[[mx.array, mx.array], mx.array]:
+    def forward(x: mx.array, bias: mx.array) -> mx.array:
+        return cuda.leaky_relu(x, bias, slope)
+
+    def gradient(
+        primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        of_sum = cuda.leaky_relu_gradient(cotangent, output, slope)
+        return of_sum, mx.sum(of_sum.reshape(-1, primals[1].size), axis=0)
 
     function: Any = mx.custom_function(forward)
     function.vjp(gradient)

@@ -12,8 +12,9 @@ on CPU all of them are matrix products: `matmul_conv.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 
@@ -30,7 +31,8 @@ def conv_backend(name: str) -> Iterator[None]:
 
     Args:
         name: "native" (MLX's convolutions), "planar" (the same in two dimensions), "cudnn" (with
-            the gradients of `planar_conv.py`), "matmul" (the CPU formulation) or "auto" (by device).
+            the gradients of `planar_conv.py`), "matmul" (the CPU formulation) or "auto" (by the
+            device).
     """
     global _backend
     if name not in BACKENDS:
@@ -77,8 +79,7 @@ def conv1d(
     if backend == "cudnn" and min(weight.shape[0], weight.shape[2]) == 1:
         backend = "planar"
     if weight.shape[1] == 1 and stride == 1 and padding == 0 and groups == 1:
-        w = weight[:, 0].T
-        return x @ w if bias is None else mx.addmm(bias, x, w)
+        return _one_tap(x, weight[:, 0]) if bias is None else _one_tap(x, weight[:, 0], bias)
     if backend == "native":
         y = mx.conv1d(x, weight, stride, padding, dilation, groups)
     elif backend == "planar":
@@ -89,6 +90,25 @@ def conv1d(
     else:
         y = matmul_conv.conv1d(x, weight, stride, padding, dilation, groups)
     return y if bias is None else y + bias
+
+
+def _product(x: mx.array, w: mx.array, bias: mx.array | None = None) -> mx.array:
+    """`(N, T, C)` with `(O, C)` and `(O,)` to `(N, T, O)`."""
+    return x @ w.T if bias is None else mx.addmm(bias, x, w.T)
+
+
+def _product_gradient(
+    primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+) -> list[mx.array]:
+    # MLX's own gradient of the weight comes out transposed, to be copied once more.
+    x, w = primals[:2]
+    rows = cotangent.reshape(-1, w.shape[0])
+    grads = [cotangent @ w, rows.T @ x.reshape(-1, w.shape[1]), mx.sum(rows, axis=0)]
+    return grads[: len(primals)]
+
+
+_one_tap: Any = mx.custom_function(_product)
+_one_tap.vjp(_product_gradient)
 
 
 def conv_transpose1d(

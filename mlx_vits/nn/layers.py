@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from typing_extensions import Self
 
+from mlx_vits.nn.activations import leaky_relu
 from mlx_vits.nn.conv import conv1d, conv_transpose1d
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
@@ -108,12 +109,23 @@ class Convolution(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """`(N, T, in_channels)` to `(N, T_out, out_channels)`; lengths as in `nn/conv.py`."""
+        return self._convolve(x, self.get("bias"))
+
+    def leaky(self, x: mx.array, slope: float) -> mx.array:
+        """The convolution and a leaky ReLU, which takes the bias along."""
+        return leaky_relu(self._convolve(x, None), slope, self.get("bias"))
+
+    def unbiased(self, x: mx.array) -> mx.array:
+        """The convolution without its bias."""
+        return self._convolve(x, None)
+
+    def _convolve(self, x: mx.array, bias: mx.array | None) -> mx.array:
         function = conv_transpose1d if self.kind == "conv_transpose1d" else conv1d
         weight = self.effective_weight()
         return function(
             x.astype(weight.dtype),
             weight,
-            self.get("bias"),
+            bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -150,7 +162,8 @@ class ColumnConvolution(Convolution):
     """2-D convolution with a kernel one column wide, one group.
 
     Columns never meet, so it is a 1-D convolution along the height with the columns in the batch.
-    Sizes are those along the height; `(5, 1)` and 5 name the same kernel.
+    Sizes are those along the height; `(5, 1)` and 5 name the same kernel. `leaky` and `unbiased`
+    take and give what `columns` does.
 
     Raises:
         ValueError: a size reaches across columns.
@@ -182,9 +195,12 @@ class ColumnConvolution(Convolution):
 
     def columns(self, x: mx.array) -> mx.array:
         """`(N * W, H, in_channels)`, columns in the batch, to `(N * W, H_out, out_channels)`."""
+        return self._convolve(x, self.get("bias"))
+
+    def _convolve(self, x: mx.array, bias: mx.array | None) -> mx.array:
         weight = self.effective_weight().squeeze(2)
         x = x.astype(weight.dtype)
-        return conv1d(x, weight, self.get("bias"), stride=self.stride, padding=self.padding)
+        return conv1d(x, weight, bias, stride=self.stride, padding=self.padding)
 
     def __call__(self, x: mx.array) -> mx.array:
         """`(N, H, W, in_channels)` to `(N, H_out, W, out_channels)`."""

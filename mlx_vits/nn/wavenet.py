@@ -12,7 +12,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
+from mlx_vits.nn.joining import end_to_end
+from mlx_vits.nn.layers import Convolution
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d
 
 
@@ -37,7 +40,7 @@ class WN(nn.Module):
         super().__init__()
         self.channels = channels
 
-        def conv(*shape: int, padding: int = 0) -> nn.Module:
+        def conv(*shape: int, padding: int = 0) -> Convolution:
             return build_conv1d("wavenet", scheme, *shape, padding=padding)
 
         self.in_layers = [
@@ -59,7 +62,7 @@ class WN(nn.Module):
         for layer, (conv, res_skip) in enumerate(
             zip(self.in_layers, self.res_skip_layers, strict=True)
         ):
-            y = res_skip(gated(conv(x) + conditions[layer]))
+            y = res_skip(gated(conv.unbiased(x), conv["bias"], conditions[layer]))
             if layer < len(self.in_layers) - 1:
                 residual, y = mx.split(y, 2, axis=-1)
                 x = (x + residual) * mask
@@ -69,12 +72,23 @@ class WN(nn.Module):
 
 
 def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
-    """Equal parts of the channels; ten at most at a time: MLX fills and adds up more, backward."""
-    if count <= 10:
-        return list(mx.split(x, count, axis=-1))
-    few = count // 2
-    first, second = mx.split(x, [x.shape[-1] // count * few], axis=-1)
-    return [*_split_evenly(first, few), *_split_evenly(second, count - few)]
+    """`(B, 1, count C)` to as many `(B, 1, C)`, each in one piece."""
+    batch, _, channels = x.shape
+
+    def forward(x: mx.array) -> list[mx.array]:
+        rows = mx.contiguous(x.reshape(batch, count, -1).swapaxes(0, 1))
+        return [rows[number, :, None] for number in range(count)]
+
+    def gradient(
+        primal: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> mx.array:
+        # MLX's own gradient fills and adds up the whole array for some of the parts.
+        rows = end_to_end(cotangents).reshape(count, batch, -1)
+        return rows.swapaxes(0, 1).reshape(batch, 1, channels)
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return list(function(x))
 
 
 def _gate(x: mx.array) -> list[mx.array]:
@@ -96,6 +110,35 @@ _gate_function: Any = mx.custom_function(_gate)
 _gate_function.vjp(_gate_gradient)
 
 
-def gated(x: mx.array) -> mx.array:
-    """`tanh(a) * sigmoid(b)` of the halves of the channels: `(B, T, 2 C)` to `(B, T, C)`."""
+def gated(x: mx.array, bias: mx.array | None = None, condition: mx.array | None = None) -> mx.array:
+    """`tanh(a) * sigmoid(b)` of the halves of the channels of the sum.
+
+    Args:
+        x: `(B, T, 2 C)`.
+        bias: `(2 C,)` or None.
+        condition: `(B, 1, 2 C)` or None.
+
+    Returns:
+        `(B, T, C)`.
+    """
+    if bias is not None and condition is not None and cuda.is_used(x):
+        return _gate_on_cuda(x, bias, condition)
+    for part in (bias, condition):
+        x = x if part is None else x + part
     return _gate_function(x)[0]
+
+
+def _forward_on_cuda(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
+    return cuda.gate(x, bias, condition)
+
+
+def _gradient_on_cuda(
+    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, output: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    of_sum = cuda.gate_gradient(*primals, cotangent)
+    of_condition = mx.sum(of_sum, axis=1, keepdims=True)
+    return of_sum, mx.sum(of_condition, axis=(0, 1)), of_condition
+
+
+_gate_on_cuda: Any = mx.custom_function(_forward_on_cuda)
+_gate_on_cuda.vjp(_gradient_on_cuda)

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 
+from mlx_vits.nn import cuda
 from mlx_vits.nn.layers import (
     ColumnConvolution,
     Conv1d,
@@ -79,7 +80,8 @@ def fold_rows(g: mx.array, directions: Sequence[mx.array]) -> list[mx.array]:
         Weights in the shapes of `directions`.
     """
     matrices = [v.astype(mx.float32) for v in directions]
-    folded: list[mx.array] = _fold_rows(g.astype(mx.float32), *matrices)
+    function = _fold_rows_on_cuda if cuda.is_used(*matrices) else _fold_rows
+    folded: list[mx.array] = function(g.astype(mx.float32), *matrices)
     return folded[: len(matrices)]
 
 
@@ -147,6 +149,26 @@ def _cut_as(column: mx.array, matrices: Sequence[mx.array]) -> list[mx.array]:
 
 _fold_rows: Any = mx.custom_function(_rows_forward)
 _fold_rows.vjp(_rows_gradient)
+
+
+def _rows_forward_on_cuda(g: mx.array, *matrices: mx.array) -> list[mx.array]:
+    """As `_rows_forward`, the lengths of each matrix apart."""
+    pairs = zip(_cut_as(g, matrices), matrices, strict=True)
+    folded, lengths = zip(*(cuda.fold(own, v) for own, v in pairs), strict=True)
+    return [*folded, *lengths]
+
+
+def _rows_gradient_on_cuda(
+    primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+) -> list[mx.array]:
+    (g, *matrices), count = primals, len(primals) - 1
+    of_each = zip(_cut_as(g, matrices), matrices, outputs[count:], cotangents[:count], strict=True)
+    of_matrices, along = zip(*(cuda.fold_gradient(*each) for each in of_each), strict=True)
+    return [cuda.join(along).reshape(g.shape), *of_matrices]
+
+
+_fold_rows_on_cuda: Any = mx.custom_function(_rows_forward_on_cuda)
+_fold_rows_on_cuda.vjp(_rows_gradient_on_cuda)
 
 
 def split_weight(weight: mx.array, kind: Kind) -> NormedWeight:

@@ -7,11 +7,13 @@ function returns a scalar. Mel and KL are weighted in `step.py` by the configura
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_vits.models.discriminator import Judgement
+from mlx_vits.nn import cuda
 
 FEATURE_WEIGHT = 2.0
 _LONG = 1024  # elements that a CPU adds up one after the other
@@ -58,12 +60,33 @@ def feature_loss(
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
     ]
+    if cuda.is_used(*(map_ for pair in pairs for map_ in pair)):
+        return _feature_loss_on_cuda([r for r, _ in pairs])(*(g for _, g in pairs))
     totals = [
         total(mx.abs(g.astype(mx.float32) - mx.stop_gradient(r).astype(mx.float32)))
         for r, g in pairs
     ]
     # Divided and added up together: a scalar costs a GPU as much as a map.
     return FEATURE_WEIGHT * mx.sum(mx.stack(totals) / mx.array([float(g.size) for _, g in pairs]))
+
+
+def _feature_loss_on_cuda(real: Sequence[mx.array]) -> Callable[..., mx.array]:
+    real = [mx.stop_gradient(map_) for map_ in real]
+    weights = [FEATURE_WEIGHT / map_.size for map_ in real]
+
+    def forward(*maps: mx.array) -> mx.array:
+        of_each = zip(real, maps, weights, strict=True)
+        return mx.sum(cuda.join([cuda.distance(*each) for each in of_each]))
+
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        of_each = zip(real, primals, weights, strict=True)
+        return [cuda.distance_gradient(r, g, cotangent, weight) for r, g, weight in of_each]
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
 
 
 def kl_loss(

@@ -9,6 +9,7 @@ import mlx.optimizers as optim
 
 from mlx_vits.config import Config
 from mlx_vits.models.vits import TEXT_SIDE
+from mlx_vits.nn import cuda
 
 
 class SharedAdamW(optim.AdamW):
@@ -21,18 +22,25 @@ class SharedAdamW(optim.AdamW):
     def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
         """As MLX's."""
         self._factors: dict[mx.Dtype, tuple[mx.array, mx.array, mx.array]] = {}
+        self._stacked: dict[mx.Dtype, mx.array] = {}
         try:
             return super().apply_gradients(gradients, parameters)
         finally:
-            self._factors = {}
+            self._factors, self._stacked = {}, {}
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
         """As MLX's."""
         dtype = gradient.dtype
         if dtype not in self._factors:
             self._factors[dtype] = self._of_step(dtype)
+            self._stacked[dtype] = mx.stack(list(self._factors[dtype]))
         decay, rate, correction = self._factors[dtype]
         b1, b2 = self.betas
+        if cuda.is_used(parameter, gradient):
+            moments, factors = (state["m"], state["v"]), self._stacked[dtype]
+            updated = cuda.adamw(parameter, gradient, moments, factors, (b1, b2), self.eps)
+            parameter, state["m"], state["v"] = updated
+            return parameter
         state["m"] = b1 * state["m"] + (1 - b1) * gradient
         state["v"] = b2 * state["v"] + (1 - b2) * mx.square(gradient)
         root = mx.sqrt(state["v"])

@@ -34,6 +34,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_vits.nn.joining import end_to_end
 from mlx_vits.nn.weight_norm import WeightNormed, cut_rows, fold_rows
 
 Role = Literal["directions", "lengths", "plain", "loose"]
@@ -123,7 +124,8 @@ class Matrix:
 
     def _join(self, tensors: Sequence[mx.array]) -> mx.array:
         pairs = zip(self.slots, tensors, strict=True)
-        return mx.concatenate([slot.to_rows(tensor, self.width) for slot, tensor in pairs])
+        rows = [slot.to_rows(tensor, self.width) for slot, tensor in pairs]
+        return end_to_end(rows).reshape(self.shape)
 
 
 class Block:
@@ -177,7 +179,7 @@ class Block:
     def _join(self, matrices: Sequence[mx.array]) -> mx.array:
         if len(matrices) == 1:
             return matrices[0]
-        return mx.concatenate([matrix.reshape(-1, 1) for matrix in matrices])
+        return end_to_end(matrices).reshape(-1, 1)
 
 
 def _with_gradient(

@@ -1,0 +1,359 @@
+"""Kernels of our own for CUDA, each in place of two to fourteen of MLX's.
+
+Launching one takes the host longer than the GPU computes, at the sizes of this model, and MLX
+launches one for nearly every operation: `mx.compile` would put them together, but has NVRTC compile
+every combination, see `training/compilation.py`. NVRTC takes seconds for any source, however short,
+so all that is computed here is one kernel, which branches on a number, and `join`.
+
+fp32 only. There is no gradient but what the callers define.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+USED = True  # False: CUDA computes as all other devices do
+
+_THREADS = 256  # of a block
+_JOINED = 32  # arrays that one launch joins
+_SEGMENT = 8192  # elements that a block adds up
+
+
+def is_used(*arrays: mx.array) -> bool:
+    """Whether these arrays are computed on by the kernels of this module."""
+    return USED and _is_on_cuda() and all(array.dtype == mx.float32 for array in arrays)
+
+
+def _is_on_cuda() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
+
+
+# Each branch computes from a, b, c, d, e, `sizes` and `numbers`, as the function of its name below
+# says, and writes to `out`. `i` is the number of the thread, of `count`.
+_BRANCHES = {
+    "leaky_relu": """
+        float x = a[i] + b[i % sizes[2]];
+        out[i] = x > 0 ? x : numbers[0] * x;
+    """,
+    "leaky_relu_gradient": """
+        out[i] = a[i] * (b[i] > 0 ? 1.0f : numbers[0]);
+    """,
+    "gate": """
+        int channels = sizes[2], row = i / channels, channel = i % channels;
+        long at = long(row) * 2 * channels + channel;
+        int of_clip = row / sizes[3] * 2 * channels + channel;
+        float x = a[at] + b[channel] + c[of_clip];
+        float y = a[at + channels] + b[channel + channels] + c[of_clip + channels];
+        out[i] = tanhf(x) / (1 + expf(-y));
+    """,
+    "gate_gradient": """
+        int channels = sizes[2], row = i / channels, channel = i % channels;
+        long at = long(row) * 2 * channels + channel;
+        int of_clip = row / sizes[3] * 2 * channels + channel;
+        float x = tanhf(a[at] + b[channel] + c[of_clip]);
+        float y = a[at + channels] + b[channel + channels] + c[of_clip + channels];
+        y = 1 / (1 + expf(-y));
+        out[at] = d[i] * y * (1 - x * x);
+        out[at + channels] = d[i] * x * y * (1 - y);
+    """,
+    "dropout": """
+        unsigned half = (unsigned(count) + 1) / 2, place = i;
+        unsigned x = place < half ? place : place - half, y = x + half;
+        if (y == unsigned(count)) y = 0;
+        unsigned keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA};
+        const int turns[8] = {13, 15, 26, 6, 17, 29, 16, 24};
+        x += keys[0];
+        y += keys[1];
+        for (int round = 0; round < 5; ++round) {
+            for (int turn = 0; turn < 4; ++turn) {
+                int by = turns[round % 2 * 4 + turn];
+                x += y;
+                y = ((y << by) | (y >> (32 - by))) ^ x;
+            }
+            x += keys[(round + 1) % 3];
+            y += keys[(round + 2) % 3] + round + 1;
+        }
+        out[i] = float(place < half ? x : y) < numbers[0] ? a[i] * numbers[1] : 0.0f;
+    """,
+    "adamw": """
+        float m = numbers[0] * c[i] + numbers[1] * b[i];
+        float v = numbers[2] * d[i] + numbers[3] * b[i] * b[i];
+        out[i] = a[i] * e[0] - e[1] * m / (sqrtf(v) * e[2] + numbers[4]);
+        out[i + 1L * count] = m;
+        out[i + 2L * count] = v;
+    """,
+    "fold": """
+        int width = sizes[2], rows = count / blockDim.x;
+        long row = blockIdx.x, start = row * width;
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            total += b[start + at] * b[start + at];
+        float length = sqrtf(sum_of_block(total)), scale = a[row] / length;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            out[start + at] = b[start + at] * scale;
+        if (threadIdx.x == 0) out[long(rows) * width + row] = length;
+    """,
+    "fold_gradient": """
+        int width = sizes[2], rows = count / blockDim.x;
+        long row = blockIdx.x, start = row * width;
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            total += c[start + at] * b[start + at];
+        float along = sum_of_block(total) / d[row], scale = a[row] / d[row];
+        float share = along / d[row];
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            out[start + at] = scale * (c[start + at] - b[start + at] * share);
+        if (threadIdx.x == 0) out[long(rows) * width + row] = along;
+    """,
+    "distance": """
+        int size = sizes[2], segment = sizes[3];
+        long start = long(blockIdx.x) * segment;
+        float total = 0;
+        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x)
+            total += fabsf(a[start + at] - b[start + at]);
+        total = sum_of_block(total);
+        if (threadIdx.x == 0) out[blockIdx.x] = total * numbers[0];
+    """,
+    "distance_gradient": """
+        float x = b[i] - a[i];
+        out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);
+    """,
+}
+
+_HEADER = """
+// The sum of a number of each thread of a block, known to all of them.
+__device__ inline float sum_of_block(float x) {
+    __shared__ float sums[32];
+    for (int step = 16; step > 0; step /= 2) x += __shfl_down_sync(0xffffffff, x, step);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+    __syncthreads();
+    float total = 0;
+    for (int warp = 0; warp < blockDim.x / 32; ++warp) total += sums[warp];
+    return total;
+}
+"""
+
+
+def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
+    """Of `x + bias`: `(..., C)` and `(C,)`, or any shape and one number."""
+    inputs = {"a": x, "b": bias}
+    return _run("leaky_relu", inputs, x.size, sizes=[bias.size], numbers=[slope]).reshape(x.shape)
+
+
+def leaky_relu_gradient(cotangent: mx.array, output: mx.array, slope: float) -> mx.array:
+    """In the sum, from what came out."""
+    inputs = {"a": cotangent, "b": output}
+    y = _run("leaky_relu_gradient", inputs, output.size, numbers=[slope])
+    return y.reshape(output.shape)
+
+
+def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
+    """`tanh(u) * sigmoid(v)` of the halves of the channels of `x + bias + condition`.
+
+    Args:
+        x: `(B, T, 2 C)`.
+        bias: `(2 C,)`.
+        condition: `(B, 1, 2 C)`.
+
+    Returns:
+        `(B, T, C)`.
+    """
+    batch, length, channels = x.shape
+    shape = (batch, length, channels // 2)
+    inputs = {"a": x, "b": bias, "c": condition}
+    sizes = [channels // 2, length]
+    return _run("gate", inputs, math.prod(shape), sizes=sizes).reshape(shape)
+
+
+def gate_gradient(
+    x: mx.array, bias: mx.array, condition: mx.array, cotangent: mx.array
+) -> mx.array:
+    """In the sum of all three: the shape of `x`."""
+    inputs = {"a": x, "b": bias, "c": condition, "d": cotangent}
+    sizes = [x.shape[2] // 2, x.shape[1]]
+    y = _run("gate_gradient", inputs, cotangent.size, size=x.size, sizes=sizes)
+    return y.reshape(x.shape)
+
+
+def dropout(x: mx.array, p: float, key: mx.array) -> mx.array:
+    """Zeroes what `mx.random.bernoulli(1 - p, x.shape, key)` does, and scales the rest."""
+    top = np.nextafter(np.float32(2**32), np.float32(np.inf))
+    numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
+    return _run("dropout", {"a": x}, x.size, numbers=numbers, key=key).reshape(x.shape)
+
+
+def adamw(
+    parameter: mx.array,
+    gradient: mx.array,
+    moments: tuple[mx.array, mx.array],
+    factors: mx.array,
+    betas: tuple[float, float],
+    eps: float,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The parameter and both moments after a step.
+
+    Args:
+        factors: `(3,)`, of the parameter, the first moment and the root of the second.
+    """
+    (b1, b2), (m, v) = betas, moments
+    inputs = {"a": parameter, "b": gradient, "c": m, "d": v, "e": factors}
+    numbers = [b1, 1 - b1, b2, 1 - b2, eps]
+    size = parameter.size
+    found = _run("adamw", inputs, size, size=3 * size, numbers=numbers)
+    parts = [found[part * size : (part + 1) * size].reshape(parameter.shape) for part in range(3)]
+    return parts[0], parts[1], parts[2]
+
+
+def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+    """`g * v / |v|` of each row `(R, W)`, and the lengths |v| `(R, 1)`; g is `(R, 1)`."""
+    return _of_rows("fold", {"a": g, "b": v}, v.shape)
+
+
+def fold_gradient(
+    g: mx.array, v: mx.array, length: mx.array, cotangent: mx.array
+) -> tuple[mx.array, mx.array]:
+    """In v `(R, W)` and g `(R, 1)`."""
+    inputs = {"a": g, "b": v, "c": cotangent, "d": length}
+    return _of_rows("fold_gradient", inputs, v.shape)
+
+
+def _of_rows(
+    name: str, inputs: dict[str, mx.array], shape: tuple[int, ...]
+) -> tuple[mx.array, mx.array]:
+    rows, width = shape
+    size = rows * width
+    found = _run(name, inputs, rows * _THREADS, size=size + rows, sizes=[width])
+    return found[:size].reshape(shape), found[size:].reshape(rows, 1)
+
+
+def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
+    """`weight * |x - y|` of arrays of one shape, added up in part: `(S,)`."""
+    segments = -(-x.size // _SEGMENT)
+    inputs, sizes = {"a": x, "b": y}, [x.size, _SEGMENT]
+    return _run(
+        "distance", inputs, segments * _THREADS, size=segments, sizes=sizes, numbers=[weight]
+    )
+
+
+def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
+    """In y, from the cotangent `()` of the whole sum."""
+    inputs = {"a": x, "b": y, "c": cotangent}
+    return _run("distance_gradient", inputs, y.size, numbers=[weight]).reshape(y.shape)
+
+
+def _run(
+    name: str,
+    inputs: dict[str, mx.array],
+    count: int,
+    *,
+    size: int | None = None,
+    sizes: Sequence[int] = (),
+    numbers: Sequence[float] = (),
+    key: mx.array | None = None,
+) -> mx.array:
+    """What a branch writes, `(size,)`; a number a thread, unless it is said."""
+    given = [inputs.get(letter, zero()) for letter in "abcde"]
+    wanted = (list(_BRANCHES).index(name), count, *sizes)
+    constants = _numbers(tuple(numbers)) if numbers else zero()
+    others = [_sizes(wanted), constants, _key() if key is None else key]
+    (out,) = _kernel()(
+        inputs=[*given, *others],
+        grid=(count, 1, 1),
+        threadgroup=(_THREADS, 1, 1),
+        output_shapes=[(count if size is None else size,)],
+        output_dtypes=[mx.float32],
+    )
+    return out
+
+
+def zero() -> mx.array:
+    """A number for where there is none to add, `(1,)`."""
+    return _numbers((0.0,))
+
+
+@cache
+def _sizes(values: tuple[int, ...]) -> mx.array:
+    return mx.array(values, mx.int32)
+
+
+@cache
+def _numbers(values: tuple[float, ...]) -> mx.array:
+    return mx.array(values, mx.float32)
+
+
+@cache
+def _key() -> mx.array:
+    return mx.zeros((2,), mx.uint32)
+
+
+@cache
+def _kernel() -> Any:
+    cases = "".join(
+        f"case {number}: {{{body}break; }}\n" for number, body in enumerate(_BRANCHES.values())
+    )
+    return mx.fast.cuda_kernel(
+        name="vits",
+        input_names=[*"abcde", "sizes", "numbers", "key"],
+        output_names=["out"],
+        header=_HEADER,
+        source=f"""
+            const int count = sizes[1];
+            const int i = blockIdx.x * blockDim.x + threadIdx.x;
+            if (i >= count) return;
+            switch (sizes[0]) {{ {cases} }}
+        """,
+    )
+
+
+def join(arrays: Sequence[mx.array]) -> mx.array:
+    """The elements of all arrays one after another: `(N,)`."""
+    flat = [array.reshape(-1) for array in arrays]
+    parts = [_join(flat[first : first + _JOINED]) for first in range(0, len(flat), _JOINED)]
+    return _join(parts) if len(parts) > 1 else parts[0]
+
+
+def _join(arrays: Sequence[mx.array]) -> mx.array:
+    if len(arrays) == 1:
+        return arrays[0]
+    ends = np.cumsum([array.size for array in arrays]).tolist()
+    missing = _JOINED - len(arrays)
+    (out,) = _joining()(
+        inputs=[*arrays, *[arrays[0]] * missing, _sizes((*ends, *[ends[-1]] * missing))],
+        grid=(ends[-1], 1, 1),
+        threadgroup=(_THREADS, 1, 1),
+        output_shapes=[(ends[-1],)],
+        output_dtypes=[mx.float32],
+    )
+    return out
+
+
+@cache
+def _joining() -> Any:
+    """Each thread finds the array that its element is of; all of them stay where they are."""
+    names = [f"in{number:02}" for number in range(_JOINED)]
+    steps = "".join(
+        f"if (i >= ends[{number - 1}]) "
+        f"{{ from = {name}; step = {name}_strides[0]; start = ends[{number - 1}]; }}\n"
+        for number, name in enumerate(names[1:], start=1)
+    )
+    return mx.fast.cuda_kernel(
+        name="vits_join",
+        input_names=[*names, "ends"],
+        output_names=["out"],
+        ensure_row_contiguous=False,
+        source=f"""
+            const int i = blockIdx.x * blockDim.x + threadIdx.x;
+            if (i >= ends[{_JOINED - 1}]) return;
+            const float* from = {names[0]};
+            long step = {names[0]}_strides[0];
+            int start = 0;
+            {steps}
+            out[i] = from[(i - start) * step];
+        """,
+    )

@@ -1,0 +1,71 @@
+"""What the kernels of `mlx_vits/nn/cuda.py` compute, in MLX's own operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+
+def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
+    return mx.maximum(x + bias, slope * (x + bias))
+
+
+def leaky_relu_gradient(cotangent: mx.array, output: mx.array, slope: float) -> mx.array:
+    return cotangent * mx.where(output > 0, 1.0, slope)
+
+
+def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
+    a, b = mx.split(x + bias + condition, 2, axis=-1)
+    return mx.tanh(a) * mx.sigmoid(b)
+
+
+def gate_gradient(
+    x: mx.array, bias: mx.array, condition: mx.array, cotangent: mx.array
+) -> mx.array:
+    a, b = mx.split(x + bias + condition, 2, axis=-1)
+    a, b = mx.tanh(a), mx.sigmoid(b)
+    parts = [cotangent * b * (1 - a * a), cotangent * a * b * (1 - b)]
+    return mx.concatenate(parts, axis=-1)
+
+
+def dropout(x: mx.array, p: float, key: mx.array) -> mx.array:
+    return mx.where(mx.random.bernoulli(1 - p, x.shape, key=key), x / (1 - p), 0.0)
+
+
+def adamw(
+    parameter: mx.array,
+    gradient: mx.array,
+    moments: tuple[mx.array, mx.array],
+    factors: mx.array,
+    betas: tuple[float, float],
+    eps: float,
+) -> tuple[mx.array, mx.array, mx.array]:
+    (b1, b2), (m, v) = betas, moments
+    m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient * gradient
+    root = mx.sqrt(v) * factors[2] + eps
+    return parameter * factors[0] - factors[1] * m / root, m, v
+
+
+def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+    length = mx.sqrt(mx.sum(v * v, axis=1, keepdims=True))
+    return v * (g / length), length
+
+
+def fold_gradient(
+    g: mx.array, v: mx.array, length: mx.array, cotangent: mx.array
+) -> tuple[mx.array, mx.array]:
+    along = mx.sum(cotangent * v, axis=1, keepdims=True) / length
+    return (g / length) * (cotangent - v * (along / length)), along
+
+
+def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
+    return mx.sum(mx.abs(x - y)).reshape(1) * weight
+
+
+def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
+    return mx.sign(y - x) * cotangent * weight
+
+
+def join(arrays: Sequence[mx.array]) -> mx.array:
+    return mx.concatenate([array.reshape(-1) for array in arrays])

@@ -1,0 +1,169 @@
+"""The kernels for CUDA, as a CPU runs their sources, against what is computed without them."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_vits.benchmarking import work
+from mlx_vits.nn import cuda
+from mlx_vits.nn.activations import leaky_relu
+from mlx_vits.nn.conv import conv_backend
+from mlx_vits.nn.dropout import KeyedDropout
+from mlx_vits.nn.joining import end_to_end
+from mlx_vits.nn.wavenet import gated
+from mlx_vits.nn.weight_norm import fold_rows
+from mlx_vits.training.losses import feature_loss
+from mlx_vits.training.optimizers import SharedAdamW
+from mlx_vits.training.step import draw_step
+from tests.support import plain_kernels
+from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.tiny import tiny_config
+
+On = Callable[[], AbstractContextManager[None]]
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch, folder: Path) -> On:
+    return lambda: cuda_on_cpu(monkeypatch, folder)
+
+
+def _normal(*shape: int, seed: int = 0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def _assert_same(on_cuda: On, function: Any, *inputs: mx.array, rtol: float = 2e-6) -> None:
+    """Values and gradients with the kernels and without."""
+
+    def found() -> list[mx.array]:
+        y = function(*inputs)
+        grads = mx.vjp(function, list(inputs), [_normal(*y.shape, seed=9)])[1]
+        mx.eval(y, grads)
+        return [y, *grads]
+
+    plain = found()
+    with on_cuda():
+        ours = found()
+    for a, b in zip(ours, plain, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (1, 1, 1), (3, 100, 32)])
+def test_leaky_relu(on_cuda: On, shape: tuple[int, ...]) -> None:
+    x = _normal(*shape)
+    x[0, 0, 0] = 0.0
+    _assert_same(on_cuda, lambda x: leaky_relu(x, 0.1), x)
+    _assert_same(on_cuda, lambda x, b: leaky_relu(x, 0.01, b), x, _normal(shape[-1], seed=1))
+    _assert_same(on_cuda, lambda x: leaky_relu(x.swapaxes(0, 1), 0.1), x)
+
+
+def test_the_gate_of_a_wavenet(on_cuda: On) -> None:
+    _assert_same(on_cuda, gated, 3 * _normal(2, 5, 8), _normal(8, seed=1), _normal(2, 1, 8, seed=2))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (4, 50), (1,), (2, 1)])
+def test_dropout_draws_the_same(on_cuda: On, shape: tuple[int, ...]) -> None:
+    key = mx.random.key(3)
+
+    def dropped(x: mx.array) -> mx.array:
+        return KeyedDropout(key)(x, 0.3)
+
+    _assert_same(on_cuda, dropped, 1 + _normal(*shape) ** 2, rtol=1e-7)
+
+
+def test_weight_norm(on_cuda: On) -> None:
+    shapes = (3, 4), (2, 7), (5, 1), (2, 700)
+    matrices = [_normal(*shape, seed=n) for n, shape in enumerate(shapes)]
+
+    def folded(*arrays: mx.array) -> mx.array:
+        return mx.concatenate([w.reshape(-1) for w in fold_rows(arrays[0], arrays[1:])])
+
+    _assert_same(on_cuda, folded, _normal(12, 1, seed=8), *matrices, rtol=1e-5)
+
+
+def test_the_feature_loss(on_cuda: On) -> None:
+    shapes = (2, 5, 3), (2, 4), (3, 7000), (1, 2, 2)
+    real = [_normal(*shape, seed=n) for n, shape in enumerate(shapes)]
+    fake = [_normal(*shape, seed=n + 4) for n, shape in enumerate(shapes)]
+
+    def loss(*maps: mx.array) -> mx.array:
+        return feature_loss([real[:2], real[2:]], [maps[:2], maps[2:]])
+
+    _assert_same(on_cuda, loss, *fake)
+
+
+def test_adamw(on_cuda: On) -> None:
+    def trained() -> list[mx.array]:
+        optimizer = SharedAdamW(1e-3, [0.8, 0.99], 1e-9, 0.01, bias_correction=True)
+        arrays: Any = {"a": _normal(40, 32), "b": _normal(7, 1)}
+        for step in range(4):
+            grads = {name: _normal(*array.shape, seed=step) for name, array in arrays.items()}
+            arrays = optimizer.apply_gradients(grads, arrays)
+        mx.eval(arrays, optimizer.state)
+        return [*arrays.values(), *(optimizer.state[n][m] for n in arrays for m in "mv")]
+
+    plain = trained()
+    with on_cuda():
+        ours = trained()
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 100])
+def test_arrays_end_to_end(on_cuda: On, count: int) -> None:
+    arrays = [_normal(1 + n % 5, 3, seed=n) for n in range(count)]
+    arrays[0] = arrays[0].T
+    arrays.append(mx.broadcast_to(mx.array(2.0), (4,)))
+    plain = end_to_end(arrays)
+    with on_cuda():
+        assert mx.array_equal(end_to_end(arrays), plain)
+
+
+def test_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wiring: MLX's own operations stand for the kernels."""
+    monkeypatch.setattr(work.Work, "config", property(lambda self: tiny_config(self.version)))
+    size = work.Work("v2", 2, 1.0)
+    batch = work.make_batch(size)
+
+    def stepped() -> dict[str, mx.array]:
+        step = work.make_step(size)
+        result = step.run(batch, draw_step(mx.random.key(0), batch, size.config))
+        gradients: Any = tree_flatten(step.gradients(result)._asdict())
+        moments: Any = tree_flatten(step.moments().discriminator)
+        return result.losses._asdict() | dict(gradients) | dict(moments)
+
+    plain = stepped()
+    mx.eval(plain)
+    monkeypatch.setattr(cuda, "_is_on_cuda", lambda: True)
+    for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
+        monkeypatch.setattr(cuda, name, function)
+    with conv_backend("cudnn"):
+        ours = stepped()
+        mx.eval(ours)
+    for name, value in plain.items():
+        atol = 1e-4 * mx.max(mx.abs(value)).item() + 1e-8  # some gradients are 0 but for rounding
+        np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=atol, err_msg=name)
+
+
+def test_other_types_and_devices_are_computed_without_kernels(on_cuda: On) -> None:
+    x = _normal(2, 3)
+    assert not cuda.is_used(x)
+    with on_cuda():
+        assert cuda.is_used(x)
+        assert not cuda.is_used(x, x.astype(mx.bfloat16))
