@@ -16,15 +16,16 @@ from mlx.utils import tree_flatten
 
 from mlx_vits.benchmarking import work
 from mlx_vits.nn import cuda
-from mlx_vits.nn.activations import leaky_relu
+from mlx_vits.nn.activations import biased_sum, leaky_relu
+from mlx_vits.nn.attention import _attend, _band_to_square, _square_to_band
 from mlx_vits.nn.conv import conv_backend
 from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.nn.joining import end_to_end
-from mlx_vits.nn.wavenet import gated
+from mlx_vits.nn.wavenet import _passed_on, gated
 from mlx_vits.nn.weight_norm import fold_rows
 from mlx_vits.training.losses import feature_loss
 from mlx_vits.training.optimizers import SharedAdamW
-from mlx_vits.training.step import draw_step
+from mlx_vits.training.step import draw_step, global_norm
 from tests.support import plain_kernels
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.tiny import tiny_config
@@ -69,12 +70,49 @@ def test_leaky_relu(on_cuda: On, shape: tuple[int, ...]) -> None:
     x = _normal(*shape)
     x[0, 0, 0] = 0.0
     _assert_same(on_cuda, lambda x: leaky_relu(x, 0.1), x)
+    _assert_same(on_cuda, lambda x: leaky_relu(x, 0.0), x)
     _assert_same(on_cuda, lambda x, b: leaky_relu(x, 0.01, b), x, _normal(shape[-1], seed=1))
     _assert_same(on_cuda, lambda x: leaky_relu(x.swapaxes(0, 1), 0.1), x)
 
 
 def test_the_gate_of_a_wavenet(on_cuda: On) -> None:
     _assert_same(on_cuda, gated, 3 * _normal(2, 5, 8), _normal(8, seed=1), _normal(2, 1, 8, seed=2))
+
+
+def test_a_biased_sum(on_cuda: On) -> None:
+    _assert_same(on_cuda, biased_sum, _normal(2, 5, 4), _normal(2, 5, 4, seed=1), _normal(4))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_a_layer_of_a_wavenet_passes_on(on_cuda: On, is_first: bool) -> None:
+    mask = mx.array([[1, 1, 1], [1, 0, 0]], mx.float32)[..., None]
+
+    def passed(x: mx.array, y: mx.array, total: mx.array) -> mx.array:
+        return mx.stack(_passed_on(x, y, mask, None if is_first else total))
+
+    inputs = _normal(2, 3, 4), _normal(2, 3, 8, seed=1), _normal(2, 3, 4, seed=2)
+    _assert_same(on_cuda, passed, *inputs)
+
+
+@pytest.mark.parametrize(("length", "reach"), [(6, 2), (3, 4), (40, 4), (1, 1)])
+def test_attention_and_its_band(on_cuda: On, length: int, reach: int) -> None:
+    square, band = (2, 3, length, length), (2, 3, length, 2 * reach + 1)
+    mask = (mx.arange(length) < mx.array([[length], [1 + length // 2]])).astype(mx.float32)
+    pairs = mask[:, None, :, None] * mask[:, None, None]
+
+    def attended(scores: mx.array, band: mx.array) -> mx.array:
+        return _attend(scores, band, pairs)
+
+    _assert_same(on_cuda, attended, _normal(*square), _normal(*band, seed=1), rtol=1e-5)
+    _assert_same(on_cuda, _band_to_square, _normal(*band))
+    _assert_same(on_cuda, lambda x: _square_to_band(x, reach), _normal(*square))
+
+
+def test_the_norm_of_gradients(on_cuda: On) -> None:
+    tree = {"a": _normal(3, 4), "b": [_normal(20000, seed=1)]}
+    plain = global_norm(tree).item()
+    with on_cuda():
+        assert global_norm(tree).item() == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (4, 50), (1,), (2, 1)])
@@ -152,7 +190,8 @@ def test_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
     mx.eval(plain)
     monkeypatch.setattr(cuda, "_is_on_cuda", lambda: True)
     for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
-        monkeypatch.setattr(cuda, name, function)
+        if not name.startswith("_"):
+            monkeypatch.setattr(cuda, name, function)
     with conv_backend("cudnn"):
         ours = stepped()
         mx.eval(ours)

@@ -38,7 +38,7 @@ class ResBlock1(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`(B, N, C)` to `(B, N, C)`."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = x + plain(dilated.leaky(leaky_relu(x, SLOPE), SLOPE))
+            x = plain.onto(x, dilated.leaky(leaky_relu(x, SLOPE), SLOPE))
         return x
 
 

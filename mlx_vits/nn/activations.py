@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_vits.nn import cuda
 
@@ -20,7 +21,23 @@ def leaky_relu(x: mx.array, slope: float, bias: mx.array | None = None) -> mx.ar
     """
     if cuda.is_used(x):
         return _leaky_relu_on_cuda(slope)(x, cuda.zero() if bias is None else bias)
-    return _leaky_relu(slope)(x if bias is None else x + bias)
+    x = x if bias is None else x + bias
+    return _leaky_relu(slope)(x) if slope else nn.relu(x)
+
+
+def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
+    """`x + (y + bias)`: `(..., C)` twice and `(C,)`."""
+    return _biased_sum_on_cuda(x, y, bias) if cuda.is_used(x, y) else x + (y + bias)
+
+
+def _biased_sum_gradient(
+    primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+) -> list[mx.array]:
+    return [cotangent, cotangent, mx.sum(cotangent.reshape(-1, primals[2].size), axis=0)]
+
+
+_biased_sum_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.biased_sum(*arrays))
+_biased_sum_on_cuda.vjp(_biased_sum_gradient)
 
 
 @cache

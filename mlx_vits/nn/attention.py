@@ -8,13 +8,14 @@ H heads, D channels a head, W reach of the relative positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.dropout import Dropout, replayed
 from mlx_vits.nn.layers import Conv1d, LayerNorm
@@ -66,12 +67,10 @@ class MultiHeadAttention(nn.Module):
             self._heads(part) for part in (self.conv_q(x), self.conv_k(c), self.conv_v(c))
         )
         query = query * (query.shape[-1] ** -0.5)
-        scores = query @ key.swapaxes(-1, -2)
+        scores, band = query @ key.swapaxes(-1, -2), None
         if self.window_size is not None:
-            scores = scores + _band_to_square(query @ self.emb_rel_k.swapaxes(-1, -2))
-        scores = mx.where(mask.astype(mx.bool_), scores.astype(mx.float32), _MASKED_SCORE)
-        weights = mx.softmax(scores, axis=-1).astype(value.dtype)
-        weights = dropout(weights, self.p_dropout)
+            band = query @ self.emb_rel_k.swapaxes(-1, -2)
+        weights = dropout(_attend(scores, band, mask).astype(value.dtype), self.p_dropout)
         output = weights @ value
         if self.window_size is not None:
             output = output + _square_to_band(weights, self.window_size) @ self.emb_rel_v
@@ -81,6 +80,31 @@ class MultiHeadAttention(nn.Module):
         """`(B, T, C)` to `(B, H, T, D)`."""
         batch, length, channels = x.shape
         return x.reshape(batch, length, self.n_heads, channels // self.n_heads).swapaxes(1, 2)
+
+
+def _attend(scores: mx.array, band: mx.array | None, mask: mx.array) -> mx.array:
+    """Softmax of scores `(B, H, T, S)` and a band around the diagonal where the mask is not 0."""
+    if band is not None and cuda.is_used(scores, band):
+        return _attend_on_cuda(scores, band, mask.astype(mx.float32))
+    if band is not None:
+        scores = scores + _band_to_square(band)
+    scores = mx.where(mask.astype(mx.bool_), scores.astype(mx.float32), _MASKED_SCORE)
+    return mx.softmax(scores, axis=-1)
+
+
+def _attend_on_cuda_forward(scores: mx.array, band: mx.array, mask: mx.array) -> mx.array:
+    return cuda.attention(scores, band, mask, _MASKED_SCORE)
+
+
+def _attend_on_cuda_gradient(
+    primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+) -> list[mx.array]:
+    _, band, mask = primals
+    return [*cuda.attention_gradient(cotangent, output, mask, band), mx.zeros_like(mask)]
+
+
+_attend_on_cuda: Any = mx.custom_function(_attend_on_cuda_forward)
+_attend_on_cuda.vjp(_attend_on_cuda_gradient)
 
 
 def _band_to_square(band: mx.array) -> mx.array:
@@ -98,6 +122,8 @@ def _widen(band: mx.array) -> mx.array:
 
     What is beyond a row's ends is zero.
     """
+    if cuda.is_used(band):
+        return cuda.widen(band)
     batch, heads, length, width = band.shape
     rows = mx.pad(band, [(0, 0), (0, 0), (0, 0), (0, length)])
     size, shape = length * (length + width), (batch, heads, length, length)
@@ -106,8 +132,10 @@ def _widen(band: mx.array) -> mx.array:
 
 def _narrow(square: mx.array, width: int) -> mx.array:
     """Rows of length T + 2 W, read at steps of T + 2 W + 1: shifted back, 2 W + 1 of each."""
-    batch, heads, length, _ = square.shape
     reach = width // 2
+    if cuda.is_used(square):
+        return cuda.narrow(square, reach)
+    batch, heads, length, _ = square.shape
     rows = mx.pad(square, [(0, 0), (0, 0), (0, 0), (reach, reach)])
     size, shape = length * (length + 2 * reach), (batch, heads, length, width)
     return mx.as_strided(rows, shape, (heads * size, size, length + width, 1), 0)
@@ -147,7 +175,7 @@ class FFN(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
-        x = nn.relu(self.conv_1(x * mask))
+        x = self.conv_1.leaky(x * mask, 0.0)
         x = dropout(x, self.p_dropout)
         return self.conv_2(x * mask) * mask
 
@@ -177,7 +205,9 @@ class Encoder(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
-        pairs = (mask @ mask.swapaxes(1, 2))[:, None].astype(mx.bool_)
+        pairs = (mask @ mask.swapaxes(1, 2))[:, None]
+        if not cuda.is_used(pairs):
+            pairs = pairs.astype(mx.bool_)
         mask = mask.astype(x.dtype)
         x = x * mask
         layers = zip(

@@ -44,6 +44,9 @@ _BRANCHES = {
     "leaky_relu_gradient": """
         out[i] = a[i] * (b[i] > 0 ? 1.0f : numbers[0]);
     """,
+    "biased_sum": """
+        out[i] = a[i] + (b[i] + c[i % sizes[2]]);
+    """,
     "gate": """
         int channels = sizes[2], row = i / channels, channel = i % channels;
         long at = long(row) * 2 * channels + channel;
@@ -61,6 +64,76 @@ _BRANCHES = {
         y = 1 / (1 + expf(-y));
         out[at] = d[i] * y * (1 - x * x);
         out[at + channels] = d[i] * x * y * (1 - y);
+    """,
+    "residual": """
+        int channels = sizes[2], row = i / channels;
+        long at = long(row) * 2 * channels + i % channels;
+        out[i] = (a[i] + b[at]) * c[row];
+        out[i + 1L * count] = d[i % sizes[3]] + b[at + channels];
+    """,
+    "residual_gradient": """
+        int channels = sizes[2], row = i / channels;
+        long at = long(row) * 2 * channels + i % channels;
+        float x = a[i] * c[row];
+        out[at] = x;
+        out[at + channels] = b[i];
+        out[i + 2L * count] = x;
+    """,
+    "attention": """
+        int length = sizes[2], keys = sizes[3], reach = sizes[5];
+        int row = blockIdx.x, query = row % length;
+        long start = long(row) * keys;
+        const float* seen = c + (long(row / length / sizes[4]) * length + query) * keys;
+        float most = -INFINITY;
+        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
+            int place = at - query + reach;
+            float x = a[start + at];
+            if (place >= 0 && place <= 2 * reach) x += b[long(row) * (2 * reach + 1) + place];
+            x = seen[at] == 0 ? numbers[0] : x;
+            out[start + at] = x;
+            most = fmaxf(most, x);
+        }
+        most = most_of_block(most);
+        float total = 0;
+        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
+            float x = expf(out[start + at] - most);
+            out[start + at] = x;
+            total += x;
+        }
+        total = sum_of_block(total);
+        for (int at = threadIdx.x; at < keys; at += blockDim.x) out[start + at] /= total;
+    """,
+    "attention_gradient": """
+        int length = sizes[2], keys = sizes[3], reach = sizes[5];
+        int row = blockIdx.x, query = row % length, rows = count / blockDim.x;
+        long start = long(row) * keys;
+        const float* seen = c + (long(row / length / sizes[4]) * length + query) * keys;
+        float* band = out + long(rows) * keys + long(row) * (2 * reach + 1);
+        float total = 0;
+        for (int at = threadIdx.x; at < keys; at += blockDim.x)
+            total += a[start + at] * b[start + at];
+        total = sum_of_block(total);
+        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
+            float x = seen[at] == 0 ? 0.0f : b[start + at] * (a[start + at] - total);
+            int place = at - query + reach;
+            out[start + at] = x;
+            if (place >= 0 && place <= 2 * reach) band[place] = x;
+        }
+        for (int place = threadIdx.x; place <= 2 * reach; place += blockDim.x) {
+            int at = query + place - reach;
+            if (at < 0 || at >= keys) band[place] = 0;
+        }
+    """,
+    "widen": """
+        int length = sizes[2], reach = sizes[3], row = i / length;
+        int place = i % length - row % length + reach;
+        bool is_near = place >= 0 && place <= 2 * reach;
+        out[i] = is_near ? a[long(row) * (2 * reach + 1) + place] : 0.0f;
+    """,
+    "narrow": """
+        int length = sizes[2], reach = sizes[3], row = i / (2 * reach + 1);
+        int at = row % length + i % (2 * reach + 1) - reach;
+        out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
     """,
     "dropout": """
         unsigned half = (unsigned(count) + 1) / 2, place = i;
@@ -120,6 +193,15 @@ _BRANCHES = {
         total = sum_of_block(total);
         if (threadIdx.x == 0) out[blockIdx.x] = total * numbers[0];
     """,
+    "squares": """
+        int size = sizes[2], segment = sizes[3];
+        long start = long(blockIdx.x) * segment;
+        float total = 0;
+        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x)
+            total += a[start + at] * a[start + at];
+        total = sum_of_block(total);
+        if (threadIdx.x == 0) out[blockIdx.x] = total;
+    """,
     "distance_gradient": """
         float x = b[i] - a[i];
         out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);
@@ -127,7 +209,7 @@ _BRANCHES = {
 }
 
 _HEADER = """
-// The sum of a number of each thread of a block, known to all of them.
+// The sum and the largest of a number of each thread of a block, known to all of them; once each.
 __device__ inline float sum_of_block(float x) {
     __shared__ float sums[32];
     for (int step = 16; step > 0; step /= 2) x += __shfl_down_sync(0xffffffff, x, step);
@@ -136,6 +218,16 @@ __device__ inline float sum_of_block(float x) {
     float total = 0;
     for (int warp = 0; warp < blockDim.x / 32; ++warp) total += sums[warp];
     return total;
+}
+__device__ inline float most_of_block(float x) {
+    __shared__ float found[32];
+    for (int step = 16; step > 0; step /= 2)
+        x = fmaxf(x, __shfl_down_sync(0xffffffff, x, step));
+    if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = x;
+    __syncthreads();
+    float most = found[0];
+    for (int warp = 1; warp < blockDim.x / 32; ++warp) most = fmaxf(most, found[warp]);
+    return most;
 }
 """
 
@@ -151,6 +243,12 @@ def leaky_relu_gradient(cotangent: mx.array, output: mx.array, slope: float) -> 
     inputs = {"a": cotangent, "b": output}
     y = _run("leaky_relu_gradient", inputs, output.size, numbers=[slope])
     return y.reshape(output.shape)
+
+
+def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
+    """`x + (y + bias)`: `(..., C)` twice and `(C,)`."""
+    inputs = {"a": x, "b": y, "c": bias}
+    return _run("biased_sum", inputs, x.size, sizes=[bias.size]).reshape(x.shape)
 
 
 def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
@@ -179,6 +277,80 @@ def gate_gradient(
     sizes = [x.shape[2] // 2, x.shape[1]]
     y = _run("gate_gradient", inputs, cotangent.size, size=x.size, sizes=sizes)
     return y.reshape(x.shape)
+
+
+def residual(
+    x: mx.array, y: mx.array, mask: mx.array, total: mx.array
+) -> tuple[mx.array, mx.array]:
+    """`(x + a) * mask` and `total + b`, of the halves a and b of the channels of y.
+
+    Args:
+        x: `(B, T, C)`.
+        y: `(B, T, 2 C)`.
+        mask: `(B, T, 1)`.
+        total: as `x`, or one number.
+    """
+    inputs, size = {"a": x, "b": y, "c": mask, "d": total}, x.size
+    found = _run("residual", inputs, size, size=2 * size, sizes=[x.shape[2], total.size])
+    return found[:size].reshape(x.shape), found[size:].reshape(x.shape)
+
+
+def residual_gradient(
+    cotangent: mx.array, of_total: mx.array, mask: mx.array
+) -> tuple[mx.array, mx.array]:
+    """In x and in y."""
+    batch, length, channels = cotangent.shape
+    inputs, size = {"a": cotangent, "b": of_total, "c": mask}, cotangent.size
+    found = _run("residual_gradient", inputs, size, size=3 * size, sizes=[channels])
+    of_y = found[: 2 * size].reshape(batch, length, 2 * channels)
+    return found[2 * size :].reshape(cotangent.shape), of_y
+
+
+def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -> mx.array:
+    """Softmax over the keys of what is seen, with the band of near keys added.
+
+    Args:
+        scores: `(B, H, T, S)`.
+        band: `(B, H, T, 2 W + 1)`, of keys at the positions -W to W from the query.
+        seen: `(B, 1, T, S)`, 0 where a query must not see a key.
+        hidden: the score of what is not seen.
+    """
+    found = _of_attention(
+        "attention", {"a": scores, "b": band, "c": seen}, band, scores.size, hidden
+    )
+    return found.reshape(scores.shape)
+
+
+def attention_gradient(
+    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array
+) -> tuple[mx.array, mx.array]:
+    """In the scores and in the band, from the weights that came out."""
+    inputs, size = {"a": cotangent, "b": weights, "c": seen}, weights.size
+    found = _of_attention("attention_gradient", inputs, band, size + band.size)
+    return found[:size].reshape(weights.shape), found[size:].reshape(band.shape)
+
+
+def _of_attention(
+    name: str, inputs: dict[str, mx.array], band: mx.array, size: int, hidden: float = 0.0
+) -> mx.array:
+    _, heads, length, keys = inputs["a"].shape
+    rows, sizes = inputs["a"].size // keys, [length, keys, heads, band.shape[-1] // 2]
+    return _run(name, inputs, rows * _THREADS, size=size, sizes=sizes, numbers=[hidden])
+
+
+def widen(band: mx.array) -> mx.array:
+    """`(B, H, T, 2 W + 1)` to `(B, H, T, T)`, zero beyond the band."""
+    length, width = band.shape[2:]
+    shape = (*band.shape[:3], length)
+    sizes = [length, width // 2]
+    return _run("widen", {"a": band}, math.prod(shape), sizes=sizes).reshape(shape)
+
+
+def narrow(square: mx.array, reach: int) -> mx.array:
+    """`(B, H, T, T)` to the band `(B, H, T, 2 W + 1)`, zero beyond the ends."""
+    shape = (*square.shape[:3], 2 * reach + 1)
+    sizes = [square.shape[2], reach]
+    return _run("narrow", {"a": square}, math.prod(shape), sizes=sizes).reshape(shape)
 
 
 def dropout(x: mx.array, p: float, key: mx.array) -> mx.array:
@@ -230,6 +402,13 @@ def _of_rows(
     size = rows * width
     found = _run(name, inputs, rows * _THREADS, size=size + rows, sizes=[width])
     return found[:size].reshape(shape), found[size:].reshape(rows, 1)
+
+
+def squares(x: mx.array) -> mx.array:
+    """The squares of an array, added up in part: `(S,)`."""
+    segments = -(-x.size // _SEGMENT)
+    sizes = [x.size, _SEGMENT]
+    return _run("squares", {"a": x}, segments * _THREADS, size=segments, sizes=sizes)
 
 
 def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from typing_extensions import Self
 
-from mlx_vits.nn.activations import leaky_relu
+from mlx_vits.nn.activations import biased_sum, leaky_relu
 from mlx_vits.nn.conv import conv1d, conv_transpose1d
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
@@ -114,6 +114,10 @@ class Convolution(nn.Module):
     def leaky(self, x: mx.array, slope: float) -> mx.array:
         """The convolution and a leaky ReLU, which takes the bias along."""
         return leaky_relu(self._convolve(x, None), slope, self.get("bias"))
+
+    def onto(self, x: mx.array, y: mx.array) -> mx.array:
+        """`x` plus the convolution of `y`."""
+        return biased_sum(x, self._convolve(y, None), self["bias"])
 
     def unbiased(self, x: mx.array) -> mx.array:
         """The convolution without its bias."""

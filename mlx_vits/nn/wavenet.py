@@ -58,15 +58,15 @@ class WN(nn.Module):
 
     def _stack(self, x: mx.array, mask: mx.array, g: mx.array) -> mx.array:
         conditions = _split_evenly(self.cond_layer(g), len(self.in_layers))
-        total, mask = None, mask.astype(x.dtype)
+        total, mask, last = None, mask.astype(x.dtype), len(self.in_layers) - 1
         for layer, (conv, res_skip) in enumerate(
             zip(self.in_layers, self.res_skip_layers, strict=True)
         ):
             y = res_skip(gated(conv.unbiased(x), conv["bias"], conditions[layer]))
-            if layer < len(self.in_layers) - 1:
-                residual, y = mx.split(y, 2, axis=-1)
-                x = (x + residual) * mask
-            total = y if total is None else total + y
+            if layer < last:
+                x, total = _passed_on(x, y, mask, total)
+            else:
+                total = y if total is None else total + y
         assert total is not None
         return total * mask
 
@@ -89,6 +89,28 @@ def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
     function: Any = mx.custom_function(forward)
     function.vjp(gradient)
     return list(function(x))
+
+
+def _passed_on(
+    x: mx.array, y: mx.array, mask: mx.array, total: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    """Adds the halves of a layer's output to its input and to the sum of what all layers say."""
+    if cuda.is_used(x, y, mask):
+        passed, total = _passed_on_cuda(x, y, mask, cuda.zero() if total is None else total)
+        return passed, total
+    residual, y = mx.split(y, 2, axis=-1)
+    return (x + residual) * mask, y if total is None else total + y
+
+
+def _passed_on_cuda_gradient(
+    primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+) -> list[mx.array]:
+    mask, (passed, total) = primals[2], cotangents
+    return [*cuda.residual_gradient(passed, total, mask), mx.zeros_like(mask), total]
+
+
+_passed_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.residual(*arrays))
+_passed_on_cuda.vjp(_passed_on_cuda_gradient)
 
 
 def _gate(x: mx.array) -> list[mx.array]:

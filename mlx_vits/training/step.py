@@ -20,6 +20,7 @@ from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.config import Config
 from mlx_vits.models.discriminator import Judge, MultiPeriodDiscriminator
 from mlx_vits.models.vits import TEXT_SIDE, SynthesizerOutput, SynthesizerTrn, slice_segments
+from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import checkpointing, recomputed
 from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.training import losses
@@ -422,5 +423,8 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any, mx.array]]:
 
 def global_norm(tree: Any) -> mx.array:
     """L2 norm over all arrays of a tree; 0 for an empty one."""
-    squares = [losses.total(mx.square(array)) for array in flatten(tree).values()] if tree else []
+    arrays = list(flatten(tree).values()) if tree else []
+    if arrays and cuda.is_used(*arrays):
+        return mx.sqrt(mx.sum(cuda.join([cuda.squares(array) for array in arrays])))
+    squares = [losses.total(mx.square(array)) for array in arrays]
     return mx.sqrt(sum(squares, start=mx.array(0.0)))

@@ -15,6 +15,10 @@ def leaky_relu_gradient(cotangent: mx.array, output: mx.array, slope: float) -> 
     return cotangent * mx.where(output > 0, 1.0, slope)
 
 
+def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
+    return x + (y + bias)
+
+
 def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
     a, b = mx.split(x + bias + condition, 2, axis=-1)
     return mx.tanh(a) * mx.sigmoid(b)
@@ -27,6 +31,46 @@ def gate_gradient(
     a, b = mx.tanh(a), mx.sigmoid(b)
     parts = [cotangent * b * (1 - a * a), cotangent * a * b * (1 - b)]
     return mx.concatenate(parts, axis=-1)
+
+
+def residual(
+    x: mx.array, y: mx.array, mask: mx.array, total: mx.array
+) -> tuple[mx.array, mx.array]:
+    a, b = mx.split(y, 2, axis=-1)
+    return (x + a) * mask, total + b
+
+
+def residual_gradient(
+    cotangent: mx.array, of_total: mx.array, mask: mx.array
+) -> tuple[mx.array, mx.array]:
+    return cotangent * mask, mx.concatenate([cotangent * mask, of_total], axis=-1)
+
+
+def widen(band: mx.array) -> mx.array:
+    length, width = band.shape[2:]
+    picks = _picks(length, width // 2)
+    return mx.einsum("bhiw,ijw->bhij", band, picks)
+
+
+def narrow(square: mx.array, reach: int) -> mx.array:
+    return mx.einsum("bhij,ijw->bhiw", square, _picks(square.shape[2], reach))
+
+
+def _picks(length: int, reach: int) -> mx.array:
+    offset = mx.arange(length)[None] - mx.arange(length)[:, None] + reach
+    return (offset[..., None] == mx.arange(2 * reach + 1)).astype(mx.float32)
+
+
+def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -> mx.array:
+    return mx.softmax(mx.where(seen == 0, hidden, scores + widen(band)), axis=-1)
+
+
+def attention_gradient(
+    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array
+) -> tuple[mx.array, mx.array]:
+    total = mx.sum(cotangent * weights, axis=-1, keepdims=True)
+    of_scores = mx.where(seen == 0, 0.0, weights * (cotangent - total))
+    return of_scores, narrow(of_scores, band.shape[-1] // 2)
 
 
 def dropout(x: mx.array, p: float, key: mx.array) -> mx.array:
@@ -57,6 +101,10 @@ def fold_gradient(
 ) -> tuple[mx.array, mx.array]:
     along = mx.sum(cotangent * v, axis=1, keepdims=True) / length
     return (g / length) * (cotangent - v * (along / length)), along
+
+
+def squares(x: mx.array) -> mx.array:
+    return mx.sum(x * x).reshape(1)
 
 
 def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
