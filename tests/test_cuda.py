@@ -84,8 +84,9 @@ def test_a_biased_sum(on_cuda: On) -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_what_a_layer_of_a_wavenet_passes_on(on_cuda: On, is_first: bool) -> None:
-    mask = mx.array([[1, 1, 1], [1, 0, 0]], mx.float32)[..., None]
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_what_a_layer_of_a_wavenet_passes_on(on_cuda: On, is_first: bool, is_masked: bool) -> None:
+    mask = mx.array([[1, 1, 1], [1, 0, 0]], mx.float32)[..., None] if is_masked else None
 
     def passed(x: mx.array, y: mx.array, total: mx.array) -> mx.array:
         return mx.stack(_passed_on(x, y, mask, None if is_first else total))
@@ -100,10 +101,12 @@ def test_attention_and_its_band(on_cuda: On, length: int, reach: int) -> None:
     mask = (mx.arange(length) < mx.array([[length], [1 + length // 2]])).astype(mx.float32)
     pairs = mask[:, None, :, None] * mask[:, None, None]
 
-    def attended(scores: mx.array, band: mx.array) -> mx.array:
-        return _attend(scores, band, pairs)
+    for seen in (pairs, None):
 
-    _assert_same(on_cuda, attended, _normal(*square), _normal(*band, seed=1), rtol=1e-5)
+        def attended(scores: mx.array, band: mx.array, seen: Any = seen) -> mx.array:
+            return _attend(scores, band, seen)
+
+        _assert_same(on_cuda, attended, _normal(*square), _normal(*band, seed=1), rtol=1e-5)
     _assert_same(on_cuda, _band_to_square, _normal(*band))
     _assert_same(on_cuda, lambda x: _square_to_band(x, reach), _normal(*square))
 

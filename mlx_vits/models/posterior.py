@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from mlx_vits.config import Config
 from mlx_vits.nn.layers import Conv1d, exact
+from mlx_vits.nn.masking import masked
 from mlx_vits.nn.wavenet import WN
 from mlx_vits.nn.weight_norm import NormScheme
 
@@ -77,19 +78,23 @@ class ResidualCouplingLayer(nn.Module):
         self.post["weight"] = mx.zeros_like(self.post["weight"])
         self.post["bias"] = mx.zeros_like(self.post["bias"])
 
-    def __call__(self, x: mx.array, mask: mx.array, g: mx.array, reverse: bool = False) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: mx.array | None, g: mx.array, reverse: bool = False
+    ) -> mx.array:
         """`(B, T, C)`, mask `(B, T, 1)` and `(B, 1, G)` to `(B, T, C)`."""
         x0, x1 = mx.split(x, 2, axis=-1)
         y = self.pre(x0)
-        shift = self.post(self.enc(y * mask.astype(y.dtype), mask, g)) * mask
-        x1 = (x1 - shift) * mask if reverse else shift + x1 * mask
+        shift = masked(self.post(self.enc(masked(y, mask), mask, g)), mask)
+        x1 = masked(x1 - shift, mask) if reverse else shift + masked(x1, mask)
         return mx.concatenate([x0, x1], axis=-1)
 
 
 class Flip(nn.Module):
     """Reverses the channels, so that the next coupling layer shifts the other half."""
 
-    def __call__(self, x: mx.array, mask: mx.array, g: mx.array, reverse: bool = False) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: mx.array | None, g: mx.array, reverse: bool = False
+    ) -> mx.array:
         return _reverse(x)
 
 
@@ -111,7 +116,9 @@ class ResidualCouplingBlock(nn.Module):
         for _ in range(config.reduced_dims.flow_n_flows):
             self.flows += [ResidualCouplingLayer(config, norm_scheme), Flip()]
 
-    def __call__(self, x: mx.array, mask: mx.array, g: mx.array, reverse: bool = False) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: mx.array | None, g: mx.array, reverse: bool = False
+    ) -> mx.array:
         """`(B, T, C)`, mask `(B, T, 1)` and `(B, 1, G)` to `(B, T, C)`."""
         for flow in reversed(self.flows) if reverse else self.flows:
             x = flow(x, mask, g, reverse)

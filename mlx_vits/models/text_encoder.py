@@ -15,6 +15,7 @@ from mlx_vits.config import Config
 from mlx_vits.nn.attention import Encoder, MultiHeadAttention
 from mlx_vits.nn.dropout import Dropout, no_dropout
 from mlx_vits.nn.layers import Conv1d, exact
+from mlx_vits.nn.masking import masked, pairs_of
 
 
 class Prior(NamedTuple):
@@ -23,13 +24,13 @@ class Prior(NamedTuple):
     Attributes:
         x: `(B, T, hidden)`, the encoding before the last projection, after any change of speed.
         m_p, logs_p: `(B, T, C)`.
-        mask: `(B, T, 1)`.
+        mask: `(B, T, 1)`, or None.
     """
 
     x: mx.array
     m_p: mx.array
     logs_p: mx.array
-    mask: mx.array
+    mask: mx.array | None
 
 
 def length_mask(lengths: mx.array, length: int) -> mx.array:
@@ -49,15 +50,21 @@ class MRTE(nn.Module):
         self.c_post = Conv1d(dims.mrte_hidden, hidden, 1)
 
     def __call__(
-        self, ssl: mx.array, ssl_mask: mx.array, text: mx.array, text_mask: mx.array, g: mx.array
+        self,
+        ssl: mx.array,
+        ssl_mask: mx.array | None,
+        text: mx.array,
+        text_mask: mx.array | None,
+        g: mx.array,
     ) -> mx.array:
         """`(B, T, C)`, `(B, L, C)`, their masks and a style `(B, 1, M)` to `(B, T, C)`."""
-        pairs = (ssl_mask @ text_mask.swapaxes(1, 2))[:, None]
-        ssl_mask, text_mask, g = (part.astype(ssl.dtype) for part in (ssl_mask, text_mask, g))
-        ssl = self.c_pre(ssl * ssl_mask)
-        text = self.text_pre(text * text_mask)
-        attended = self.cross_attention(ssl * ssl_mask, text * text_mask, pairs, no_dropout)
-        return self.c_post((attended + ssl + g) * ssl_mask)
+        pairs = pairs_of(ssl_mask, text_mask)
+        ssl = self.c_pre(masked(ssl, ssl_mask))
+        text = self.text_pre(masked(text, text_mask))
+        attended = self.cross_attention(
+            masked(ssl, ssl_mask), masked(text, text_mask), pairs, no_dropout
+        )
+        return self.c_post(masked(attended + ssl + g.astype(ssl.dtype), ssl_mask))
 
 
 class TextEncoder(nn.Module):
@@ -91,9 +98,9 @@ class TextEncoder(nn.Module):
     def __call__(
         self,
         quantized: mx.array,
-        mask: mx.array,
+        mask: mx.array | None,
         text: mx.array,
-        text_mask: mx.array,
+        text_mask: mx.array | None,
         g: mx.array,
         *,
         speed: float = 1.0,
@@ -103,21 +110,22 @@ class TextEncoder(nn.Module):
 
         Args:
             quantized: `(B, T, ssl_dim)`, at the frame rate of the spectrogram.
-            mask: `(B, T, 1)`.
+            mask: `(B, T, 1)`, or None where nothing is padded.
             text: `(B, L)` phoneme ids.
-            text_mask: `(B, L, 1)`.
+            text_mask: `(B, L, 1)`, or None.
             g: style, `(B, 1, mrte_hidden)`.
             speed: 2.0 halves the length; int(T / speed) + 1 frames unless 1.
         """
-        y = self.ssl_proj(quantized * mask)
-        y = self.encoder_ssl(y * mask.astype(y.dtype), mask, dropout)
+        y = self.ssl_proj(masked(quantized, mask))
+        y = self.encoder_ssl(masked(y, mask), mask, dropout)
         embedded = self.encoder_text(self.text_embedding(text), text_mask, dropout)
         y = self.mrte(y, mask, embedded, text_mask, g)
         y = self.encoder2(y, mask, dropout)
         if speed != 1:
             length = int(y.shape[1] / speed) + 1
-            y, mask = _resize_linear(y, length), _resize_nearest(mask, length)
-        m_p, logs_p = mx.split(self.proj(y) * mask, 2, axis=-1)
+            y = _resize_linear(y, length)
+            mask = None if mask is None else _resize_nearest(mask, length)
+        m_p, logs_p = mx.split(masked(self.proj(y), mask), 2, axis=-1)
         return Prior(y, m_p, logs_p, mask)
 
 

@@ -24,6 +24,7 @@ from mlx_vits.models.style_encoder import MelStyleEncoder
 from mlx_vits.models.text_encoder import TextEncoder, length_mask
 from mlx_vits.nn.dropout import Dropout, no_dropout
 from mlx_vits.nn.layers import Conv1d, Linear
+from mlx_vits.nn.masking import masked
 from mlx_vits.nn.weight_norm import NormScheme
 
 HiFiGANGenerator = Generator
@@ -247,16 +248,14 @@ class SynthesizerTrn(nn.Module):
         """
         g = sum(styles[1:], start=styles[0]) / len(styles)
         quantized = self._double(self.quantizer.decode(codes))
-        mask = mx.ones((*quantized.shape[:2], 1))
-        text_mask = mx.ones((*text.shape, 1))
-        return self._synthesize(quantized, mask, text, text_mask, g, noise, noise_scale, speed)
+        return self._synthesize(quantized, None, text, None, g, noise, noise_scale, speed)
 
     def _synthesize(
         self,
         quantized: mx.array,
-        mask: mx.array,
+        mask: mx.array | None,
         text: mx.array,
-        text_mask: mx.array,
+        text_mask: mx.array | None,
         g: mx.array,
         noise: mx.array,
         noise_scale: float,
@@ -265,7 +264,7 @@ class SynthesizerTrn(nn.Module):
         prior = self.enc_p(quantized, mask, text, text_mask, self._text_style(g), speed=speed)
         z_p = prior.m_p + noise * mx.exp(prior.logs_p) * noise_scale
         z = self.flow(z_p, prior.mask, g, reverse=True)
-        wav = self.dec(z * prior.mask, g)
+        wav = self.dec(masked(z, prior.mask), g)
         return Decoded(wav, prior.x, z, z_p, prior.m_p, prior.logs_p, g)
 
     def decoded_frames(self, codes: int, speed: float = 1.0) -> int:

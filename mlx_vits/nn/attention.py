@@ -19,6 +19,7 @@ from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.dropout import Dropout, replayed
 from mlx_vits.nn.layers import Conv1d, LayerNorm
+from mlx_vits.nn.masking import masked, pairs_of
 
 _MASKED_SCORE = -1e4  # finite, as upstream: a row without any key stays a number
 
@@ -51,13 +52,16 @@ class MultiHeadAttention(nn.Module):
             bound = math.sqrt(6.0 / (2 * channels))  # Xavier
             projection["weight"] = mx.random.uniform(-bound, bound, (channels, 1, channels))
 
-    def __call__(self, x: mx.array, c: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+    def __call__(
+        self, x: mx.array, c: mx.array, mask: mx.array | None, dropout: Dropout
+    ) -> mx.array:
         """Queries from `x`, keys and values from `c`.
 
         Args:
             x: `(B, T, C)`.
             c: `(B, S, C)`; the same length as `x` where there are relative positions.
-            mask: `(B, 1, T, S)`, of numbers or booleans, 0 where a query must not see a key.
+            mask: `(B, 1, T, S)`, of numbers or booleans, 0 where a query must not see a key; None
+                where all see all.
             dropout: see `nn/dropout.py`.
 
         Returns:
@@ -82,13 +86,16 @@ class MultiHeadAttention(nn.Module):
         return x.reshape(batch, length, self.n_heads, channels // self.n_heads).swapaxes(1, 2)
 
 
-def _attend(scores: mx.array, band: mx.array | None, mask: mx.array) -> mx.array:
+def _attend(scores: mx.array, band: mx.array | None, mask: mx.array | None) -> mx.array:
     """Softmax of scores `(B, H, T, S)` and a band around the diagonal where the mask is not 0."""
     if band is not None and cuda.is_used(scores, band):
-        return _attend_on_cuda(scores, band, mask.astype(mx.float32))
+        seen = cuda.one() if mask is None else mask.astype(mx.float32)
+        return _attend_on_cuda(scores, band, seen)
     if band is not None:
         scores = scores + _band_to_square(band)
-    scores = mx.where(mask.astype(mx.bool_), scores.astype(mx.float32), _MASKED_SCORE)
+    scores = scores.astype(mx.float32)
+    if mask is not None:
+        scores = mx.where(mask.astype(mx.bool_), scores, _MASKED_SCORE)
     return mx.softmax(scores, axis=-1)
 
 
@@ -173,11 +180,11 @@ class FFN(nn.Module):
         self.conv_1 = Conv1d(channels, filter_channels, kernel_size, padding=padding)
         self.conv_2 = Conv1d(filter_channels, channels, kernel_size, padding=padding)
 
-    def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None, dropout: Dropout) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
-        x = self.conv_1.leaky(x * mask, 0.0)
+        x = self.conv_1.leaky(masked(x, mask), 0.0)
         x = dropout(x, self.p_dropout)
-        return self.conv_2(x * mask) * mask
+        return masked(self.conv_2(masked(x, mask)), mask)
 
 
 class Encoder(nn.Module):
@@ -203,24 +210,26 @@ class Encoder(nn.Module):
         self.ffn_layers = [FFN(channels, filter_channels, kernel_size, p_dropout) for _ in layers]
         self.norm_layers_2 = [LayerNorm(channels) for _ in layers]
 
-    def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None, dropout: Dropout) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
-        pairs = (mask @ mask.swapaxes(1, 2))[:, None]
-        if not cuda.is_used(pairs):
+        pairs = pairs_of(mask, mask)
+        if pairs is not None and not cuda.is_used(pairs):
             pairs = pairs.astype(mx.bool_)
-        mask = mask.astype(x.dtype)
-        x = x * mask
+        mask = None if mask is None else mask.astype(x.dtype)
+        x = masked(x, mask)
         layers = zip(
             self.attn_layers, self.norm_layers_1, self.ffn_layers, self.norm_layers_2, strict=True
         )
         for layer in layers:
             x = recomputed(layer, replayed(dropout, self._layer(*layer)), x, pairs, mask)
-        return x * mask
+        return masked(x, mask)
 
     def _layer(
         self, attention: MultiHeadAttention, norm_1: LayerNorm, ffn: FFN, norm_2: LayerNorm
     ) -> Callable[..., mx.array]:
-        def run(x: mx.array, pairs: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+        def run(
+            x: mx.array, pairs: mx.array | None, mask: mx.array | None, dropout: Dropout
+        ) -> mx.array:
             x = norm_1(x + dropout(attention(x, x, pairs, dropout), self.p_dropout))
             return norm_2(x + dropout(ffn(x, mask, dropout), self.p_dropout))
 

@@ -38,7 +38,7 @@ def checkpointing(on: bool = True) -> Iterator[None]:
 def recomputed(
     modules: Sequence[nn.Module],
     function: Callable[..., Any],
-    *inputs: mx.array,
+    *inputs: Any,
     learns: bool = True,
 ) -> Any:
     """`function(*inputs)`, of which the backward keeps inputs and outputs alone.
@@ -47,7 +47,7 @@ def recomputed(
         modules: whose layers the function calls.
         function: of arrays to a tree of arrays. What else it refers to gets no gradient; it is
             called twice, and has to give the same.
-        inputs: arrays.
+        inputs: arrays, none of them None while it is switched on.
         learns: whether the gradient of the modules' parameters is asked for; where it is not, as
             where they are frozen, it is not computed either.
     """

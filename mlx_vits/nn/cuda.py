@@ -68,13 +68,13 @@ _BRANCHES = {
     "residual": """
         int channels = sizes[2], row = i / channels;
         long at = long(row) * 2 * channels + i % channels;
-        out[i] = (a[i] + b[at]) * c[row];
+        out[i] = (a[i] + b[at]) * c[row * sizes[4]];
         out[i + 1L * count] = d[i % sizes[3]] + b[at + channels];
     """,
     "residual_gradient": """
         int channels = sizes[2], row = i / channels;
         long at = long(row) * 2 * channels + i % channels;
-        float x = a[i] * c[row];
+        float x = a[i] * c[row * sizes[3]];
         out[at] = x;
         out[at + channels] = b[i];
         out[i + 2L * count] = x;
@@ -83,13 +83,14 @@ _BRANCHES = {
         int length = sizes[2], keys = sizes[3], reach = sizes[5];
         int row = blockIdx.x, query = row % length;
         long start = long(row) * keys;
-        const float* seen = c + (long(row / length / sizes[4]) * length + query) * keys;
+        int step = sizes[6];
+        const float* seen = c + step * (long(row / length / sizes[4]) * length + query) * keys;
         float most = -INFINITY;
         for (int at = threadIdx.x; at < keys; at += blockDim.x) {
             int place = at - query + reach;
             float x = a[start + at];
             if (place >= 0 && place <= 2 * reach) x += b[long(row) * (2 * reach + 1) + place];
-            x = seen[at] == 0 ? numbers[0] : x;
+            x = seen[at * step] == 0 ? numbers[0] : x;
             out[start + at] = x;
             most = fmaxf(most, x);
         }
@@ -107,14 +108,15 @@ _BRANCHES = {
         int length = sizes[2], keys = sizes[3], reach = sizes[5];
         int row = blockIdx.x, query = row % length, rows = count / blockDim.x;
         long start = long(row) * keys;
-        const float* seen = c + (long(row / length / sizes[4]) * length + query) * keys;
+        int step = sizes[6];
+        const float* seen = c + step * (long(row / length / sizes[4]) * length + query) * keys;
         float* band = out + long(rows) * keys + long(row) * (2 * reach + 1);
         float total = 0;
         for (int at = threadIdx.x; at < keys; at += blockDim.x)
             total += a[start + at] * b[start + at];
         total = sum_of_block(total);
         for (int at = threadIdx.x; at < keys; at += blockDim.x) {
-            float x = seen[at] == 0 ? 0.0f : b[start + at] * (a[start + at] - total);
+            float x = seen[at * step] == 0 ? 0.0f : b[start + at] * (a[start + at] - total);
             int place = at - query + reach;
             out[start + at] = x;
             if (place >= 0 && place <= 2 * reach) band[place] = x;
@@ -287,11 +289,13 @@ def residual(
     Args:
         x: `(B, T, C)`.
         y: `(B, T, 2 C)`.
-        mask: `(B, T, 1)`.
+        mask: `(B, T, 1)`, or one number.
         total: as `x`, or one number.
     """
     inputs, size = {"a": x, "b": y, "c": mask, "d": total}, x.size
-    found = _run("residual", inputs, size, size=2 * size, sizes=[x.shape[2], total.size])
+    found = _run(
+        "residual", inputs, size, size=2 * size, sizes=[x.shape[2], total.size, int(mask.size > 1)]
+    )
     return found[:size].reshape(x.shape), found[size:].reshape(x.shape)
 
 
@@ -301,7 +305,8 @@ def residual_gradient(
     """In x and in y."""
     batch, length, channels = cotangent.shape
     inputs, size = {"a": cotangent, "b": of_total, "c": mask}, cotangent.size
-    found = _run("residual_gradient", inputs, size, size=3 * size, sizes=[channels])
+    sizes = [channels, int(mask.size > 1)]
+    found = _run("residual_gradient", inputs, size, size=3 * size, sizes=sizes)
     of_y = found[: 2 * size].reshape(batch, length, 2 * channels)
     return found[2 * size :].reshape(cotangent.shape), of_y
 
@@ -312,7 +317,7 @@ def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -
     Args:
         scores: `(B, H, T, S)`.
         band: `(B, H, T, 2 W + 1)`, of keys at the positions -W to W from the query.
-        seen: `(B, 1, T, S)`, 0 where a query must not see a key.
+        seen: `(B, 1, T, S)`, 0 where a query must not see a key, or one number.
         hidden: the score of what is not seen.
     """
     found = _of_attention(
@@ -334,7 +339,8 @@ def _of_attention(
     name: str, inputs: dict[str, mx.array], band: mx.array, size: int, hidden: float = 0.0
 ) -> mx.array:
     _, heads, length, keys = inputs["a"].shape
-    rows, sizes = inputs["a"].size // keys, [length, keys, heads, band.shape[-1] // 2]
+    rows, is_masked = inputs["a"].size // keys, inputs["c"].size > 1
+    sizes = [length, keys, heads, band.shape[-1] // 2, int(is_masked)]
     return _run(name, inputs, rows * _THREADS, size=size, sizes=sizes, numbers=[hidden])
 
 
@@ -454,6 +460,11 @@ def _run(
 def zero() -> mx.array:
     """A number for where there is none to add, `(1,)`."""
     return _numbers((0.0,))
+
+
+def one() -> mx.array:
+    """A number for where there is no mask, `(1,)`."""
+    return _numbers((1.0,))
 
 
 @cache

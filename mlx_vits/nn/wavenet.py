@@ -16,6 +16,7 @@ from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.joining import end_to_end
 from mlx_vits.nn.layers import Convolution
+from mlx_vits.nn.masking import masked
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d
 
 
@@ -52,13 +53,14 @@ class WN(nn.Module):
         self.res_skip_layers = [conv(channels, width, 1) for width in widths]
         self.cond_layer = conv(gin_channels, 2 * channels * n_layers, 1)
 
-    def __call__(self, x: mx.array, mask: mx.array, g: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None, g: mx.array) -> mx.array:
         """`(B, T, C)`, mask `(B, T, 1)` and conditioning `(B, 1, G)` to `(B, T, C)`."""
         return recomputed([self], self._stack, x, mask, g)
 
-    def _stack(self, x: mx.array, mask: mx.array, g: mx.array) -> mx.array:
+    def _stack(self, x: mx.array, mask: mx.array | None, g: mx.array) -> mx.array:
         conditions = _split_evenly(self.cond_layer(g), len(self.in_layers))
-        total, mask, last = None, mask.astype(x.dtype), len(self.in_layers) - 1
+        total, last = None, len(self.in_layers) - 1
+        mask = None if mask is None else mask.astype(x.dtype)
         for layer, (conv, res_skip) in enumerate(
             zip(self.in_layers, self.res_skip_layers, strict=True)
         ):
@@ -68,7 +70,7 @@ class WN(nn.Module):
             else:
                 total = y if total is None else total + y
         assert total is not None
-        return total * mask
+        return masked(total, mask)
 
 
 def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
@@ -92,14 +94,17 @@ def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
 
 
 def _passed_on(
-    x: mx.array, y: mx.array, mask: mx.array, total: mx.array | None
+    x: mx.array, y: mx.array, mask: mx.array | None, total: mx.array | None
 ) -> tuple[mx.array, mx.array]:
     """Adds the halves of a layer's output to its input and to the sum of what all layers say."""
-    if cuda.is_used(x, y, mask):
-        passed, total = _passed_on_cuda(x, y, mask, cuda.zero() if total is None else total)
+    if cuda.is_used(x, y):
+        ones, zeros = cuda.one(), cuda.zero()
+        passed, total = _passed_on_cuda(
+            x, y, ones if mask is None else mask, zeros if total is None else total
+        )
         return passed, total
     residual, y = mx.split(y, 2, axis=-1)
-    return (x + residual) * mask, y if total is None else total + y
+    return masked(x + residual, mask), y if total is None else total + y
 
 
 def _passed_on_cuda_gradient(
