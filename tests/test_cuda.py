@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from mlx_vits.benchmarking import work
 from mlx_vits.nn import cuda
-from mlx_vits.nn.activations import biased_sum, leaky_relu
+from mlx_vits.nn.activations import biased_sum, leaky_relu, mean_of
 from mlx_vits.nn.attention import _attend, _band_to_square, _square_to_band
 from mlx_vits.nn.conv import conv_backend
 from mlx_vits.nn.dropout import KeyedDropout
@@ -81,6 +81,12 @@ def test_the_gate_of_a_wavenet(on_cuda: On) -> None:
 
 def test_a_biased_sum(on_cuda: On) -> None:
     _assert_same(on_cuda, biased_sum, _normal(2, 5, 4), _normal(2, 5, 4, seed=1), _normal(4))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
+def test_the_mean_of_arrays(on_cuda: On, count: int) -> None:
+    arrays = [_normal(2, 3, seed=seed) for seed in range(count)]
+    _assert_same(on_cuda, lambda *arrays: mean_of(arrays), *arrays)
 
 
 @pytest.mark.parametrize("is_first", [True, False])

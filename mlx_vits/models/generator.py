@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.activations import leaky_relu
+from mlx_vits.nn.activations import leaky_relu, mean_of
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.layers import Conv1d, Convolution, exact
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d, build_conv_transpose1d
@@ -90,8 +90,5 @@ class Generator(nn.Module):
             x = up(leaky_relu(x, SLOPE))
             first = stage * self.num_kernels
             blocks = self.resblocks[first : first + self.num_kernels]
-            total = recomputed([blocks[0]], blocks[0], x)
-            for block in blocks[1:]:
-                total = total + recomputed([block], block, x)
-            x = total / self.num_kernels
+            x = mean_of([recomputed([block], block, x) for block in blocks])
         return mx.tanh(self.conv_post(leaky_relu(x, LAST_SLOPE)))

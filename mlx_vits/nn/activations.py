@@ -40,6 +40,23 @@ _biased_sum_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.biased_sum(*a
 _biased_sum_on_cuda.vjp(_biased_sum_gradient)
 
 
+def mean_of(arrays: Sequence[mx.array]) -> mx.array:
+    """The mean of arrays of one shape."""
+    if 1 < len(arrays) <= 5 and cuda.is_used(*arrays):
+        return _mean_on_cuda(*arrays)
+    return sum(arrays[1:], start=arrays[0]) / len(arrays)
+
+
+def _mean_gradient(
+    primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+) -> list[mx.array]:
+    return [cotangent / len(primals)] * len(primals)
+
+
+_mean_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.mean(arrays))
+_mean_on_cuda.vjp(_mean_gradient)
+
+
 @cache
 def _leaky_relu(slope: float) -> Callable[[mx.array], mx.array]:
     def forward(x: mx.array) -> mx.array:

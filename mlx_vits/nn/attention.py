@@ -77,7 +77,8 @@ class MultiHeadAttention(nn.Module):
         weights = dropout(_attend(scores, band, mask).astype(value.dtype), self.p_dropout)
         output = weights @ value
         if self.window_size is not None:
-            output = output + _square_to_band(weights, self.window_size) @ self.emb_rel_v
+            near = _square_to_band(weights, self.window_size)
+            output = mx.addmm(output, near, self.emb_rel_v)
         return self.conv_o(output.swapaxes(1, 2).reshape(x.shape))
 
     def _heads(self, x: mx.array) -> mx.array:

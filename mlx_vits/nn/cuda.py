@@ -47,6 +47,14 @@ _BRANCHES = {
     "biased_sum": """
         out[i] = a[i] + (b[i] + c[i % sizes[2]]);
     """,
+    "mean": """
+        float x = a[i];
+        if (sizes[2] > 1) x += b[i];
+        if (sizes[2] > 2) x += c[i];
+        if (sizes[2] > 3) x += d[i];
+        if (sizes[2] > 4) x += e[i];
+        out[i] = x / sizes[2];
+    """,
     "gate": """
         int channels = sizes[2], row = i / channels, channel = i % channels;
         long at = long(row) * 2 * channels + channel;
@@ -85,7 +93,7 @@ _BRANCHES = {
         long start = long(row) * keys;
         int step = sizes[6];
         const float* seen = c + step * (long(row / length / sizes[4]) * length + query) * keys;
-        float most = -INFINITY;
+        float most = -3.4e38f;
         for (int at = threadIdx.x; at < keys; at += blockDim.x) {
             int place = at - query + reach;
             float x = a[start + at];
@@ -138,23 +146,23 @@ _BRANCHES = {
         out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
     """,
     "dropout": """
-        unsigned half = (unsigned(count) + 1) / 2, place = i;
-        unsigned x = place < half ? place : place - half, y = x + half;
+        unsigned middle = (unsigned(count) + 1) / 2, place = i;
+        unsigned x = place < middle ? place : place - middle, y = x + middle;
         if (y == unsigned(count)) y = 0;
         unsigned keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA};
         const int turns[8] = {13, 15, 26, 6, 17, 29, 16, 24};
         x += keys[0];
         y += keys[1];
-        for (int round = 0; round < 5; ++round) {
+        for (int lap = 0; lap < 5; ++lap) {
             for (int turn = 0; turn < 4; ++turn) {
-                int by = turns[round % 2 * 4 + turn];
+                int by = turns[lap % 2 * 4 + turn];
                 x += y;
                 y = ((y << by) | (y >> (32 - by))) ^ x;
             }
-            x += keys[(round + 1) % 3];
-            y += keys[(round + 2) % 3] + round + 1;
+            x += keys[(lap + 1) % 3];
+            y += keys[(lap + 2) % 3] + lap + 1;
         }
-        out[i] = float(place < half ? x : y) < numbers[0] ? a[i] * numbers[1] : 0.0f;
+        out[i] = float(place < middle ? x : y) < numbers[0] ? a[i] * numbers[1] : 0.0f;
     """,
     "adamw": """
         float m = numbers[0] * c[i] + numbers[1] * b[i];
@@ -251,6 +259,12 @@ def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
     """`x + (y + bias)`: `(..., C)` twice and `(C,)`."""
     inputs = {"a": x, "b": y, "c": bias}
     return _run("biased_sum", inputs, x.size, sizes=[bias.size]).reshape(x.shape)
+
+
+def mean(arrays: Sequence[mx.array]) -> mx.array:
+    """Of one to five arrays of one shape."""
+    inputs, shape = dict(zip("abcde", arrays, strict=False)), arrays[0].shape
+    return _run("mean", inputs, arrays[0].size, sizes=[len(arrays)]).reshape(shape)
 
 
 def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:

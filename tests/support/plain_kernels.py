@@ -19,6 +19,10 @@ def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
     return x + (y + bias)
 
 
+def mean(arrays: Sequence[mx.array]) -> mx.array:
+    return mx.mean(mx.stack(list(arrays)), axis=0)
+
+
 def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
     a, b = mx.split(x + bias + condition, 2, axis=-1)
     return mx.tanh(a) * mx.sigmoid(b)
