@@ -493,7 +493,7 @@ def _numbers(values: tuple[float, ...]) -> mx.array:
 
 @cache
 def _key() -> mx.array:
-    return mx.zeros((2,), mx.uint32)
+    return mx.array((0, 0), mx.uint32)
 
 
 @cache
