@@ -18,6 +18,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_vits.nn.cuda_source import BRANCHES, HEADER
+
 USED = True  # False: CUDA computes as all other devices do
 
 _THREADS = 256  # of a block
@@ -32,214 +34,6 @@ def is_used(*arrays: mx.array) -> bool:
 
 def _is_on_cuda() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
-
-
-# Each branch computes from a, b, c, d, e, `sizes` and `numbers`, as the function of its name below
-# says, and writes to `out`. `i` is the number of the thread, of `count`.
-_BRANCHES = {
-    "leaky_relu": """
-        float x = a[i] + b[i % sizes[2]];
-        out[i] = x > 0 ? x : numbers[0] * x;
-    """,
-    "leaky_relu_gradient": """
-        out[i] = a[i] * (b[i] > 0 ? 1.0f : numbers[0]);
-    """,
-    "biased_sum": """
-        out[i] = a[i] + (b[i] + c[i % sizes[2]]);
-    """,
-    "mean": """
-        float x = a[i];
-        if (sizes[2] > 1) x += b[i];
-        if (sizes[2] > 2) x += c[i];
-        if (sizes[2] > 3) x += d[i];
-        if (sizes[2] > 4) x += e[i];
-        out[i] = x / sizes[2];
-    """,
-    "gate": """
-        int channels = sizes[2], row = i / channels, channel = i % channels;
-        long at = long(row) * 2 * channels + channel;
-        int of_clip = row / sizes[3] * 2 * channels + channel;
-        float x = a[at] + b[channel] + c[of_clip];
-        float y = a[at + channels] + b[channel + channels] + c[of_clip + channels];
-        out[i] = tanhf(x) / (1 + expf(-y));
-    """,
-    "gate_gradient": """
-        int channels = sizes[2], row = i / channels, channel = i % channels;
-        long at = long(row) * 2 * channels + channel;
-        int of_clip = row / sizes[3] * 2 * channels + channel;
-        float x = tanhf(a[at] + b[channel] + c[of_clip]);
-        float y = a[at + channels] + b[channel + channels] + c[of_clip + channels];
-        y = 1 / (1 + expf(-y));
-        out[at] = d[i] * y * (1 - x * x);
-        out[at + channels] = d[i] * x * y * (1 - y);
-    """,
-    "residual": """
-        int channels = sizes[2], row = i / channels;
-        long at = long(row) * 2 * channels + i % channels;
-        out[i] = (a[i] + b[at]) * c[row * sizes[4]];
-        out[i + 1L * count] = d[i % sizes[3]] + b[at + channels];
-    """,
-    "residual_gradient": """
-        int channels = sizes[2], row = i / channels;
-        long at = long(row) * 2 * channels + i % channels;
-        float x = a[i] * c[row * sizes[3]];
-        out[at] = x;
-        out[at + channels] = b[i];
-        out[i + 2L * count] = x;
-    """,
-    "attention": """
-        int length = sizes[2], keys = sizes[3], reach = sizes[5];
-        int row = blockIdx.x, query = row % length;
-        long start = long(row) * keys;
-        int step = sizes[6];
-        const float* seen = c + step * (long(row / length / sizes[4]) * length + query) * keys;
-        float most = -3.4e38f;
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
-            int place = at - query + reach;
-            float x = a[start + at];
-            if (place >= 0 && place <= 2 * reach) x += b[long(row) * (2 * reach + 1) + place];
-            x = seen[at * step] == 0 ? numbers[0] : x;
-            out[start + at] = x;
-            most = fmaxf(most, x);
-        }
-        most = most_of_block(most);
-        float total = 0;
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
-            float x = expf(out[start + at] - most);
-            out[start + at] = x;
-            total += x;
-        }
-        total = sum_of_block(total);
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) out[start + at] /= total;
-    """,
-    "attention_gradient": """
-        int length = sizes[2], keys = sizes[3], reach = sizes[5];
-        int row = blockIdx.x, query = row % length, rows = count / blockDim.x;
-        long start = long(row) * keys;
-        int step = sizes[6];
-        const float* seen = c + step * (long(row / length / sizes[4]) * length + query) * keys;
-        float* band = out + long(rows) * keys + long(row) * (2 * reach + 1);
-        float total = 0;
-        for (int at = threadIdx.x; at < keys; at += blockDim.x)
-            total += a[start + at] * b[start + at];
-        total = sum_of_block(total);
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
-            float x = seen[at * step] == 0 ? 0.0f : b[start + at] * (a[start + at] - total);
-            int place = at - query + reach;
-            out[start + at] = x;
-            if (place >= 0 && place <= 2 * reach) band[place] = x;
-        }
-        for (int place = threadIdx.x; place <= 2 * reach; place += blockDim.x) {
-            int at = query + place - reach;
-            if (at < 0 || at >= keys) band[place] = 0;
-        }
-    """,
-    "widen": """
-        int length = sizes[2], reach = sizes[3], row = i / length;
-        int place = i % length - row % length + reach;
-        bool is_near = place >= 0 && place <= 2 * reach;
-        out[i] = is_near ? a[long(row) * (2 * reach + 1) + place] : 0.0f;
-    """,
-    "narrow": """
-        int length = sizes[2], reach = sizes[3], row = i / (2 * reach + 1);
-        int at = row % length + i % (2 * reach + 1) - reach;
-        out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
-    """,
-    "dropout": """
-        unsigned middle = (unsigned(count) + 1) / 2, place = i;
-        unsigned x = place < middle ? place : place - middle, y = x + middle;
-        if (y == unsigned(count)) y = 0;
-        unsigned keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA};
-        const int turns[8] = {13, 15, 26, 6, 17, 29, 16, 24};
-        x += keys[0];
-        y += keys[1];
-        for (int lap = 0; lap < 5; ++lap) {
-            for (int turn = 0; turn < 4; ++turn) {
-                int by = turns[lap % 2 * 4 + turn];
-                x += y;
-                y = ((y << by) | (y >> (32 - by))) ^ x;
-            }
-            x += keys[(lap + 1) % 3];
-            y += keys[(lap + 2) % 3] + lap + 1;
-        }
-        out[i] = float(place < middle ? x : y) < numbers[0] ? a[i] * numbers[1] : 0.0f;
-    """,
-    "adamw": """
-        float m = numbers[0] * c[i] + numbers[1] * b[i];
-        float v = numbers[2] * d[i] + numbers[3] * b[i] * b[i];
-        out[i] = a[i] * e[0] - e[1] * m / (sqrtf(v) * e[2] + numbers[4]);
-        out[i + 1L * count] = m;
-        out[i + 2L * count] = v;
-    """,
-    "fold": """
-        int width = sizes[2], rows = count / blockDim.x;
-        long row = blockIdx.x, start = row * width;
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += b[start + at] * b[start + at];
-        float length = sqrtf(sum_of_block(total)), scale = a[row] / length;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            out[start + at] = b[start + at] * scale;
-        if (threadIdx.x == 0) out[long(rows) * width + row] = length;
-    """,
-    "fold_gradient": """
-        int width = sizes[2], rows = count / blockDim.x;
-        long row = blockIdx.x, start = row * width;
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += c[start + at] * b[start + at];
-        float along = sum_of_block(total) / d[row], scale = a[row] / d[row];
-        float share = along / d[row];
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            out[start + at] = scale * (c[start + at] - b[start + at] * share);
-        if (threadIdx.x == 0) out[long(rows) * width + row] = along;
-    """,
-    "distance": """
-        int size = sizes[2], segment = sizes[3];
-        long start = long(blockIdx.x) * segment;
-        float total = 0;
-        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x)
-            total += fabsf(a[start + at] - b[start + at]);
-        total = sum_of_block(total);
-        if (threadIdx.x == 0) out[blockIdx.x] = total * numbers[0];
-    """,
-    "squares": """
-        int size = sizes[2], segment = sizes[3];
-        long start = long(blockIdx.x) * segment;
-        float total = 0;
-        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x)
-            total += a[start + at] * a[start + at];
-        total = sum_of_block(total);
-        if (threadIdx.x == 0) out[blockIdx.x] = total;
-    """,
-    "distance_gradient": """
-        float x = b[i] - a[i];
-        out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);
-    """,
-}
-
-_HEADER = """
-// The sum and the largest of a number of each thread of a block, known to all of them; once each.
-__device__ inline float sum_of_block(float x) {
-    __shared__ float sums[32];
-    for (int step = 16; step > 0; step /= 2) x += __shfl_down_sync(0xffffffff, x, step);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
-    __syncthreads();
-    float total = 0;
-    for (int warp = 0; warp < blockDim.x / 32; ++warp) total += sums[warp];
-    return total;
-}
-__device__ inline float most_of_block(float x) {
-    __shared__ float found[32];
-    for (int step = 16; step > 0; step /= 2)
-        x = fmaxf(x, __shfl_down_sync(0xffffffff, x, step));
-    if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = x;
-    __syncthreads();
-    float most = found[0];
-    for (int warp = 1; warp < blockDim.x / 32; ++warp) most = fmaxf(most, found[warp]);
-    return most;
-}
-"""
 
 
 def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
@@ -458,7 +252,7 @@ def _run(
 ) -> mx.array:
     """What a branch writes, `(size,)`; a number a thread, unless it is said."""
     given = [inputs.get(letter, zero()) for letter in "abcde"]
-    wanted = (list(_BRANCHES).index(name), count, *sizes)
+    wanted = (list(BRANCHES).index(name), count, *sizes)
     constants = _numbers(tuple(numbers)) if numbers else zero()
     others = [_sizes(wanted), constants, _key() if key is None else key]
     (out,) = _kernel()(
@@ -499,13 +293,13 @@ def _key() -> mx.array:
 @cache
 def _kernel() -> Any:
     cases = "".join(
-        f"case {number}: {{{body}break; }}\n" for number, body in enumerate(_BRANCHES.values())
+        f"case {number}: {{{body}break; }}\n" for number, body in enumerate(BRANCHES.values())
     )
     return mx.fast.cuda_kernel(
         name="vits",
         input_names=[*"abcde", "sizes", "numbers", "key"],
         output_names=["out"],
-        header=_HEADER,
+        header=HEADER,
         source=f"""
             const int count = sizes[1];
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
