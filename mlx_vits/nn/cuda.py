@@ -300,12 +300,12 @@ def _kernel() -> Any:
         input_names=[*"abcde", "sizes", "numbers", "key"],
         output_names=["out"],
         header=HEADER,
-        source=f"""
+        source=_short(f"""
             const int count = sizes[1];
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
             if (i >= count) return;
             switch (sizes[0]) {{ {cases} }}
-        """,
+        """),
     )
 
 
@@ -345,7 +345,7 @@ def _joining() -> Any:
         input_names=[*names, "ends"],
         output_names=["out"],
         ensure_row_contiguous=False,
-        source=f"""
+        source=_short(f"""
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
             if (i >= ends[{_JOINED - 1}]) return;
             const float* from = {names[0]};
@@ -353,5 +353,10 @@ def _joining() -> Any:
             int start = 0;
             {steps}
             out[i] = from[(i - start) * step];
-        """,
+        """),
     )
+
+
+def _short(source: str) -> str:
+    """Without what is blank: MLX reads through the source at every launch, to find its kernel."""
+    return " ".join(source.split())
