@@ -1,11 +1,11 @@
-"""The kernels for CUDA, as a CPU runs their sources, against what is computed without them."""
+"""The kernels for CUDA against what is computed without them; a CPU runs their sources instead."""
 
 from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.tiny import tiny_config
 
 On = Callable[[], AbstractContextManager[None]]
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+HAS_CUDA = mx.cuda.is_available()
+pytestmark = pytest.mark.skipif(not HAS_CUDA and not shutil.which("g++"), reason="no g++")
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +42,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch, folder: Path) -> On:
-    return lambda: cuda_on_cpu(monkeypatch, folder)
+    """Has the kernels used within a `with` block, and nowhere else."""
+    if not HAS_CUDA:
+        return lambda: cuda_on_cpu(monkeypatch, folder)
+    monkeypatch.setattr(cuda, "USED", False)
+
+    @contextmanager
+    def used() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "USED", True)
+            yield
+
+    return used
 
 
 def _normal(*shape: int, seed: int = 0) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(seed))
 
 
-def _assert_same(on_cuda: On, function: Any, *inputs: mx.array, rtol: float = 2e-6) -> None:
+def _assert_same(on_cuda: On, function: Any, *inputs: mx.array, rtol: float = 1e-5) -> None:
     """Values and gradients with the kernels and without."""
 
     def found() -> list[mx.array]:
@@ -62,7 +74,7 @@ def _assert_same(on_cuda: On, function: Any, *inputs: mx.array, rtol: float = 2e
         ours = found()
     for a, b in zip(ours, plain, strict=True):
         assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5), (1, 1, 1), (3, 100, 32)])
@@ -112,7 +124,7 @@ def test_attention_and_its_band(on_cuda: On, length: int, reach: int) -> None:
         def attended(scores: mx.array, band: mx.array, seen: Any = seen) -> mx.array:
             return _attend(scores, band, seen)
 
-        _assert_same(on_cuda, attended, _normal(*square), _normal(*band, seed=1), rtol=1e-5)
+        _assert_same(on_cuda, attended, _normal(*square), _normal(*band, seed=1))
     _assert_same(on_cuda, _band_to_square, _normal(*band))
     _assert_same(on_cuda, lambda x: _square_to_band(x, reach), _normal(*square))
 
@@ -131,7 +143,7 @@ def test_dropout_draws_the_same(on_cuda: On, shape: tuple[int, ...]) -> None:
     def dropped(x: mx.array) -> mx.array:
         return KeyedDropout(key)(x, 0.3)
 
-    _assert_same(on_cuda, dropped, 1 + _normal(*shape) ** 2, rtol=1e-7)
+    _assert_same(on_cuda, dropped, 1 + _normal(*shape) ** 2, rtol=1e-6)
 
 
 def test_weight_norm(on_cuda: On) -> None:
@@ -141,7 +153,7 @@ def test_weight_norm(on_cuda: On) -> None:
     def folded(*arrays: mx.array) -> mx.array:
         return mx.concatenate([w.reshape(-1) for w in fold_rows(arrays[0], arrays[1:])])
 
-    _assert_same(on_cuda, folded, _normal(12, 1, seed=8), *matrices, rtol=1e-5)
+    _assert_same(on_cuda, folded, _normal(12, 1, seed=8), *matrices)
 
 
 def test_the_feature_loss(on_cuda: On) -> None:
@@ -169,7 +181,7 @@ def test_adamw(on_cuda: On) -> None:
     with on_cuda():
         ours = trained()
     for a, b in zip(ours, plain, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-9)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 100])
@@ -183,7 +195,9 @@ def test_arrays_end_to_end(on_cuda: On, count: int) -> None:
 
 
 def test_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wiring: MLX's own operations stand for the kernels."""
+    """The wiring: without CUDA, MLX's own operations stand for the kernels."""
+    tolerance = 2e-2 if HAS_CUDA else 1e-4  # products may be TF32 there
+    monkeypatch.setattr(cuda, "USED", False)
     monkeypatch.setattr(work.Work, "config", property(lambda self: tiny_config(self.version)))
     size = work.Work("v2", 2, 1.0)
     batch = work.make_batch(size)
@@ -197,16 +211,19 @@ def test_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plain = stepped()
     mx.eval(plain)
-    monkeypatch.setattr(cuda, "_is_on_cuda", lambda: True)
-    for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
-        if not name.startswith("_"):
-            monkeypatch.setattr(cuda, name, function)
+    monkeypatch.setattr(cuda, "USED", True)
+    if not HAS_CUDA:
+        monkeypatch.setattr(cuda, "_is_on_cuda", lambda: True)
+        for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
+            if not name.startswith("_"):
+                monkeypatch.setattr(cuda, name, function)
     with conv_backend("cudnn"):
         ours = stepped()
         mx.eval(ours)
     for name, value in plain.items():
-        atol = 1e-4 * mx.max(mx.abs(value)).item() + 1e-8  # some gradients are 0 but for rounding
-        np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=atol, err_msg=name)
+        # Some gradients are 0 but for rounding.
+        atol = tolerance * mx.max(mx.abs(value)).item() + 1e-8
+        np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=atol, err_msg=name)
 
 
 def test_other_types_and_devices_are_computed_without_kernels(on_cuda: On) -> None:
