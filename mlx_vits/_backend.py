@@ -8,9 +8,11 @@ MLX on CPU asks the C library for every intermediate array. glibc maps and unmap
 128 KiB each time, and the page faults cost more than the arithmetic, so larger blocks are kept on
 the heap instead.
 
-On CUDA, MLX keeps a plan for each shape of convolution and each graph of kernels that it has met,
-128 and 400 of them, and fails when it has met more than twice as many. A step has hundreds of the
-former alone, so more are kept, and it is let off the second.
+On CUDA, MLX keeps a plan for each shape of convolution that it has met, 128 of them, and fails when
+it has met more than twice as many. A step has hundreds, so more are kept. It also puts kernels into
+graphs before it launches them, which takes longer than to launch them one by one: 148 ms a step of
+the full-size v2 in place of 104, on an H200. So it is told not to; where it is let, by
+`MLX_USE_CUDA_GRAPHS=1`, it keeps more of them than the 400 after twice which it fails.
 
 Nothing here runs on macOS, where MLX uses Accelerate and the GPU. `MLX_VITS_BLAS` overrides the
 choice: the path of a library, or `none` for the wheel's own.
@@ -35,6 +37,7 @@ _M_TRIM_THRESHOLD = -1
 _KEEP_ON_HEAP_BYTES = 1 << 30
 
 _CUDA = {
+    "MLX_USE_CUDA_GRAPHS": "0",
     "MLX_CUDA_CONV_CACHE_SIZE": "16384",
     "MLX_CUDA_GRAPH_CACHE_SIZE": "4096",
     "MLX_ENABLE_CACHE_THRASHING_CHECK": "0",

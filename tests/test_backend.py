@@ -59,3 +59,9 @@ def test_cuda_remembers_every_convolution_of_a_step() -> None:
     code = "import mlx_vits, os; print(os.environ['MLX_CUDA_CONV_CACHE_SIZE'])"
     assert int(_status(code)) > 1000
     assert _status(code, MLX_CUDA_CONV_CACHE_SIZE="77") == "77"
+
+
+def test_cuda_launches_kernels_one_by_one() -> None:
+    code = "import mlx_vits, os; print(os.environ['MLX_USE_CUDA_GRAPHS'])"
+    assert _status(code) == "0"
+    assert _status(code, MLX_USE_CUDA_GRAPHS="1") == "1"
