@@ -158,6 +158,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ('"seed": 1234', '"seeds": 1234', "lacks seed"),
         ('"entries": 1024', '"entries": 512', "codebook_size and entries differ"),
         ('"hidden": 256', '"hidden": 2.5', "hidden is 2.5"),
+        ('"only_prior_from": 0.7', '"only_prior_from": 0.1', "learns alone before"),
     ):
         path = tmp_path / "config.json"
         path.write_text(CONFIG.read_text().replace(old, new, 1))

@@ -198,7 +198,7 @@ def test_a_resumed_distillation_is_the_same(made: Made, tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.array(ours[key]), np.array(tensor), err_msg=key)
 
 
-PACES = Paces(middle=0.5, last=1.5)  # seconds
+PACES = Paces(middle=0.5, spoken=1.5, prior=1.0)  # seconds
 
 
 @pytest.mark.slow
@@ -215,24 +215,30 @@ def test_compiled_the_distiller_is_the_same(made: Made) -> None:
 
 
 def test_fewer_steps_where_they_do_not_fit() -> None:
-    train = replace(read_settings().train, steps=1000, adversarial_from=100, spoken_from=0.5)
+    train = replace(
+        read_settings().train,
+        steps=1000,
+        adversarial_from=100,
+        spoken_from=0.5,
+        only_prior_from=0.75,
+    )
     assert steps_that_fit(train, PACES, 1200) == steps_that_fit(train, PACES, math.inf) == 1000
-    assert steps_that_fit(train, PACES, 500) == 485  # at 1 s each, 3 % to spare
+    assert steps_that_fit(train, PACES, 500) == 554  # at 7/8 s each, 3 % to spare
     with pytest.raises(UserError, match="too few for the curriculum"):
         steps_that_fit(train, PACES, 150)
 
 
-def test_both_phases_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_phases_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     now, ran = [0.0], []
 
     def run(number: int, count: int) -> None:
         ran.append(number)
-        now[0] += count * (1.5 if number >= 500 else 0.5)
+        now[0] += count * (0.5 if number < 500 else 1.5 if number < 750 else 1.0)
 
     monkeypatch.setattr("scripts.demo_base.fit.time.monotonic", lambda: now[0])
-    train = replace(read_settings().train, steps=1000, spoken_from=0.5)
+    train = replace(read_settings().train, steps=1000, spoken_from=0.5, only_prior_from=0.75)
     assert measure_paces(train, run) == PACES
-    assert ran == [499, 499, 999, 999]
+    assert ran == [499, 499, 749, 749, 999, 999]
 
 
 def test_a_training_that_is_made_to_fit(
@@ -245,7 +251,7 @@ def test_a_training_that_is_made_to_fit(
     def measure(train: Train, run: Any) -> Paces:
         run(train.steps - 1, 1)
         rehearsed.append(train.steps)
-        return Paces(20.0, 20.0)
+        return Paces(20.0, 20.0, 20.0)
 
     monkeypatch.setattr("scripts.demo_base.fit.measure_paces", measure)
     arguments = ("train", "--fit", "--minutes")

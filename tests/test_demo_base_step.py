@@ -207,6 +207,37 @@ def test_the_prior_is_decoded_beside(after_two_steps: Any) -> None:
     assert out.wav.shape == (5, 3200)
 
 
+def test_the_prior_learns_alone(after_two_steps: Any) -> None:
+    both, _ = after_two_steps
+    draws = draw_step(mx.random.key(9), both.batch, both.config)
+    real = both.product._real_segment(both.batch, draws)[..., 0]
+    batch = both.fast_batch(draws.ids_slice, real)
+    batch = batch._replace(places=mx.zeros(batch.places.shape, mx.int32))
+    extra = ExtraWeights(stft=4.0, envelope=20.0, attention=2.0)
+    nets = both.product.generator, both.product.discriminator
+    step, whole = (FastStep(*nets, extra) for _ in range(2))
+    before = step.generator.flat.unpack(step.nets["g"].weights)
+    mean = step.nets["g"].mean
+    rates = Rates(1e-3, 1e-3, adversarial=False, spoken=2, only_prior=True)
+    parts = step(batch, draws.noise, rates)
+    others = whole(batch, draws.noise, rates._replace(only_prior=False))
+    assert {"loss_kl", "loss_envelope", "loss_attention"} == {
+        name for name in parts if name.startswith("loss_") and name != "loss_total"
+    }
+    for name in ("loss_kl", "loss_envelope", "loss_attention"):
+        assert parts[name].item() == pytest.approx(others[name].item(), rel=1e-5)
+    after = step.generator.flat.unpack(step.nets["g"].weights)
+    moved = {name for name in after if not mx.array_equal(after[name], before[name]).item()}
+    assert {name.split(".")[0] for name in moved} == {"enc_p", "flow"}
+    assert any(name.startswith("enc_p.mrte.") for name in moved)
+    is_prior = np.array(step._is_prior)
+    assert mx.array_equal(
+        step.nets["g"].mean[mx.array(np.flatnonzero(~is_prior))],
+        mean[mx.array(np.flatnonzero(~is_prior))],
+    ).item()
+    assert not np.array(step.nets["g"].m)[~is_prior].any()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spoken", [0, 2])
 def test_compiled_the_step_is_the_same(after_two_steps: Any, spoken: int) -> None:

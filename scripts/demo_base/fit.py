@@ -23,21 +23,22 @@ _MARGIN = 0.03
 
 
 class Paces(NamedTuple):
-    """Seconds a step: before the prior is decoded, and from then on."""
+    """Seconds a step: before the prior is decoded, from then on, and once it learns alone."""
 
     middle: float
-    last: float
+    spoken: float
+    prior: float
 
 
 def measure_paces(train: Train, run: Callable[[int, int], None]) -> Paces:
-    """Times both phases.
+    """Times the phases.
 
     Args:
         run: does so many steps, all with the curriculum of one number, and waits for them.
     """
-    spoken = int(train.spoken_from * train.steps)
+    starts = (int(train.spoken_from * train.steps), int(train.only_prior_from * train.steps))
     paces = []
-    for number in (max(0, spoken - 1), train.steps - 1):
+    for number in (*(max(0, start - 1) for start in starts), train.steps - 1):
         run(number, _FIRST)
         start = time.monotonic()
         run(number, _TIMED)
@@ -51,8 +52,8 @@ def steps_that_fit(train: Train, paces: Paces, seconds: float) -> int:
     Raises:
         UserError: so few would fit that the curriculum would fall apart.
     """
-    share = train.spoken_from
-    pace = share * paces.middle + (1 - share) * paces.last
+    share, alone = train.spoken_from, 1 - train.only_prior_from
+    pace = share * paces.middle + (1 - share - alone) * paces.spoken + alone * paces.prior
     steps = int(min(train.steps, max(0.0, seconds) * (1 - _MARGIN) / pace))
     if steps < train.steps and steps * share <= train.adversarial_from:
         raise UserError(
@@ -75,8 +76,9 @@ def fit_settings(
     paces, seconds = measure_paces(train, run), left()
     steps = steps_that_fit(train, paces, seconds)
     say(
-        f"{1e3 * paces.middle:.0f} ms a step, {1e3 * paces.last:.0f} ms once the prior is decoded; "
-        f"{seconds / 60:.1f} minutes are left: {steps} of {train.steps} steps"
+        f"{1e3 * paces.middle:.0f} ms a step, {1e3 * paces.spoken:.0f} once the prior is decoded, "
+        f"{1e3 * paces.prior:.0f} once it learns alone; {seconds / 60:.1f} minutes are left: "
+        f"{steps} of {train.steps} steps"
     )
     if steps == train.steps:
         return settings

@@ -135,6 +135,13 @@ class Flat:
             vector[places] = np.array(tensors[name], dtype=np.float32)
         return mx.array(vector)
 
+    def mark(self, beginnings: tuple[str, ...]) -> mx.array:
+        """Which elements of the vector are of tensors whose paths begin so, bool."""
+        marks = np.zeros(self.size, bool)
+        for name, places in self.places.items():
+            marks[places] = name.startswith(beginnings)
+        return mx.array(marks)
+
     def unpack(self, vector: mx.array) -> dict[str, mx.array]:
         """The tensors of a vector, in MLX's axes."""
         flat = np.array(vector)

@@ -33,6 +33,7 @@ from scripts.demo_base.layers import (
 from scripts.demo_base.merged import MergedLayers, fours
 
 Weights = dict[str, mx.array]
+_PRIOR = ("prior.", "encoder_", "encoder2.", "mrte.", "flow.")  # layers of prior and flow
 
 
 class FastBatch(NamedTuple):
@@ -82,7 +83,8 @@ class Generated(NamedTuple):
     """What a step's forward gives.
 
     Attributes:
-        wav: `(B + spoken, N)`: the posterior's segments, then the prior's of the first few clips.
+        wav: `(B + spoken, N)`: the posterior's segments, then the prior's of the first few clips;
+            `(spoken, N)` where only the prior is decoded.
         z_p, logs_q: `(B, T, C)`, with the gradient to the posterior scaled.
         prior: see there.
     """
@@ -236,6 +238,7 @@ class FastGenerator:
         pull: float | mx.array = 1.0,
         spoken: int = 0,
         noise_scale: float = 0.5,
+        only_prior: bool = False,
     ) -> Generated:
         """A step's forward.
 
@@ -244,21 +247,29 @@ class FastGenerator:
             noise: `(B, T, C)`, standard normal.
             pull: share of the KL's gradient that reaches the posterior.
             spoken: of so many clips the prior is decoded as well, at `noise_scale`.
+            only_prior: whether the posterior is not decoded, and only the prior and the flow have a
+                gradient.
         """
+        if only_prior:
+            weights = {
+                name: weight if name.startswith(_PRIOR) else mx.stop_gradient(weight)
+                for name, weight in weights.items()
+            }
         mask, frames = batch.mask, self.config.segment_frames
         g = self.embed_style(weights, batch.spec, mask)
         prior = self.prior(weights, batch, g)
         posterior = self.posterior(weights, batch.spec, mask, mx.stop_gradient(g), noise)
         z_p = self.flow(weights, scale_gradient(posterior.z, pull), mask, g)
         segment = slice_segments(posterior.z, batch.starts, frames)
+        segments, styles = ([], []) if only_prior else ([segment], [g])
         if spoken:
             # Another clip's noise: the posterior's sample must not show through.
             some = mx.roll(noise, 1, axis=0)[:spoken] * mx.exp(prior.logs_p[:spoken])
             guess = (prior.m_p[:spoken] + noise_scale * some) * mask[:spoken]
             guess = self.flow(weights, guess, mask[:spoken], g[:spoken], reverse=True)
             guess = slice_segments(guess, batch.starts[:spoken], frames)
-            segment, g = mx.concatenate([segment, guess]), mx.concatenate([g, g[:spoken]])
-        wav = self.decode(weights, segment, g)
+            segments, styles = [*segments, guess], [*styles, g[:spoken]]
+        wav = self.decode(weights, mx.concatenate(segments), mx.concatenate(styles))
         return Generated(wav, z_p, scale_gradient(posterior.logs_q, pull), prior)
 
 

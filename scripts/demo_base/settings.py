@@ -138,6 +138,8 @@ class Train:
         pull: share of the KL's gradient that reaches the posterior, at first; it rises
             exponentially from the share `pull_rises_from` to 1 at the share `pull_full_from`.
         spoken_from: share from which the prior is decoded as well, of `spoken_share` of the clips.
+        only_prior_from: share from which prior and flow alone learn, and the posterior is no longer
+            decoded; 1 for never.
         mean_decay: of the running mean of the weights, which is what is kept.
         other_speeds_weight: how often a clip is drawn at any other speed, relative to its own.
         lost_codes, lost_phonemes: shares that are hidden from the prior.
@@ -164,6 +166,7 @@ class Train:
     pull_full_from: float
     spoken_from: float
     spoken_share: float
+    only_prior_from: float
     mean_decay: float
     other_speeds_weight: float
     lost_codes: float
@@ -279,6 +282,13 @@ def _check(settings: Settings) -> None:
             or list(train.heard_layers) != sorted(set(train.heard_layers))
         ),
         "heard_own_share is no share": not 0 <= train.heard_own_share <= 1,
+        "the prior learns alone before it is decoded, or where none of a batch is": (
+            train.only_prior_from < 1
+            and (
+                train.only_prior_from < train.spoken_from
+                or round(train.spoken_share * train.batch_size) < 1
+            )
+        ),
         "shortest_window exceeds frames": train.shortest_window > train.frames,
         "shortest_frames is below the segment": (
             not speech.speeds

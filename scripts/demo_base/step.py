@@ -43,6 +43,7 @@ class Rates(NamedTuple):
         adversarial: whether the discriminator takes part.
         spoken: of so many clips the prior is decoded as well.
         heard_own: of so many clips the teacher hears the posterior as well.
+        only_prior: whether prior and flow alone learn, from the KL and from what the prior says.
     """
 
     lr_g: float
@@ -51,6 +52,7 @@ class Rates(NamedTuple):
     adversarial: bool = True
     spoken: int = 0
     heard_own: int = 0
+    only_prior: bool = False
 
 
 class FastStep:
@@ -91,7 +93,8 @@ class FastStep:
         }
         self.updates = {"g": 0, "d": 0}
         self._compiled = compiled
-        self._functions: dict[tuple[bool, int, int], Callable[..., Any]] = {}
+        self._functions: dict[tuple[bool, int, int, bool], Callable[..., Any]] = {}
+        self._is_prior = self.generator.flat.mark(("enc_p.", "flow."))
 
     def __call__(self, batch: FastBatch, noise: mx.array, rates: Rates) -> dict[str, mx.array]:
         """Updates both nets; nothing is evaluated yet.
@@ -104,7 +107,7 @@ class FastStep:
         """
         settings = {"g": self._advance("g", rates.lr_g)}
         settings["d"] = self._advance("d", rates.lr_d) if rates.adversarial else settings["g"]
-        key = (rates.adversarial, rates.spoken, rates.heard_own)
+        key = (rates.adversarial, rates.spoken, rates.heard_own, rates.only_prior)
         if key not in self._functions:
 
             def run(*inputs: Any) -> Any:
@@ -134,6 +137,7 @@ class FastStep:
         adversarial: bool,
         spoken: int,
         heard_own: int,
+        only_prior: bool,
     ) -> tuple[Net, Net, dict[str, mx.array]]:
         parts: dict[str, mx.array] = {}
         extras: dict[str, mx.array] = {}
@@ -141,49 +145,56 @@ class FastStep:
 
         def objective(vector: mx.array) -> mx.array:
             weights = self.generator.flat(vector)
-            out = self.generator(weights, batch, noise, pull, spoken)
+            out = self.generator(weights, batch, noise, pull, spoken, only_prior=only_prior)
             if adversarial:
                 # As in GANStep: one forward serves both updates.
                 judge[0], extras["loss_d"], extras["grad_norm_d"] = self._update_judge(
                     net_d, batch.wav, mx.stop_gradient(out.wav), settings["d"]
                 )
                 parts.update(self._judge(judge[0], batch.wav, out.wav))
-            parts.update(self._losses(batch, out))
-            parts.update(self._heard(batch, out, heard_own))
+            own, said = len(out.wav) - spoken, spoken
+            parts.update(self._losses(batch, out, own))
+            parts.update(self._heard(batch, out, min(own, heard_own), said))
             if self.extra.attention:
                 looked = attention_loss(out.prior.attention, batch.places)
                 parts["loss_attention"] = self.extra.attention * looked.loss
                 extras["found"] = looked.found
-            extras["peak_fake"] = mx.stop_gradient(mx.max(mx.abs(out.wav[: len(batch.wav)])))
+            extras["peak_fake"] = mx.stop_gradient(mx.max(mx.abs(out.wav[: own or said])))
             return sum(parts.values(), start=mx.array(0.0))
 
         loss, gradient = mx.value_and_grad(objective)(net_g.weights)
         extras |= {"loss_total": loss, "grad_norm_g": norm(gradient)}
-        return self._adamw.update(net_g, gradient, settings["g"]), judge[0], parts | extras
+        updated = self._adamw.update(net_g, gradient, settings["g"])
+        if only_prior:
+            pairs = zip(updated, net_g, strict=True)
+            updated = Net(*(mx.where(self._is_prior, new, old) for new, old in pairs))
+        return updated, judge[0], parts | extras
 
-    def _losses(self, batch: FastBatch, out: Generated) -> dict[str, mx.array]:
-        config, clips = self.config, len(batch.wav)
-        own, said = out.wav[:clips], out.wav[clips:]
-        spec = slice_segments(batch.spec, batch.starts, config.segment_frames)
-        mel = losses.mel_loss(mel_of_spectrogram(spec, config.data), log_mel(own, config.data))
+    def _losses(self, batch: FastBatch, out: Generated, count: int) -> dict[str, mx.array]:
+        """Of the posterior's waveforms, which are `count`, and of the prior's."""
+        config, own, said = self.config, out.wav[:count], out.wav[count:]
         kl = losses.kl_loss(out.z_p, out.logs_q, out.prior.m_p, out.prior.logs_p, batch.mask)
-        parts = {"loss_mel": config.train.c_mel * mel, "loss_kl": config.train.c_kl * kl}
-        if self.extra.stft:
+        parts = {"loss_kl": config.train.c_kl * kl}
+        if count:
+            spec = slice_segments(batch.spec, batch.starts, config.segment_frames)
+            mel = losses.mel_loss(mel_of_spectrogram(spec, config.data), log_mel(own, config.data))
+            parts["loss_mel"] = config.train.c_mel * mel
+        if self.extra.stft and count:
             parts["loss_stft"] = self.extra.stft * stft_loss(batch.wav, own)
         if self.extra.envelope and len(said):
             envelope = envelope_loss(batch.wav[: len(said)], said, config.data.sampling_rate)
             parts["loss_envelope"] = self.extra.envelope * envelope
         return parts
 
-    def _heard(self, batch: FastBatch, out: Generated, own: int) -> dict[str, mx.array]:
-        """What the teacher hears in the prior's segments, and in the last clips' own."""
-        extra, clips = self.extra, len(batch.wav)
-        own, said = own if extra.heard_own else 0, len(out.wav) - clips if extra.heard else 0
+    def _heard(self, batch: FastBatch, out: Generated, own: int, said: int) -> dict[str, mx.array]:
+        """What the teacher hears in the prior's segments, and in so many of the clips' own."""
+        extra, clips, first = self.extra, len(batch.wav), len(out.wav) - said
+        own, said = own if extra.heard_own else 0, said if extra.heard else 0
         if self.listener is None or not own + said:
             return {}
         # Together in one pass; the posterior's last segments lie before the prior's first.
         rows = mx.array([*range(clips - own, clips), *range(said)])
-        heard = heard_loss(self.listener, batch.wav[rows], out.wav[clips - own : clips + said])
+        heard = heard_loss(self.listener, batch.wav[rows], out.wav[first - own : first + said])
         parts = {"loss_heard": extra.heard * mx.mean(heard[own:])} if said else {}
         if own:
             parts["loss_heard_own"] = extra.heard_own * mx.mean(heard[:own])

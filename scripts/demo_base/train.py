@@ -1,12 +1,13 @@
 """Stage `train`: the base, from random weights.
 
 The generator alone at first, then with the discriminator. The posterior is hardly held to the prior
-until the decoder speaks. In the second half the prior is decoded beside it, and learns from what it
-sounds like. Writes `train.safetensors`, from which a call that is cut off goes on.
+until the decoder speaks. Then the prior is decoded beside it, and learns from what it sounds like;
+at last it learns alone. Writes `train.safetensors`, from which a call that is cut off goes on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,14 +156,21 @@ def rates_at(step: int, train: Train) -> Rates:
     rising = (share - train.pull_rises_from) / (train.pull_full_from - train.pull_rises_from)
     pull = train.pull ** (1 - min(1.0, max(0.0, rising)))
     is_spoken = share >= train.spoken_from
+    only_prior = step >= first_of_prior(train)
     return Rates(
         lr_g=train.lr_g * rate,
         lr_d=train.lr_d * rate,
         pull=pull,
-        adversarial=step >= train.adversarial_from,
+        adversarial=step >= train.adversarial_from and not only_prior,
         spoken=round(train.spoken_share * train.batch_size) if is_spoken else 0,
         heard_own=round(train.heard_own_share * train.batch_size) if is_spoken else 0,
+        only_prior=only_prior,
     )
+
+
+def first_of_prior(train: Train) -> int:
+    """The first step, counted from 0, in which prior and flow alone learn."""
+    return max(1, math.ceil(train.only_prior_from * train.steps))
 
 
 def get_state(step: FastStep, done: int) -> State:
@@ -179,8 +187,8 @@ def set_state(step: FastStep, state: State, settings: Settings) -> None:
     if not same_shapes(state.trees, get_state(step, 0).trees):
         raise UserError(f"{STATE}: is of other settings; delete it to begin again")
     step.nets = {name: Net(**state.trees[name]) for name in ("g", "d")}
-    judged = max(0, state.step - settings.train.adversarial_from)
-    step.updates = {"g": state.step, "d": judged}
+    judged = min(state.step, first_of_prior(settings.train)) - settings.train.adversarial_from
+    step.updates = {"g": state.step, "d": max(0, judged)}
 
 
 def train_stage(
