@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from scripts.demo_base.layers import with_gradient
 
 ZERO = -1  # in an index: no weight of the net, but the constant 0
+_ALIGNED = 32  # elements, 128 bytes: cuBLAS refuses some products of arrays that begin elsewhere
 _TRANSPOSED = "dec.ups."  # one norm for each input channel, the last axis
 
 
@@ -149,7 +150,7 @@ class Flat:
 
 
 class Packed:
-    """The arrays of a tree one after another in one vector, each as it is.
+    """The arrays of a tree one after another in one vector, each as it is, zeros between them.
 
     Args:
         tree: of the arrays' shapes.
@@ -159,25 +160,38 @@ class Packed:
         leaves: Any = tree_flatten(tree)
         self._names = [name for name, _ in leaves]
         shapes = [array.shape for _, array in leaves]
-        ends = list(itertools.accumulate(array.size for _, array in leaves))[:-1]
+        ends = list(itertools.accumulate(_aligned(array.size) for _, array in leaves))[:-1]
 
         def forward(vector: mx.array) -> tuple[mx.array, ...]:
             parts = zip(mx.split(vector, ends), shapes, strict=True)
-            return tuple(part.reshape(shape) for part, shape in parts)
+            return tuple(part[: math.prod(shape)].reshape(shape) for part, shape in parts)
 
         def gradient(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
-            return mx.concatenate([c.reshape(-1) for c in cotangents])
+            return _end_to_end(cotangents)
 
         self._split = with_gradient(forward, gradient)
 
     def pack(self, tree: Any) -> mx.array:
         """The vector of a tree of the same shapes."""
         arrays = dict(tree_flatten(tree))
-        return mx.concatenate([arrays[name].reshape(-1) for name in self._names])
+        return _end_to_end([arrays[name] for name in self._names])
 
     def __call__(self, vector: mx.array) -> Any:
         """The tree of a vector."""
         return tree_unflatten(list(zip(self._names, self._split(vector), strict=True)))
+
+
+def _aligned(size: int) -> int:
+    """The next multiple of `_ALIGNED`."""
+    return size + -size % _ALIGNED
+
+
+def _end_to_end(arrays: Sequence[mx.array]) -> mx.array:
+    parts = []
+    for array in arrays:
+        missing = _aligned(array.size) - array.size
+        parts += [array.reshape(-1), mx.zeros((missing,))] if missing else [array.reshape(-1)]
+    return mx.concatenate(parts)
 
 
 def _consecutive(start: int, shape: tuple[int, ...]) -> np.ndarray:
