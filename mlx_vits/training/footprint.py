@@ -11,6 +11,7 @@ Axes: T spectrogram frames, L phonemes.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -67,6 +68,9 @@ FACTORS = Parts(state=1.0, gradients=2.44, decoder=1.80, judge=3.07, frames=0.81
 # Of what the forward leaves. On an H100 (MLX 0.32.4, CUDA, compiled) the full-size v2 peaks at
 # 3.16, 4.01, 5.80 and 9.26 GB for 1, 2, 4 and 8 clips of 10 s; no Apple GPU has been measured.
 _ON_GPU = 1.8
+# Again, where CUDA launches kernels one by one (`_backend.py`): on an H200 four clips of 5 s peak
+# at 7.5 GB in place of 5.5, as more is under way.
+_ONE_BY_ONE = 1.5
 _MARGIN = 1.2  # what estimates may be short of
 # Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model.
 _RECOMPUTED = 0.4
@@ -82,8 +86,16 @@ def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> 
     """
     counted = count_parts(config, clips)
     parts = [part * factor for part, factor in zip(counted, FACTORS, strict=True)]
-    left = sum(parts[2:]) * (_ON_GPU if mx.default_device().type == mx.DeviceType.gpu else 1)
+    left = sum(parts[2:]) * _of_device()
     return int(sum(parts[:2]) + left * (_RECOMPUTED if recomputes else 1))
+
+
+def _of_device() -> float:
+    """What the device keeps, relative to a CPU."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return 1.0
+    one_by_one = mx.cuda.is_available() and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
+    return _ON_GPU * _ONE_BY_ONE if one_by_one else _ON_GPU
 
 
 def batch_that_fits(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> int:
