@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.nn import conv
+from mlx_vits.nn import conv, planar_conv
 
 
 def with_gradient(forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
@@ -34,38 +34,7 @@ def convolve(
     channels = min(weight.shape[0], weight.shape[2])
     if conv._chosen() != "planar" or weight.shape[1] == 1 or channels == 1:
         return conv.conv1d(x, weight, stride=stride, padding=padding, dilation=dilation)
-    return _planar(stride, padding, dilation)(x[:, None], weight[:, None]).squeeze(1)
-
-
-@cache
-def _planar(stride: int, padding: int, dilation: int) -> Any:
-    """A convolution of height 1: `(B, 1, T, C)` with `(O, 1, K, C)`."""
-
-    def forward(x: mx.array, w: mx.array) -> mx.array:
-        return mx.conv2d(x, w, (1, stride), (0, padding), (1, dilation))
-
-    def gradient(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
-        x, w = primals
-        reach = dilation * (w.shape[2] - 1)
-        unread = x.shape[2] - 1 - stride * (cotangent.shape[2] - 1)
-        to_x = mx.conv_general(
-            cotangent,
-            w.swapaxes(0, -1),
-            padding=([0, reach - padding], [0, unread + padding]),
-            kernel_dilation=(1, dilation),
-            input_dilation=(1, stride),
-            flip=True,
-        )
-        to_w = mx.conv_general(
-            x.swapaxes(0, -1),
-            cotangent.swapaxes(0, -1),
-            stride=(1, dilation),
-            padding=([0, padding], [0, reach - unread - padding]),
-            kernel_dilation=(1, stride),
-        )
-        return to_x, to_w.swapaxes(0, -1)
-
-    return with_gradient(forward, gradient)
+    return planar_conv.conv1d(x, weight, stride, padding, dilation)
 
 
 def leaky_relu(x: mx.array, slope: float) -> mx.array:
