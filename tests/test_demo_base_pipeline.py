@@ -356,6 +356,53 @@ def test_windows_that_are_drawn_fit_together(source: WindowSource) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(windows[:7], again[:7], strict=True))
 
 
+def _with(source: WindowSource, **values: Any) -> WindowSource:
+    train = replace(source.settings.train, **values)
+    entries = np.array(source.book)[:-1]
+    return WindowSource(source.spoken, entries, replace(source.settings, train=train))
+
+
+def test_codes_stray_to_other_entries(source: WindowSource) -> None:
+    """Further with more noise; where there is no code there is none, and the melody holds."""
+    changed = []
+    for far in (0.0, 0.5, 3.0):
+        noisy = _with(source, misheard=(far, far), lost_codes=0.3)
+        windows = noisy.draw(np.random.default_rng(1))
+        own = np.array(noisy.book)[windows.codes]
+        found = np.array(noisy.finish(windows, mx.random.key(0)).quantized)
+        is_code = windows.codes < len(noisy.book) - 1
+        assert not found[~is_code].any()
+        book = {entry.tobytes() for entry in np.array(noisy.book)[:-1]}
+        assert {entry.tobytes() for entry in found[is_code]} <= book
+        changed.append(float((found != own).any(axis=2)[is_code].mean()))
+    assert changed[0] == 0 < changed[1] < changed[2]
+
+
+def test_other_texts_stand_around_a_windows_own(source: WindowSource) -> None:
+    crowded = _with(source, further_texts=1.0, whole_text=1.0, no_text=0.0, lost_phonemes=0.0)
+    longer = 0
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        windows = crowded.draw(random)
+        for row, places in enumerate(windows.places):
+            said = int(windows.text_mask[row].sum())
+            assert said <= crowded.settings.train.phonemes
+            known = places[places >= 0]
+            assert (known < said).all()
+            assert (np.diff(known) >= 0).all()
+            texts = [spoken.clip.ids for spoken in crowded.spoken]
+            longer += windows.text[row, :said].tolist() not in texts
+    assert longer > 5
+
+
+def test_the_priors_style_strays(source: WindowSource) -> None:
+    noisy = _with(source, style_noise=2.0)
+    windows = noisy.draw(np.random.default_rng(1))
+    assert np.array(noisy.finish(windows, mx.random.key(0)).style_noise).any()
+    plain = noisy.cut([Window(0, 0, 30)], np.random.default_rng(1), plain=True)
+    assert not np.array(noisy.finish(plain, mx.random.key(0)).style_noise).any()
+
+
 def test_spectrograms_are_the_products(source: WindowSource) -> None:
     wav = np.random.default_rng(0).normal(size=(1, 9 * 640)).astype(np.float32) * 0.1
     padded = np.pad(wav, [(0, 0), (source.reach, source.reach)], mode="reflect")

@@ -95,6 +95,7 @@ class Both:
             starts=starts,
             wav=wav,
             places=mx.full(batch.spec.shape[:2], -1, mx.int32),
+            style_noise=mx.zeros((len(batch.spec), self.config.model.gin_channels)),
         )
 
 

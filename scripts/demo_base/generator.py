@@ -48,6 +48,7 @@ class FastBatch(NamedTuple):
         starts: `(B,)` int32, first frame of each decoded segment.
         wav: `(B, N)`, the segments' real samples.
         places: `(B, T)` int32, which phoneme of `text` a frame belongs to; -1 where unknown.
+        style_noise: `(B, G)`, added to the prior's style, in standard deviations of the batch's.
     """
 
     quantized: mx.array
@@ -58,6 +59,7 @@ class FastBatch(NamedTuple):
     starts: mx.array
     wav: mx.array
     places: mx.array
+    style_noise: mx.array
 
 
 class Prior(NamedTuple):
@@ -257,7 +259,9 @@ class FastGenerator:
             }
         mask, frames = batch.mask, self.config.segment_frames
         g = self.embed_style(weights, batch.spec, mask)
-        prior = self.prior(weights, batch, g)
+        # The prior of a speaker that it has not met is worse off than flow and decoder are.
+        spread = mx.stop_gradient(mx.sqrt(mx.var(g, axis=0)))
+        prior = self.prior(weights, batch, g + batch.style_noise * spread)
         posterior = self.posterior(weights, batch.spec, mask, mx.stop_gradient(g), noise)
         z_p = self.flow(weights, scale_gradient(posterior.z, pull), mask, g)
         segment = slice_segments(posterior.z, batch.starts, frames)

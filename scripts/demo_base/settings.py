@@ -143,6 +143,14 @@ class Train:
         mean_decay: of the running mean of the weights, which is what is kept.
         other_speeds_weight: how often a clip is drawn at any other speed, relative to its own.
         lost_codes, lost_phonemes: shares that are hidden from the prior.
+        misheard: how far codes stray, least and most, in standard deviations of the codebook; see
+            `windows.WindowSource`. 1.2 makes codes of clips that the content encoder was trained on
+            as uncertain as those of the same speakers' other clips, 1.5 as unseen speakers'.
+        style_noise: how far the prior's style strays at most, in standard deviations of the styles
+            of a batch.
+        no_text, whole_text: shares of windows with none of their text but its first phoneme, and
+            with all of it; the others have about the text they speak.
+        further_texts: share of the windows with all their text that have other clips' around it.
         stft_weight, envelope_weight, attention_weight: of the losses in `losses.py`.
         heard_weight, heard_own_weight: of the loss in `heard.py`, on what the prior says and on
             what the posterior says of `heard_own_share` of the clips; from `spoken_from`.
@@ -171,6 +179,11 @@ class Train:
     other_speeds_weight: float
     lost_codes: float
     lost_phonemes: float
+    misheard: tuple[float, ...]
+    style_noise: float
+    no_text: float
+    whole_text: float
+    further_texts: float
     stft_weight: float
     envelope_weight: float
     attention_weight: float
@@ -290,11 +303,10 @@ def _check(settings: Settings) -> None:
             )
         ),
         "shortest_window exceeds frames": train.shortest_window > train.frames,
-        "shortest_frames is below the segment": (
-            not speech.speeds
-            or speech.shortest_frames / max(speech.speeds)
-            < train.segment_size // settings.model.data.hop_length + 1
+        "misheard is not a range from 0": (
+            len(train.misheard) != 2 or not 0 <= train.misheard[0] <= train.misheard[1]
         ),
+        "no_text and whole_text exceed 1": not 0 <= train.no_text <= 1 - train.whole_text <= 1,
     }
     for fault, found in faults.items():
         if found:

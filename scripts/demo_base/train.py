@@ -214,7 +214,9 @@ def train_stage(
         settings = fit_settings(settings, work, rehearsal(step, source, settings), clock.left)
         train = settings.train
     say(f"{source.hours:.2f} h at all speeds, {len(source.held_out)} clips kept out")
-    checked, draw = source.checked(), drawer(source, settings)
+    checked, draw = [source.checked(source.held_out)], drawer(source, settings)
+    if source.unseen:
+        checked.append(source.checked(source.unseen))
     done = saved.step if saved else 0
     recent: list[dict[str, float]] = []
     late = Late()
@@ -229,8 +231,9 @@ def train_stage(
             say(f"step {done}: " + "  ".join(f"{k} {v:.4g}" for k, v in means.items()))
             recent = []
         if done % _CHECK_EVERY == 0 or done == train.steps:
-            found = check(step, source, checked)
-            say(f"kept out: {'  '.join(f'{k} {v:.4g}' for k, v in found.items())}")
+            for name, windows in zip(("kept out", "unseen"), checked, strict=False):
+                found = check(step, source, windows)
+                say(f"{name}: {'  '.join(f'{k} {v:.4g}' for k, v in found.items())}")
         if over or is_time_to_save or done == train.steps:
             write_state(path, get_state(step, done))
             if over:
@@ -278,7 +281,7 @@ def draw_noise(step: FastStep, mask: mx.array, key: mx.array) -> mx.array:
 
 
 def check(step: FastStep, source: WindowSource, windows: Windows) -> dict[str, float]:
-    """How the mean weights do on clips that are kept out, with their texts and without."""
+    """How the mean weights do on clips that nothing learns from, with their texts and without."""
     batch = source.finish(windows, mx.random.key(0))
     noise = draw_noise(step, batch.mask, mx.random.key(1))
     weights = step.generator.flat(step.nets["g"].mean)

@@ -16,14 +16,15 @@ import numpy as np
 
 from mlx_vits.audio.spectrogram import _MAGNITUDE_FLOOR, _hann
 from mlx_vits.config import DataSection
+from mlx_vits.errors import UserError
 from scripts.demo_base.channels import Equaliser, draw_equaliser, equalise
-from scripts.demo_base.clips import HELD_OUT, TRAINED, Clip, frames_at_speed, read_clip_list
+from scripts.demo_base.clips import HELD_OUT, TRAINED, UNSEEN, Clip, frames_at_speed, read_clip_list
 from scripts.demo_base.generator import FastBatch
 from scripts.demo_base.layers import frames_of
-from scripts.demo_base.settings import Settings
+from scripts.demo_base.settings import MELODY_SIDES, Settings
 from scripts.demo_base.store import read_arrays, read_clips
 
-_WHOLE_TEXT, _NO_TEXT = 0.35, 0.3  # shares of windows; others have about the text they speak
+_TAPS = 5  # codes that a mishearing of one reaches
 _MARGIN = 9  # phonemes at most on either side of what is spoken
 _EQUALISED, _DECIBELS = 0.6, 3.0
 _LOW_PASSED, _LOW_PASS = 0.35, (5000.0, 15000.0)  # share, Hz
@@ -53,6 +54,8 @@ class Windows(NamedTuple):
         equaliser: of each window.
         gain: `(B,)`.
         hiss: `(B,)`, amplitude.
+        misheard: `(B,)`, how far codes stray, in standard deviations of the codebook.
+        styles: `(B,)`, how far the prior's style strays, in standard deviations of the batch's.
     """
 
     wav: np.ndarray
@@ -65,6 +68,8 @@ class Windows(NamedTuple):
     equaliser: Equaliser
     gain: np.ndarray
     hiss: np.ndarray
+    misheard: np.ndarray
+    styles: np.ndarray
 
 
 class Reading(NamedTuple):
@@ -114,19 +119,28 @@ class WindowSource:
         # The last entry is no code at all.
         self.book = mx.array(np.concatenate([entries, np.zeros((1, entries.shape[1]))], axis=0))
         self.book = self.book.astype(mx.float32)
+        self._spread = _spread(entries, settings)
         others = max(1, len(speech.speeds) - 1)
+        segment = train.segment_size // self.data.hop_length
         shares = [
             speech.weights.get(s.clip.voice, 1.0)
             * (1.0 if s.speed == 1 else train.other_speeds_weight / others)
-            * (s.clip.use == TRAINED)
+            * (s.clip.use == TRAINED and s.frames >= segment)
             for s in self.spoken
         ]
+        if not any(shares):
+            raise UserError(
+                f"{settings.source}: no clip is as long as segment_size; make it smaller"
+            )
         self.shares = np.array(shares) / np.sum(shares)
-        self.held_out = [
-            number
-            for number, s in enumerate(self.spoken)
-            if s.clip.use == HELD_OUT and s.speed == 1 and s.frames >= train.shortest_window
-        ]
+        self.held_out, self.unseen = (
+            [
+                number
+                for number, s in enumerate(self.spoken)
+                if s.clip.use == use and s.speed == 1 and s.frames >= train.shortest_window
+            ]
+            for use in (HELD_OUT, UNSEEN)
+        )
 
     @property
     def hours(self) -> float:
@@ -144,10 +158,10 @@ class WindowSource:
             windows.append(Window(int(number), start, min(wanted, total - start)))
         return self.cut(windows, random)
 
-    def checked(self) -> Windows:
-        """The first frames of clips that are kept out, undisturbed; always the same."""
+    def checked(self, numbers: Sequence[int]) -> Windows:
+        """The first frames of such clips, undisturbed; always the same."""
         train = self.settings.train
-        some = [self.held_out[i % len(self.held_out)] for i in range(train.batch_size)]
+        some = [numbers[i % len(numbers)] for i in range(train.batch_size)]
         frames = [min(train.frames, self.spoken[number].frames) for number in some]
         windows = [Window(number, 0, count) for number, count in zip(some, frames, strict=True)]
         return self.cut(windows, np.random.default_rng(self.settings.seed), plain=True)
@@ -183,7 +197,11 @@ class WindowSource:
             places[row, :length] = read.places
         sound = self._draw_sound(count, random, plain)
         text_mask = text_mask.astype(np.float32)
-        return Windows(wav, codes, mask, text, text_mask, starts, places, *sound)
+        strays = [
+            random.uniform(*((0, 0) if plain else far), count).astype(np.float32)
+            for far in (train.misheard, (0, train.style_noise))
+        ]
+        return Windows(wav, codes, mask, text, text_mask, starts, places, *sound, *strays)
 
     def _draw_sound(
         self, count: int, random: np.random.Generator, plain: bool
@@ -199,29 +217,47 @@ class WindowSource:
     def _read(
         self, spoken: Spoken, start: int, frames: int, random: np.random.Generator, plain: bool
     ) -> Reading:
-        """The text of a window: all of it, about what is spoken, or only its first phoneme."""
+        """The text of a window: all of it, about what is spoken, or only its first phoneme.
+
+        All of it may stand between other clips' texts, as if the recording were longer.
+        """
+        train = self.settings.train
         ids, phones = np.array(spoken.clip.ids), np.array(spoken.clip.phones)
         shown = frames_at_speed(start + frames, spoken.speed, len(spoken.places))[start:]
         at = spoken.places[shown]
         kind = 1.0 if plain else random.random()
         first, last = 0, len(ids)
-        if kind < 1 - _WHOLE_TEXT:
+        if kind < 1 - train.whole_text:
             before, after = int(at[0]), int(at[-1]) + 1
             first = int(phones[before]) if before > 0 else 0
             last = int(phones[after]) if after < len(phones) else len(ids)
             first = max(0, first - int(random.integers(_MARGIN)))
             last = min(len(ids), last + int(random.integers(_MARGIN)))
-        last = min(max(last, first + 1), first + self.settings.train.phonemes)
-        is_heard = np.ones(last - first, bool)
+        last = min(max(last, first + 1), first + train.phonemes)
+        ids, moved = ids[first:last], -first
+        if not plain and kind >= 1 - train.whole_text and random.random() < train.further_texts:
+            around = self._further_texts(train.phonemes - len(ids), random)
+            ids, moved = np.concatenate([around[0], ids, around[1]]), len(around[0])
+        is_heard = np.ones(len(ids), bool)
         if not plain:
-            is_heard[1:] = random.random(last - first - 1) >= self.settings.train.lost_phonemes
-        if kind < _NO_TEXT:
+            is_heard[1:] = random.random(len(ids) - 1) >= train.lost_phonemes
+        if kind < train.no_text:
             is_heard[1:] = False
-            return Reading(ids[first:last], is_heard, np.full(frames, -1))
-        places = np.where(spoken.labels[shown] > 0, phones[np.maximum(at, 0)] - first, -1)
-        is_known = (places >= 0) & (places < last - first)
+            return Reading(ids, is_heard, np.full(frames, -1))
+        places = np.where(spoken.labels[shown] > 0, phones[np.maximum(at, 0)] + moved, -1)
+        is_known = (places >= max(0, moved)) & (places < last + moved)
         is_known &= is_heard[np.where(is_known, places, 0)]
-        return Reading(ids[first:last], is_heard, np.where(is_known, places, -1))
+        return Reading(ids, is_heard, np.where(is_known, places, -1))
+
+    def _further_texts(self, room: int, random: np.random.Generator) -> list[np.ndarray]:
+        """The end of another clip's text, and the beginning of one; `room` phonemes at most."""
+        before = int(random.integers(room + 1))
+        after = int(random.integers(room - before + 1))
+        texts = [
+            self.spoken[number].clip.ids for number in random.integers(len(self.spoken), size=2)
+        ]
+        ends = [texts[0][max(0, len(texts[0]) - before) :], texts[1][:after]]
+        return [np.array(ids, np.int64) for ids in ends]
 
     def finish(self, windows: Windows, key: mx.array) -> FastBatch:
         """Sound, spectrogram and codes on the device."""
@@ -239,10 +275,16 @@ class WindowSource:
         peak = mx.maximum(mx.max(mx.abs(wav), axis=1), 1e-3)
         wav = wav * mx.minimum(mx.array(windows.gain), _LOUDEST / peak)[:, None]
         mask, starts = mx.array(windows.mask), mx.array(windows.starts)
+        code_key, style_key = mx.random.split(key)
+        codes = self.book[mx.array(windows.codes)]
+        if windows.misheard.any():
+            codes = self._mishear(codes, mx.array(windows.misheard), code_key)
+        shape = (len(codes), self.settings.model.model.gin_channels)
+        strayed = mx.array(windows.styles)[:, None] * mx.random.normal(shape, key=style_key)
         first = starts[:, None] * data.hop_length + self.reach
         own = mx.take_along_axis(wav, first + mx.arange(train.segment_size), axis=1)
         return FastBatch(
-            quantized=self.book[mx.array(windows.codes)],
+            quantized=codes,
             spec=magnitudes_within(wav, data) * mask,
             mask=mask,
             text=mx.array(windows.text),
@@ -250,7 +292,32 @@ class WindowSource:
             starts=starts,
             wav=own,
             places=mx.array(windows.places),
+            style_noise=strayed,
         )
+
+    def _mishear(self, codes: mx.array, far: mx.array, key: mx.array) -> mx.array:
+        """Entries `(B, K, C)` as they might have been found in clips that nothing has learnt from.
+
+        The content encoder knows the clips that it was trained on, and finds their codes better
+        than others'. Noise that a few codes in a row share takes each to another entry; where there
+        is no code there is none afterwards.
+        """
+        count, length, width = codes.shape
+        noise = mx.random.normal((count, length + _TAPS - 1, width), key=key)
+        noise = sum(noise[:, tap : tap + length] for tap in range(_TAPS)) / _TAPS**0.5
+        strayed = codes + far[:, None, None] * self._spread * noise
+        book = self.book[:-1]
+        distance = mx.sum(mx.square(book), axis=1) - 2 * (strayed @ book.T)
+        is_code = mx.any(codes != 0, axis=2, keepdims=True)
+        return mx.where(is_code, book[mx.argmin(distance, axis=2)], codes)
+
+
+def _spread(entries: np.ndarray, settings: Settings) -> mx.array:
+    """`(C,)`: how far entries are apart, 0 in the directions of the melody, which is kept."""
+    spread = entries.std(axis=0).astype(np.float32)
+    first = settings.distil.directions
+    spread[first : first + MELODY_SIDES] = 0
+    return mx.array(spread)
 
 
 def spectrogram_reach(data: DataSection) -> int:
