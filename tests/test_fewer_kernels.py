@@ -9,15 +9,15 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
+from mlx_vits import compilation
 from mlx_vits.benchmarking.kernels import count_graph
+from mlx_vits.compilation import compiles_step
 from mlx_vits.models.posterior import Flip
 from mlx_vits.nn.attention import _band_to_square, _square_to_band
 from mlx_vits.nn.conv import conv1d
 from mlx_vits.nn.dropout import KeyedDropout
 from mlx_vits.nn.wavenet import _split_evenly, gated
 from mlx_vits.nn.weight_norm import fold_rows, fold_weight
-from mlx_vits.training import compilation
-from mlx_vits.training.compilation import compiles_step
 from mlx_vits.training.losses import FEATURE_WEIGHT, feature_loss, total
 from mlx_vits.training.optimizers import SharedAdamW
 

@@ -17,6 +17,7 @@ from mlx_vits.nn import weight_norm
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.synthesis.loading import load
+from mlx_vits.synthesis.playback import Playback
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
@@ -46,7 +47,7 @@ def unfolded(voice: Voice) -> np.ndarray:
             return voice.model
 
     other = Voice(voice.model)
-    other._folding = Itself()  # type: ignore[assignment]
+    other._playback = Playback(Itself())  # type: ignore[arg-type]
     return speak(other)
 
 

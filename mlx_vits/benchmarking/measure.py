@@ -26,8 +26,8 @@ from mlx_vits.benchmarking.machine import (
 )
 from mlx_vits.benchmarking.operations import count_operations
 from mlx_vits.benchmarking.work import StepParts, Work
+from mlx_vits.compilation import compiles_step
 from mlx_vits.errors import UserError
-from mlx_vits.training.compilation import compiles_step
 from mlx_vits.training.precision import compute_type
 
 PARTS = ("forward_g", "step_d", "step_g", "step", "synthesis")

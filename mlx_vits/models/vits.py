@@ -233,7 +233,7 @@ class SynthesizerTrn(nn.Module):
         styles: Sequence[mx.array],
         *,
         noise: mx.array,
-        noise_scale: float = 0.5,
+        noise_scale: float | mx.array = 0.5,
         speed: float = 1.0,
     ) -> Decoded:
         """Speech from semantic codes.
@@ -258,7 +258,7 @@ class SynthesizerTrn(nn.Module):
         text_mask: mx.array | None,
         g: mx.array,
         noise: mx.array,
-        noise_scale: float,
+        noise_scale: float | mx.array,
         speed: float,
     ) -> Decoded:
         prior = self.enc_p(quantized, mask, text, text_mask, self._text_style(g), speed=speed)

@@ -2,7 +2,7 @@
 
 Launching one takes the host longer than the GPU computes, at the sizes of this model, and MLX
 launches one for nearly every operation: `mx.compile` would put them together, but has NVRTC compile
-every combination, see `training/compilation.py`. NVRTC takes seconds for any source, however short,
+every combination, see `compilation.py`. NVRTC takes seconds for any source, however short,
 so all that is computed here is one kernel, which branches on a number, and `join`.
 
 fp32 only. There is no gradient but what the callers define.

@@ -24,6 +24,7 @@ from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layout import channels_last
 from mlx_vits.preprocessing.features import speech_features
 from mlx_vits.synthesis.folding import Folding
+from mlx_vits.synthesis.playback import Playback, Spoken
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Array = np.ndarray | mx.array
@@ -63,7 +64,7 @@ class Voice:
         speaker_vector: np.ndarray | None = None,
     ):
         self.model, self.info, self.name = model, info, name
-        self._folding = Folding(model)
+        self._playback = Playback(Folding(model))
         self.content_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
 
@@ -123,36 +124,37 @@ class Voice:
         shape = (1, self.config.model.inter_channels, frames)
         if noise is None:
             noise = mx.random.normal(shape, key=mx.random.key(_DEFAULT_SEED))
-        decoded = self._folding.model().decode(
-            codes[0],
-            text,
-            self._styles(refer, sv_emb),
-            noise=channels_last(_floats(noise, shape, "noise")),
-            noise_scale=noise_scale,
-            speed=speed,
+        specs, vectors = self._styles(refer, sv_emb)
+        wav = self._playback.decode(
+            Spoken(
+                codes[0],
+                text,
+                channels_last(_floats(noise, shape, "noise")),
+                mx.array(noise_scale, mx.float32),
+                specs,
+                vectors,
+            ),
+            speed,
         )
-        return np.array(decoded.wav[0, :, 0], dtype=np.float32)
+        return np.array(wav[0, :, 0], dtype=np.float32)
 
-    def _styles(self, refer: Any, sv_emb: Any) -> list[mx.array]:
+    def _styles(self, refer: Any, sv_emb: Any) -> tuple[list[mx.array], list[mx.array]]:
+        """Spectrograms `(1, T, 1025)`, and as many speaker vectors where the version has them."""
         references = list(refer) if isinstance(refer, (list, tuple)) else [refer]
         if not references:
             raise ValueError("refer is an empty list; give one spectrogram at least")
-        vectors: list[Any] = [None] * len(references)
+        vectors: list[mx.array] = []
         if self.config.model.is_pro:
             if sv_emb is None:
                 raise ValueError(f"{self.version} needs sv_emb, a speaker vector per reference")
-            vectors = list(sv_emb) if isinstance(sv_emb, (list, tuple)) else [sv_emb]
-            if len(vectors) != len(references):
-                raise ValueError(f"{len(references)} references but {len(vectors)} speaker vectors")
+            given = list(sv_emb) if isinstance(sv_emb, (list, tuple)) else [sv_emb]
+            if len(given) != len(references):
+                raise ValueError(f"{len(references)} references but {len(given)} speaker vectors")
             shape = (1, self.config.reduced_dims.sv_dim)
-            vectors = [_floats(vector, shape, "sv_emb") for vector in vectors]
+            vectors = [_floats(vector, shape, "sv_emb") for vector in given]
         bins = self.config.data.spec_channels
-        styles = []
-        for reference, vector in zip(references, vectors, strict=True):
-            spec = channels_last(_floats(reference, (1, bins, None), "refer"))
-            mask = mx.ones((1, spec.shape[1], 1))
-            styles.append(self.model.embed_style(spec, mask, vector))
-        return styles
+        specs = [channels_last(_floats(one, (1, bins, None), "refer")) for one in references]
+        return specs, vectors
 
     def extract_codes(self, ssl: Array) -> np.ndarray:
         """Semantic codes of SSL features.

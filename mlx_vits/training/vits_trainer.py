@@ -15,13 +15,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.checkpoints.run import Place, RunState
+from mlx_vits.compilation import compiles_step
 from mlx_vits.errors import CheckpointError, TrainingStopped
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
-from mlx_vits.training.compilation import compiles_step
 from mlx_vits.training.footprint import is_short, usable_memory
 from mlx_vits.training.precision import compute_type
 from mlx_vits.training.regularization import Anchor

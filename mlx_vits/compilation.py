@@ -1,4 +1,4 @@
-"""Whether, and how far, a training step runs through `mx.compile`.
+"""Whether, and how far, a training step and synthesis run through `mx.compile`.
 
 It saves two things: the time in which Python describes a step's thousands of operations to MLX,
 and, as it fuses operations into kernels of their own, launches and memory traffic. On CUDA MLX has
@@ -57,3 +57,18 @@ def compiles_step(choice: bool | None = None) -> bool:
     if mx.default_device().type != mx.DeviceType.gpu:
         return False
     return mx.metal.is_available() or stop_fusing()
+
+
+def plays_synthesis_back() -> bool:
+    """Whether synthesis of a shape that was met before is played back: on CUDA alone.
+
+    There describing the operations takes longer than computing them, and without fusing the result
+    is the same to the last bit. On an Apple GPU `mx.compile` fuses, as the training step has it do,
+    and its rounding would differ between the first and the second time that something is said; on
+    a CPU g++ takes longer than it saves.
+    """
+    return _is_on_cuda() and stop_fusing()
+
+
+def _is_on_cuda() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
