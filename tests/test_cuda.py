@@ -232,4 +232,53 @@ def test_other_types_and_devices_are_computed_without_kernels(on_cuda: On) -> No
     assert not cuda.is_used(x)
     with on_cuda():
         assert cuda.is_used(x)
+        assert cuda.is_used(x.astype(mx.bfloat16))
         assert not cuda.is_used(x, x.astype(mx.bfloat16))
+        assert not cuda.is_used(x.astype(mx.float16))
+
+
+def _in_bf16(on_cuda: On, function: Any, *inputs: mx.array) -> None:
+    """Values and gradients in bf16 with the kernels, beside fp32 of the same numbers without."""
+    rounded = [x.astype(mx.bfloat16) for x in inputs]
+
+    def found(inputs: list[mx.array]) -> list[mx.array]:
+        y = function(*inputs)
+        cotangent = _normal(*y.shape, seed=9).astype(mx.bfloat16).astype(y.dtype)
+        grads = mx.vjp(function, inputs, [cotangent])[1]
+        mx.eval(y, grads)
+        return [y, *grads]
+
+    plain = found([x.astype(mx.float32) for x in rounded])
+    with on_cuda():
+        ours = found(rounded)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.shape == b.shape
+        size = mx.max(mx.abs(b)).item()
+        np.testing.assert_allclose(a.astype(mx.float32), b, rtol=1e-2, atol=1e-2 * size)
+    assert ours[1].dtype == mx.bfloat16
+
+
+def test_bf16(on_cuda: On) -> None:
+    x, y, bias = _normal(2, 5, 8), _normal(2, 5, 8, seed=1), _normal(8, seed=2)
+    _in_bf16(on_cuda, lambda x, b: leaky_relu(x, 0.1, b), x, bias)
+    _in_bf16(on_cuda, biased_sum, x, y, bias)
+    _in_bf16(on_cuda, gated, x, bias, _normal(2, 1, 8, seed=3))
+    _in_bf16(on_cuda, lambda *arrays: mean_of(arrays), x, y)
+    _in_bf16(on_cuda, lambda x: KeyedDropout(mx.random.key(3))(x, 0.3), x)
+    halves = [x.astype(mx.bfloat16), bias.astype(mx.bfloat16)]
+    with on_cuda():
+        assert mx.array_equal(end_to_end(halves)[-8:], halves[1])
+    band = _normal(2, 3, 6, 5, seed=5)
+    _in_bf16(on_cuda, lambda s, b: _attend(s, b, None), _normal(2, 3, 6, 6, seed=4), band)
+    maps = [_normal(2, 5, 3), _normal(3, 7000, seed=1)]
+
+    def loss(*found: mx.array) -> mx.array:
+        return feature_loss(
+            [[m.astype(f.dtype) for m, f in zip(maps, found, strict=True)]], [found]
+        )
+
+    fakes = [_normal(2, 5, 3, seed=6), _normal(3, 7000, seed=7)]
+    with on_cuda():
+        found = loss(*(fake.astype(mx.bfloat16) for fake in fakes))
+    assert found.dtype == mx.float32
+    assert found.item() == pytest.approx(loss(*fakes).item(), rel=2e-2)

@@ -69,11 +69,15 @@ def _count(lines: Iterable[str]) -> Graph:
             inputs[found[1]] += 1
     fused = [name for name in names.values() if name.startswith(_COMPILED)]
     kernels = sum(
-        inputs[node] if name == "Concatenate" else name not in _VIEWS
+        inputs[node] if name == "Concatenate" else not _is_view(name)
         for node, name in names.items()
     )
     kinds = Counter(_COMPILED if n.startswith(_COMPILED) else n for n in names.values())
     return Graph(len(names), kernels, len(fused), len(set(fused)), dict(kinds.most_common()))
+
+
+def _is_view(name: str) -> bool:
+    return name in _VIEWS or name.startswith("View ")  # of another type
 
 
 def count_kernels(parts: StepParts) -> dict[str, Graph]:

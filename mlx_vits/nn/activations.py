@@ -19,15 +19,16 @@ def leaky_relu(x: mx.array, slope: float, bias: mx.array | None = None) -> mx.ar
         x: `(..., C)`, or any shape without a bias.
         bias: `(C,)` or None.
     """
-    if cuda.is_used(x):
-        return _leaky_relu_on_cuda(slope)(x, cuda.zero() if bias is None else bias)
+    added = cuda.zero(x.dtype) if bias is None else bias
+    if cuda.is_used(x, added):
+        return _leaky_relu_on_cuda(slope)(x, added)
     x = x if bias is None else x + bias
     return _leaky_relu(slope)(x) if slope else nn.relu(x)
 
 
 def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
     """`x + (y + bias)`: `(..., C)` twice and `(C,)`."""
-    return _biased_sum_on_cuda(x, y, bias) if cuda.is_used(x, y) else x + (y + bias)
+    return _biased_sum_on_cuda(x, y, bias) if cuda.is_used(x, y, bias) else x + (y + bias)
 
 
 def _biased_sum_gradient(

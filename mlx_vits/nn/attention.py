@@ -90,7 +90,7 @@ class MultiHeadAttention(nn.Module):
 def _attend(scores: mx.array, band: mx.array | None, mask: mx.array | None) -> mx.array:
     """Softmax of scores `(B, H, T, S)` and a band around the diagonal where the mask is not 0."""
     if band is not None and cuda.is_used(scores, band):
-        seen = cuda.one() if mask is None else mask.astype(mx.float32)
+        seen = cuda.one(band.dtype) if mask is None else mask.astype(band.dtype)
         return _attend_on_cuda(scores, band, seen)
     if band is not None:
         scores = scores + _band_to_square(band)
@@ -214,8 +214,8 @@ class Encoder(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array | None, dropout: Dropout) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
         pairs = pairs_of(mask, mask)
-        if pairs is not None and not cuda.is_used(pairs):
-            pairs = pairs.astype(mx.bool_)
+        if pairs is not None:
+            pairs = pairs.astype(x.dtype if cuda.is_used(x) else mx.bool_)
         mask = None if mask is None else mask.astype(x.dtype)
         x = masked(x, mask)
         layers = zip(

@@ -5,7 +5,8 @@ launches one for nearly every operation: `mx.compile` would put them together, b
 every combination, see `compilation.py`. NVRTC takes seconds for any source, however short,
 so all that is computed here is one kernel, which branches on a number, and `join`.
 
-fp32 only. There is no gradient but what the callers define.
+All arrays of one call are fp32, or all are bf16: each type has these two kernels. There is no
+gradient but what the callers define.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mlx_vits.nn.cuda_source import BRANCHES, HEADER
 
 USED = True  # False: CUDA computes as all other devices do
 
+_TYPES = {mx.float32: "", mx.bfloat16: "_bf16"}  # with what a kernel's name ends
 _THREADS = 256  # of a block
 _JOINED = 32  # arrays that one launch joins
 _SEGMENT = 8192  # elements that a block adds up
@@ -29,7 +31,10 @@ _SEGMENT = 8192  # elements that a block adds up
 
 def is_used(*arrays: mx.array) -> bool:
     """Whether these arrays are computed on by the kernels of this module."""
-    return USED and _is_on_cuda() and all(array.dtype == mx.float32 for array in arrays)
+    if not (USED and _is_on_cuda()):
+        return False
+    dtype = arrays[0].dtype
+    return dtype in _TYPES and all(array.dtype == dtype for array in arrays)
 
 
 def _is_on_cuda() -> bool:
@@ -226,12 +231,12 @@ def squares(x: mx.array) -> mx.array:
 
 
 def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
-    """`weight * |x - y|` of arrays of one shape, added up in part: `(S,)`."""
+    """`weight * |x - y|` of arrays of one shape, added up in part: `(S,)`, fp32."""
     segments = -(-x.size // _SEGMENT)
     inputs, sizes = {"a": x, "b": y}, [x.size, _SEGMENT]
-    return _run(
-        "distance", inputs, segments * _THREADS, size=segments, sizes=sizes, numbers=[weight]
-    )
+    size = segments * mx.float32.size // x.dtype.size
+    found = _run("distance", inputs, segments * _THREADS, size=size, sizes=sizes, numbers=[weight])
+    return found.view(mx.float32)
 
 
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
@@ -251,28 +256,29 @@ def _run(
     key: mx.array | None = None,
 ) -> mx.array:
     """What a branch writes, `(size,)`; a number a thread, unless it is said."""
-    given = [inputs.get(letter, zero()) for letter in "abcde"]
+    dtype = inputs["a"].dtype
+    given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
     wanted = (list(BRANCHES).index(name), count, *sizes)
-    constants = _numbers(tuple(numbers)) if numbers else zero()
+    constants = _numbers(tuple(numbers) or (0.0,))
     others = [_sizes(wanted), constants, _key() if key is None else key]
-    (out,) = _kernel()(
+    (out,) = _kernel(dtype)(
         inputs=[*given, *others],
         grid=(count, 1, 1),
         threadgroup=(_THREADS, 1, 1),
         output_shapes=[(count if size is None else size,)],
-        output_dtypes=[mx.float32],
+        output_dtypes=[dtype],
     )
     return out
 
 
-def zero() -> mx.array:
+def zero(dtype: mx.Dtype) -> mx.array:
     """A number for where there is none to add, `(1,)`."""
-    return _numbers((0.0,))
+    return _numbers((0.0,), dtype)
 
 
-def one() -> mx.array:
+def one(dtype: mx.Dtype) -> mx.array:
     """A number for where there is no mask, `(1,)`."""
-    return _numbers((1.0,))
+    return _numbers((1.0,), dtype)
 
 
 @cache
@@ -281,8 +287,8 @@ def _sizes(values: tuple[int, ...]) -> mx.array:
 
 
 @cache
-def _numbers(values: tuple[float, ...]) -> mx.array:
-    return mx.array(values, mx.float32)
+def _numbers(values: tuple[float, ...], dtype: mx.Dtype = mx.float32) -> mx.array:
+    return mx.array(values, dtype)
 
 
 @cache
@@ -291,19 +297,22 @@ def _key() -> mx.array:
 
 
 @cache
-def _kernel() -> Any:
+def _kernel(dtype: mx.Dtype) -> Any:
     cases = "".join(
         f"case {number}: {{{body}break; }}\n" for number, body in enumerate(BRANCHES.values())
     )
+    arrays = "".join(f"const auto {letter} = reading(in_{letter});\n" for letter in "abcde")
     return mx.fast.cuda_kernel(
-        name="vits",
-        input_names=[*"abcde", "sizes", "numbers", "key"],
-        output_names=["out"],
+        name=f"vits{_TYPES[dtype]}",
+        input_names=[*(f"in_{letter}" for letter in "abcde"), "sizes", "numbers", "key"],
+        output_names=["to"],
         header=HEADER,
         source=_short(f"""
             const int count = sizes[1];
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
             if (i >= count) return;
+            {arrays}
+            const auto out = writing(to);
             switch (sizes[0]) {{ {cases} }}
         """),
     )
@@ -321,18 +330,19 @@ def _join(arrays: Sequence[mx.array]) -> mx.array:
         return arrays[0]
     ends = np.cumsum([array.size for array in arrays]).tolist()
     missing = _JOINED - len(arrays)
-    (out,) = _joining()(
+    dtype = arrays[0].dtype
+    (out,) = _joining(dtype)(
         inputs=[*arrays, *[arrays[0]] * missing, _sizes((*ends, *[ends[-1]] * missing))],
         grid=(ends[-1], 1, 1),
         threadgroup=(_THREADS, 1, 1),
         output_shapes=[(ends[-1],)],
-        output_dtypes=[mx.float32],
+        output_dtypes=[dtype],
     )
     return out
 
 
 @cache
-def _joining() -> Any:
+def _joining(dtype: mx.Dtype) -> Any:
     """Each thread finds the array that its element is of; all of them stay where they are."""
     names = [f"in{number:02}" for number in range(_JOINED)]
     steps = "".join(
@@ -341,14 +351,14 @@ def _joining() -> Any:
         for number, name in enumerate(names[1:], start=1)
     )
     return mx.fast.cuda_kernel(
-        name="vits_join",
+        name=f"vits_join{_TYPES[dtype]}",
         input_names=[*names, "ends"],
         output_names=["out"],
         ensure_row_contiguous=False,
         source=_short(f"""
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
             if (i >= ends[{_JOINED - 1}]) return;
-            const float* from = {names[0]};
+            auto from = {names[0]};
             long step = {names[0]}_strides[0];
             int start = 0;
             {steps}

@@ -2,7 +2,8 @@
 
 Each computes from the arrays a to e, `sizes`, of which its own begin at 2, and `numbers`, as the
 function of its name says, and writes to `out`. `i` is the number of the thread, of `count`. What
-adds up has a block of threads for a row or a segment.
+adds up has a block of threads for a row or a segment. Arrays are fp32, or bf16 that is computed
+with as fp32 and rounded once, as it is written.
 """
 
 from __future__ import annotations
@@ -63,46 +64,43 @@ BRANCHES = {
         int row = blockIdx.x, query = row % length;
         long start = long(row) * keys;
         int step = sizes[6];
-        const float* seen = c + step * (long(row / length / sizes[4]) * length + query) * keys;
-        float most = -3.4e38f;
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
+        long seen = step * (long(row / length / sizes[4]) * length + query) * keys;
+        auto score = [&](int at) {
             int place = at - query + reach;
             float x = a[start + at];
             if (place >= 0 && place <= 2 * reach) x += b[long(row) * (2 * reach + 1) + place];
-            x = seen[at * step] == 0 ? numbers[0] : x;
-            out[start + at] = x;
-            most = fmaxf(most, x);
-        }
+            return c[seen + at * step] == 0 ? numbers[0] : x;
+        };
+        float most = -3.4e38f;
+        for (int at = threadIdx.x; at < keys; at += blockDim.x) most = fmaxf(most, score(at));
         most = most_of_block(most);
         float total = 0;
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
-            float x = expf(out[start + at] - most);
-            out[start + at] = x;
-            total += x;
-        }
+        for (int at = threadIdx.x; at < keys; at += blockDim.x) total += expf(score(at) - most);
         total = sum_of_block(total);
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) out[start + at] /= total;
+        for (int at = threadIdx.x; at < keys; at += blockDim.x)
+            out[start + at] = expf(score(at) - most) / total;
     """,
     "attention_gradient": """
         int length = sizes[2], keys = sizes[3], reach = sizes[5];
         int row = blockIdx.x, query = row % length, rows = count / blockDim.x;
         long start = long(row) * keys;
         int step = sizes[6];
-        const float* seen = c + step * (long(row / length / sizes[4]) * length + query) * keys;
-        float* band = out + long(rows) * keys + long(row) * (2 * reach + 1);
+        long seen = step * (long(row / length / sizes[4]) * length + query) * keys;
+        long band = long(rows) * keys + long(row) * (2 * reach + 1);
         float total = 0;
         for (int at = threadIdx.x; at < keys; at += blockDim.x)
             total += a[start + at] * b[start + at];
         total = sum_of_block(total);
         for (int at = threadIdx.x; at < keys; at += blockDim.x) {
-            float x = seen[at * step] == 0 ? 0.0f : b[start + at] * (a[start + at] - total);
+            bool is_seen = c[seen + at * step] != 0;
+            float x = is_seen ? b[start + at] * (a[start + at] - total) : 0.0f;
             int place = at - query + reach;
             out[start + at] = x;
-            if (place >= 0 && place <= 2 * reach) band[place] = x;
+            if (place >= 0 && place <= 2 * reach) out[band + place] = x;
         }
         for (int place = threadIdx.x; place <= 2 * reach; place += blockDim.x) {
             int at = query + place - reach;
-            if (at < 0 || at >= keys) band[place] = 0;
+            if (at < 0 || at >= keys) out[band + place] = 0.0f;
         }
     """,
     "widen": """
@@ -172,7 +170,7 @@ BRANCHES = {
         for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x)
             total += fabsf(a[start + at] - b[start + at]);
         total = sum_of_block(total);
-        if (threadIdx.x == 0) out[blockIdx.x] = total * numbers[0];
+        if (threadIdx.x == 0) out.as_float()[blockIdx.x] = total * numbers[0];
     """,
     "squares": """
         int size = sizes[2], segment = sizes[3];
@@ -189,7 +187,28 @@ BRANCHES = {
     """,
 }
 
-HEADER = """
+# Elements of either type as numbers.
+ACCESS = """
+template <typename T> struct Reader {
+    const T* from;
+    __device__ float operator[](long i) const { return float(from[i]); }
+};
+template <typename T> struct Place {
+    T* to;
+    __device__ void operator=(float x) const { *to = T(x); }
+};
+template <typename T> struct Writer {
+    T* to;
+    __device__ Place<T> operator[](long i) const { return Place<T>{to + i}; }
+    __device__ float* as_float() const { return reinterpret_cast<float*>(to); }
+};
+template <typename T> __device__ Reader<T> reading(const T* from) { return Reader<T>{from}; }
+template <typename T> __device__ Writer<T> writing(T* to) { return Writer<T>{to}; }
+"""
+
+HEADER = (
+    ACCESS
+    + """
 // The sum and the largest of a number of each thread of a block, known to all of them; once each.
 __device__ inline float sum_of_block(float x) {
     __shared__ float sums[32];
@@ -211,3 +230,4 @@ __device__ inline float most_of_block(float x) {
     return most;
 }
 """
+)

@@ -98,7 +98,7 @@ def _passed_on(
 ) -> tuple[mx.array, mx.array]:
     """Adds the halves of a layer's output to its input and to the sum of what all layers say."""
     if cuda.is_used(x, y):
-        ones, zeros = cuda.one(), cuda.zero()
+        ones, zeros = cuda.one(x.dtype), cuda.zero(x.dtype)
         passed, total = _passed_on_cuda(
             x, y, ones if mask is None else mask, zeros if total is None else total
         )
@@ -148,7 +148,7 @@ def gated(x: mx.array, bias: mx.array | None = None, condition: mx.array | None 
     Returns:
         `(B, T, C)`.
     """
-    if bias is not None and condition is not None and cuda.is_used(x):
+    if bias is not None and condition is not None and cuda.is_used(x, bias, condition):
         return _gate_on_cuda(x, bias, condition)
     for part in (bias, condition):
         x = x if part is None else x + part

@@ -60,7 +60,7 @@ def feature_loss(
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
     ]
-    if cuda.is_used(*(map_ for pair in pairs for map_ in pair)):
+    if all(cuda.is_used(*pair) for pair in pairs):
         return _feature_loss_on_cuda([r for r, _ in pairs])(*(g for _, g in pairs))
     totals = [
         total(mx.abs(g.astype(mx.float32) - mx.stop_gradient(r).astype(mx.float32)))
@@ -82,7 +82,9 @@ def _feature_loss_on_cuda(real: Sequence[mx.array]) -> Callable[..., mx.array]:
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
     ) -> list[mx.array]:
         of_each = zip(real, primals, weights, strict=True)
-        return [cuda.distance_gradient(r, g, cotangent, weight) for r, g, weight in of_each]
+        # What it is rounded to in bf16 is 1 in a training step, and exact.
+        of_type = {map_.dtype: cotangent.astype(map_.dtype) for map_ in real}
+        return [cuda.distance_gradient(r, g, of_type[r.dtype], w) for r, g, w in of_each]
 
     function: Any = mx.custom_function(forward)
     function.vjp(gradient)

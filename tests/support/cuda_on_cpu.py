@@ -18,16 +18,39 @@ import numpy as np
 import pytest
 
 from mlx_vits.nn import cuda
+from mlx_vits.nn.cuda_source import ACCESS
 
-_C_TYPES = {np.float32: "float", np.int32: "int", np.uint32: "unsigned"}
+_C_TYPES = {
+    mx.float32: "float",
+    mx.int32: "int",
+    mx.uint32: "unsigned",
+    mx.bfloat16: "Brain",
+}
 _PRELUDE = """
 #include <cmath>
+#include <cstring>
 using namespace std;
+#define __device__
+struct Brain {
+    unsigned short bits;
+    Brain(float x) {
+        unsigned all;
+        memcpy(&all, &x, 4);
+        bits = (all + 0x7fff + (all >> 16 & 1)) >> 16;
+    }
+    operator float() const {
+        unsigned all = unsigned(bits) << 16;
+        float x;
+        memcpy(&x, &all, 4);
+        return x;
+    }
+};
 struct Index { unsigned x; };
 static Index blockIdx, blockDim = {1}, threadIdx = {0};
 static float sum_of_block(float x) { return x; }
 static float most_of_block(float x) { return x; }
 """
+_PRELUDE += ACCESS
 
 
 @contextmanager
@@ -69,23 +92,29 @@ def _compiled(
         output_dtypes: Sequence[mx.Dtype],
     ) -> list[mx.array]:
         nonlocal library
-        arrays = [np.asarray(array) for array in inputs]
+        arrays = [_numpy(array) for array in inputs]
         if ensure_row_contiguous:
             arrays = [np.ascontiguousarray(array) for array in arrays]
         if library is None:
-            types = [_C_TYPES[array.dtype.type] for array in arrays]
-            library = _build(folder, name, input_names, types, output_names[0], source)
+            types = [_C_TYPES[array.dtype] for array in inputs]
+            to = f"{_C_TYPES[output_dtypes[0]]}* {output_names[0]}"
+            library = _build(folder, name, input_names, types, to, source)
         strides = [
             (ctypes.c_long * max(1, array.ndim))(*(s // array.itemsize for s in array.strides))
             for array in arrays
         ]
-        out = np.full(output_shapes[0], np.nan, np.float32)
+        out = _numpy(mx.full(output_shapes[0], mx.nan, output_dtypes[0])).copy()
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, out)]
         assert (*threadgroup, *grid[1:]) == (1,) * 5
         library.run(*pointers, *strides, ctypes.c_long(grid[0]))
-        return [mx.array(out)]
+        return [mx.array(out).view(output_dtypes[0])]
 
     return run
+
+
+def _numpy(array: mx.array) -> np.ndarray:
+    """NumPy has no bf16."""
+    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
 def _build(
@@ -97,10 +126,8 @@ def _build(
     source: str,
 ) -> Any:
     pointers = [f"const {kind}* {name}" for kind, name in zip(types, inputs, strict=True)]
-    declared = ", ".join(
-        [*pointers, f"float* {output}", *(f"const long* {i}_strides" for i in inputs)]
-    )
-    passed = ", ".join([*inputs, output, *(f"{i}_strides" for i in inputs)])
+    declared = ", ".join([*pointers, output, *(f"const long* {i}_strides" for i in inputs)])
+    passed = ", ".join([*inputs, output.split()[-1], *(f"{i}_strides" for i in inputs)])
     code = f"""{_PRELUDE}
         static void thread({declared}) {{ {source} }}
         extern "C" void run({declared}, long blocks) {{
