@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from mlx_vits.benchmarking import work
 from mlx_vits.nn import cuda
-from mlx_vits.nn.activations import biased_sum, leaky_relu, mean_of
+from mlx_vits.nn.activations import biased_sum, leaky_mean, leaky_relu, sum_and_leaky_relu
 from mlx_vits.nn.attention import _attend, _band_to_square, _square_to_band
 from mlx_vits.nn.conv import conv_backend
 from mlx_vits.nn.dropout import KeyedDropout
@@ -95,10 +95,18 @@ def test_a_biased_sum(on_cuda: On) -> None:
     _assert_same(on_cuda, biased_sum, _normal(2, 5, 4), _normal(2, 5, 4, seed=1), _normal(4))
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_sum_and_its_leaky_relu(on_cuda: On, is_first: bool) -> None:
+    def both(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
+        return mx.stack(sum_and_leaky_relu(None if is_first else x, y, bias, 0.1))
+
+    _assert_same(on_cuda, both, _normal(2, 5, 4), _normal(2, 5, 4, seed=1), _normal(4))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
-def test_the_mean_of_arrays(on_cuda: On, count: int) -> None:
+def test_the_leaky_mean_of_arrays(on_cuda: On, count: int) -> None:
     arrays = [_normal(2, 3, seed=seed) for seed in range(count)]
-    _assert_same(on_cuda, lambda *arrays: mean_of(arrays), *arrays)
+    _assert_same(on_cuda, lambda *arrays: leaky_mean(arrays, 0.1), *arrays)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -263,7 +271,7 @@ def test_bf16(on_cuda: On) -> None:
     _in_bf16(on_cuda, lambda x, b: leaky_relu(x, 0.1, b), x, bias)
     _in_bf16(on_cuda, biased_sum, x, y, bias)
     _in_bf16(on_cuda, gated, x, bias, _normal(2, 1, 8, seed=3))
-    _in_bf16(on_cuda, lambda *arrays: mean_of(arrays), x, y)
+    _in_bf16(on_cuda, lambda *arrays: leaky_mean(arrays, 0.1), x, y)
     _in_bf16(on_cuda, lambda x: KeyedDropout(mx.random.key(3))(x, 0.3), x)
     halves = [x.astype(mx.bfloat16), bias.astype(mx.bfloat16)]
     with on_cuda():

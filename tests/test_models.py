@@ -34,6 +34,12 @@ class Tap:
         self.kept[self.name] = result
         return result
 
+    def onto_and_leaky(self, x: Any, *args: Any) -> Any:
+        result = self.module.onto_and_leaky(x, *args)
+        if x is None:
+            self.kept[self.name] = result[0]
+        return result
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.activations import leaky_relu, mean_of
+from mlx_vits.nn.activations import leaky_mean, leaky_relu
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.layers import Conv1d, Convolution, exact
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d, build_conv_transpose1d
@@ -35,10 +35,15 @@ class ResBlock1(nn.Module):
         self.convs1 = [conv(dilation) for dilation in dilations]
         self.convs2 = [conv(1) for _ in dilations]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """`(B, N, C)` to `(B, N, C)`."""
-        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = plain.onto(x, dilated.leaky(leaky_relu(x, SLOPE), SLOPE))
+    def __call__(self, x: mx.array, activated: mx.array) -> mx.array:
+        """`(B, N, C)` and its leaky ReLU, which all blocks of a stage share, to `(B, N, C)`."""
+        pairs, last = zip(self.convs1, self.convs2, strict=True), self.convs2[-1]
+        for dilated, plain in pairs:
+            y = dilated.leaky(activated, SLOPE)
+            if plain is last:
+                x = plain.onto(x, y)
+            else:
+                x, activated = plain.onto_and_leaky(x, y, SLOPE)
         return x
 
 
@@ -85,10 +90,12 @@ class Generator(nn.Module):
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
         """`(B, T, C)` and conditioning `(B, 1, G)` to a waveform `(B, N, 1)`."""
-        x = self.conv_pre(z) + self.cond(g)
-        for stage, up in enumerate(self.ups):
-            x = up(leaky_relu(x, SLOPE))
+        activated = leaky_relu(self.conv_pre(z) + self.cond(g), SLOPE)
+        slopes = [*[SLOPE] * (len(self.ups) - 1), LAST_SLOPE]  # of what comes after a stage
+        for stage, (up, slope) in enumerate(zip(self.ups, slopes, strict=True)):
+            x, activated = up.onto_and_leaky(None, activated, SLOPE)
             first = stage * self.num_kernels
             blocks = self.resblocks[first : first + self.num_kernels]
-            x = mean_of([recomputed([block], block, x) for block in blocks])
-        return mx.tanh(self.conv_post(leaky_relu(x, LAST_SLOPE)))
+            outputs = [recomputed([block], block, x, activated) for block in blocks]
+            activated = leaky_mean(outputs, slope)
+        return mx.tanh(self.conv_post(activated))

@@ -41,21 +41,54 @@ _biased_sum_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.biased_sum(*a
 _biased_sum_on_cuda.vjp(_biased_sum_gradient)
 
 
-def mean_of(arrays: Sequence[mx.array]) -> mx.array:
-    """The mean of arrays of one shape."""
+def sum_and_leaky_relu(
+    x: mx.array | None, y: mx.array, bias: mx.array, slope: float
+) -> tuple[mx.array, mx.array]:
+    """`x + (y + bias)` and its leaky ReLU: `(..., C)` twice and `(C,)`; without x, `y + bias`."""
+    added = cuda.zero(y.dtype) if x is None else x
+    if cuda.is_used(added, y, bias):
+        total, activated = _sum_and_leaky_relu_on_cuda(slope)(added, y, bias)
+        return total, activated
+    total = y + bias if x is None else x + (y + bias)
+    return total, leaky_relu(total, slope)
+
+
+@cache
+def _sum_and_leaky_relu_on_cuda(slope: float) -> Callable[..., Sequence[mx.array]]:
+    def forward(x: mx.array, y: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
+        return cuda.sum_and_leaky_relu(x, y, bias, slope)
+
+    def gradient(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> list[mx.array]:
+        (x, _, bias), (of_sum, of_leaky) = primals, cotangents
+        of_sum = cuda.sum_and_leaky_relu_gradient(of_sum, of_leaky, outputs[0], slope)
+        of_x = of_sum if x.size > 1 else mx.zeros_like(x)
+        return [of_x, of_sum, mx.sum(of_sum.reshape(-1, bias.size), axis=0)]
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
+
+
+def leaky_mean(arrays: Sequence[mx.array], slope: float) -> mx.array:
+    """A leaky ReLU of the mean of arrays of one shape."""
     if 1 < len(arrays) <= 5 and cuda.is_used(*arrays):
-        return _mean_on_cuda(*arrays)
-    return sum(arrays[1:], start=arrays[0]) / len(arrays)
+        return _leaky_mean_on_cuda(slope)(*arrays)
+    return leaky_relu(sum(arrays[1:], start=arrays[0]) / len(arrays), slope)
 
 
-def _mean_gradient(
-    primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
-) -> list[mx.array]:
-    return [cotangent / len(primals)] * len(primals)
+@cache
+def _leaky_mean_on_cuda(slope: float) -> Callable[..., mx.array]:
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        of_each = cuda.leaky_relu_gradient(cotangent, output, slope, len(primals))
+        return [of_each] * len(primals)
 
-
-_mean_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.mean(arrays))
-_mean_on_cuda.vjp(_mean_gradient)
+    function: Any = mx.custom_function(lambda *arrays: cuda.mean(arrays, slope))
+    function.vjp(gradient)
+    return function
 
 
 @cache

@@ -47,10 +47,12 @@ def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
     return _run("leaky_relu", inputs, x.size, sizes=[bias.size], numbers=[slope]).reshape(x.shape)
 
 
-def leaky_relu_gradient(cotangent: mx.array, output: mx.array, slope: float) -> mx.array:
-    """In the sum, from what came out."""
+def leaky_relu_gradient(
+    cotangent: mx.array, output: mx.array, slope: float, count: int = 1
+) -> mx.array:
+    """In the sum, or in each of so many whose mean it is of, from what came out."""
     inputs = {"a": cotangent, "b": output}
-    y = _run("leaky_relu_gradient", inputs, output.size, numbers=[slope])
+    y = _run("leaky_relu_gradient", inputs, output.size, sizes=[count], numbers=[slope])
     return y.reshape(output.shape)
 
 
@@ -60,10 +62,36 @@ def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
     return _run("biased_sum", inputs, x.size, sizes=[bias.size]).reshape(x.shape)
 
 
-def mean(arrays: Sequence[mx.array]) -> mx.array:
-    """Of one to five arrays of one shape."""
+def sum_and_leaky_relu(
+    x: mx.array, y: mx.array, bias: mx.array, slope: float
+) -> tuple[mx.array, mx.array]:
+    """`x + (y + bias)` and its leaky ReLU: `(..., C)` twice and `(C,)`; x may be one number."""
+    inputs, size = {"a": x, "b": y, "c": bias}, y.size
+    found = _run(
+        "sum_and_leaky_relu",
+        inputs,
+        size,
+        size=2 * size,
+        sizes=[bias.size, x.size],
+        numbers=[slope],
+    )
+    return found[:size].reshape(y.shape), found[size:].reshape(y.shape)
+
+
+def sum_and_leaky_relu_gradient(
+    of_sum: mx.array, of_leaky: mx.array, sum_: mx.array, slope: float
+) -> mx.array:
+    """In the sum, from the cotangents of both and the sum that came out."""
+    inputs = {"a": of_sum, "b": of_leaky, "c": sum_}
+    y = _run("sum_and_leaky_relu_gradient", inputs, sum_.size, numbers=[slope])
+    return y.reshape(sum_.shape)
+
+
+def mean(arrays: Sequence[mx.array], slope: float) -> mx.array:
+    """A leaky ReLU of the mean of one to five arrays of one shape."""
     inputs, shape = dict(zip("abcde", arrays, strict=False)), arrays[0].shape
-    return _run("mean", inputs, arrays[0].size, sizes=[len(arrays)]).reshape(shape)
+    sizes = [len(arrays)]
+    return _run("mean", inputs, arrays[0].size, sizes=sizes, numbers=[slope]).reshape(shape)
 
 
 def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:

@@ -14,10 +14,18 @@ BRANCHES = {
         out[i] = x > 0 ? x : numbers[0] * x;
     """,
     "leaky_relu_gradient": """
-        out[i] = a[i] * (b[i] > 0 ? 1.0f : numbers[0]);
+        out[i] = a[i] * (b[i] > 0 ? 1.0f : numbers[0]) / sizes[2];
     """,
     "biased_sum": """
         out[i] = a[i] + (b[i] + c[i % sizes[2]]);
+    """,
+    "sum_and_leaky_relu": """
+        float x = a[i % sizes[3]] + (b[i] + c[i % sizes[2]]);
+        out[i] = x;
+        out[i + 1L * count] = x > 0 ? x : numbers[0] * x;
+    """,
+    "sum_and_leaky_relu_gradient": """
+        out[i] = a[i] + b[i] * (c[i] > 0 ? 1.0f : numbers[0]);
     """,
     "mean": """
         float x = a[i];
@@ -25,7 +33,8 @@ BRANCHES = {
         if (sizes[2] > 2) x += c[i];
         if (sizes[2] > 3) x += d[i];
         if (sizes[2] > 4) x += e[i];
-        out[i] = x / sizes[2];
+        x /= sizes[2];
+        out[i] = x > 0 ? x : numbers[0] * x;
     """,
     "gate": """
         int channels = sizes[2], row = i / channels, channel = i % channels;

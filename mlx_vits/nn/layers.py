@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from typing_extensions import Self
 
-from mlx_vits.nn.activations import biased_sum, leaky_relu
+from mlx_vits.nn.activations import biased_sum, leaky_relu, sum_and_leaky_relu
 from mlx_vits.nn.conv import conv1d, conv_transpose1d
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
@@ -118,6 +118,12 @@ class Convolution(nn.Module):
     def onto(self, x: mx.array, y: mx.array) -> mx.array:
         """`x` plus the convolution of `y`."""
         return biased_sum(x, self._convolve(y, None), self["bias"])
+
+    def onto_and_leaky(
+        self, x: mx.array | None, y: mx.array, slope: float
+    ) -> tuple[mx.array, mx.array]:
+        """`x`, where there is one, plus the convolution of `y`; and a leaky ReLU of that."""
+        return sum_and_leaky_relu(x, self._convolve(y, None), self["bias"], slope)
 
     def unbiased(self, x: mx.array) -> mx.array:
         """The convolution without its bias."""

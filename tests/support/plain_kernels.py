@@ -11,16 +11,30 @@ def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
     return mx.maximum(x + bias, slope * (x + bias))
 
 
-def leaky_relu_gradient(cotangent: mx.array, output: mx.array, slope: float) -> mx.array:
-    return cotangent * mx.where(output > 0, 1.0, slope)
+def leaky_relu_gradient(
+    cotangent: mx.array, output: mx.array, slope: float, count: int = 1
+) -> mx.array:
+    return cotangent * mx.where(output > 0, 1.0, slope) / count
 
 
 def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
     return x + (y + bias)
 
 
-def mean(arrays: Sequence[mx.array]) -> mx.array:
-    return mx.mean(mx.stack(list(arrays)), axis=0)
+def sum_and_leaky_relu(
+    x: mx.array, y: mx.array, bias: mx.array, slope: float
+) -> tuple[mx.array, mx.array]:
+    return x + (y + bias), leaky_relu(x + y, bias, slope)
+
+
+def sum_and_leaky_relu_gradient(
+    of_sum: mx.array, of_leaky: mx.array, sum_: mx.array, slope: float
+) -> mx.array:
+    return of_sum + leaky_relu_gradient(of_leaky, sum_, slope)
+
+
+def mean(arrays: Sequence[mx.array], slope: float) -> mx.array:
+    return leaky_relu(mx.mean(mx.stack(list(arrays)), axis=0), mx.array(0.0), slope)
 
 
 def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
