@@ -17,10 +17,11 @@ from mlx.utils import tree_flatten
 from mlx_vits.benchmarking import work
 from mlx_vits.nn import cuda
 from mlx_vits.nn.activations import biased_sum, leaky_mean, leaky_relu, sum_and_leaky_relu
-from mlx_vits.nn.attention import _attend, _band_to_square, _square_to_band
-from mlx_vits.nn.conv import conv_backend
-from mlx_vits.nn.dropout import KeyedDropout
+from mlx_vits.nn.attention import _attend, _band_to_square, _heads_on_cuda, _square_to_band
+from mlx_vits.nn.conv import conv1d, conv_backend
+from mlx_vits.nn.dropout import KeyedDropout, dropped
 from mlx_vits.nn.joining import end_to_end
+from mlx_vits.nn.layers import LayerNorm
 from mlx_vits.nn.wavenet import _passed_on, gated
 from mlx_vits.nn.weight_norm import fold_rows
 from mlx_vits.training.losses import feature_loss
@@ -121,6 +122,24 @@ def test_what_a_layer_of_a_wavenet_passes_on(on_cuda: On, is_first: bool, is_mas
     _assert_same(on_cuda, passed, *inputs)
 
 
+def test_queries_keys_and_values(on_cuda: On) -> None:
+    x, bias = _normal(2, 7, 24), _normal(24, seed=1)
+
+    def ours(x: mx.array, bias: mx.array) -> mx.array:
+        return mx.concatenate(_heads_on_cuda(2)(x, bias))
+
+    def plain(x: mx.array, bias: mx.array) -> mx.array:
+        return mx.concatenate(plain_kernels.heads(x, bias, 2))
+
+    cotangent = _normal(6, 2, 7, 4, seed=2)
+    theirs = mx.vjp(plain, [x, bias], [cotangent])
+    with on_cuda():
+        found = mx.vjp(ours, [x, bias], [cotangent])
+        mx.eval(found)
+    for a, b in zip(tree_flatten(found), tree_flatten(theirs), strict=True):
+        np.testing.assert_allclose(a[1], b[1], rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize(("length", "reach"), [(6, 2), (3, 4), (40, 4), (1, 1)])
 def test_attention_and_its_band(on_cuda: On, length: int, reach: int) -> None:
     square, band = (2, 3, length, length), (2, 3, length, 2 * reach + 1)
@@ -152,6 +171,49 @@ def test_dropout_draws_the_same(on_cuda: On, shape: tuple[int, ...]) -> None:
         return KeyedDropout(key)(x, 0.3)
 
     _assert_same(on_cuda, dropped, 1 + _normal(*shape) ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation"), [(1, 2, 1), (3, 2, 1), (1, 4, 2), (2, 0, 3), (4, 20, 1)]
+)
+def test_the_gradients_of_a_convolution(
+    on_cuda: On, stride: int, padding: int, dilation: int
+) -> None:
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+
+    def convolved(x: mx.array, w: mx.array) -> mx.array:
+        with conv_backend("planar"):
+            return conv1d(x, w, **geometry)
+
+    for length, channels in ((23, 3), (24, 1)):
+        x, w = _normal(2, length, channels), _normal(4, 5, channels, seed=1)
+        _assert_same(on_cuda, convolved, x, w, rtol=2e-2 if HAS_CUDA else 1e-4)
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_dropout_of_a_sum_and_its_mask(on_cuda: On, is_masked: bool) -> None:
+    mask = mx.array([[1, 1, 1], [1, 0, 0]], mx.float32)[..., None] if is_masked else None
+
+    def of_sum(x: mx.array, bias: mx.array) -> mx.array:
+        return dropped(KeyedDropout(mx.random.key(3)), x, 0.3, bias, mask)
+
+    _assert_same(on_cuda, of_sum, _normal(2, 3, 8), _normal(8, seed=1))
+    _assert_same(on_cuda, lambda x: dropped(KeyedDropout(mx.random.key(3)), x, 0.3), _normal(7))
+
+
+@pytest.mark.parametrize("width", [8, 300])
+def test_layer_norm_of_a_sum(on_cuda: On, width: int) -> None:
+    x, y, bias = _normal(2, 3, width), _normal(2, 3, width, seed=1), _normal(width, seed=2)
+    norm = LayerNorm(width)
+    norm.gamma, norm.beta = 1 + _normal(width, seed=3), _normal(width, seed=4)
+    _assert_same(on_cuda, norm.of_sum, x, y, bias)
+    _assert_same(on_cuda, norm.of_sum, x, y)
+
+    def of_weights(gamma: mx.array, beta: mx.array) -> mx.array:
+        norm.gamma, norm.beta = gamma, beta
+        return norm.of_sum(x, y, bias)
+
+    _assert_same(on_cuda, of_weights, norm.gamma, norm.beta)
 
 
 def test_weight_norm(on_cuda: On) -> None:
@@ -203,7 +265,8 @@ def test_arrays_end_to_end(on_cuda: On, count: int) -> None:
         assert mx.array_equal(end_to_end(arrays), plain)
 
 
-def test_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["planar", "cudnn"])
+def test_a_whole_step(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """The wiring: without CUDA, MLX's own operations stand for the kernels."""
     tolerance = 2e-2 if HAS_CUDA else 1e-4  # products may be TF32 there
     monkeypatch.setattr(cuda, "USED", False)
@@ -226,7 +289,7 @@ def test_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
             if not name.startswith("_"):
                 monkeypatch.setattr(cuda, name, function)
-    with conv_backend("cudnn"):
+    with conv_backend(backend):
         ours = stepped()
         mx.eval(ours)
     for name, value in plain.items():
@@ -277,7 +340,8 @@ def test_bf16(on_cuda: On) -> None:
     with on_cuda():
         assert mx.array_equal(end_to_end(halves)[-8:], halves[1])
     band = _normal(2, 3, 6, 5, seed=5)
-    _in_bf16(on_cuda, lambda s, b: _attend(s, b, None), _normal(2, 3, 6, 6, seed=4), band)
+    _in_bf16(on_cuda, lambda s, b: _attend(s, b, None, 0.3), _normal(2, 3, 6, 6, seed=4), band)
+    _in_bf16(on_cuda, LayerNorm(8).of_sum, x, y, bias)
     maps = [_normal(2, 5, 3), _normal(3, 7000, seed=1)]
 
     def loss(*found: mx.array) -> mx.array:

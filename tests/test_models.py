@@ -8,6 +8,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_vits.models.vits import SynthesizerOutput, SynthesizerTrn
+from mlx_vits.nn.attention import FFN
+from mlx_vits.nn.masking import masked
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from tests.support.goldens import (
     assert_close,
@@ -38,6 +40,16 @@ class Tap:
         result = self.module.onto_and_leaky(x, *args)
         if x is None:
             self.kept[self.name] = result[0]
+        return result
+
+    def unbiased(self, x: Any, *args: Any) -> Any:
+        result = self.module.unbiased(x, *args)
+        if isinstance(self.module, FFN):
+            self.kept[self.name] = masked(result + self.module.conv_2["bias"], args[0])
+        return result
+
+    def of_sum(self, *args: Any) -> Any:
+        result = self.kept[self.name] = self.module.of_sum(*args)
         return result
 
     def __getattr__(self, name: str) -> Any:

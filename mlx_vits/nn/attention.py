@@ -17,7 +17,9 @@ import mlx.nn as nn
 
 from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
-from mlx_vits.nn.dropout import Dropout, replayed
+from mlx_vits.nn.conv import conv1d
+from mlx_vits.nn.dropout import Dropout, dropped, no_dropout, replayed
+from mlx_vits.nn.joining import joined
 from mlx_vits.nn.layers import Conv1d, LayerNorm
 from mlx_vits.nn.masking import masked, pairs_of
 
@@ -67,19 +69,42 @@ class MultiHeadAttention(nn.Module):
         Returns:
             `(B, T, C)`.
         """
-        query, key, value = (
-            self._heads(part) for part in (self.conv_q(x), self.conv_k(c), self.conv_v(c))
-        )
-        query = query * (query.shape[-1] ** -0.5)
-        scores, band = query @ key.swapaxes(-1, -2), None
+        query, key, value = self._queries_keys_values(x, c)
+        scale, band = query.shape[-1] ** -0.5, None
+        if self.window_size is None or not cuda.is_used(query, self.emb_rel_k):
+            query, scale = query * scale, 1.0  # else the kernel scales what comes of it
+        scores = query @ key.swapaxes(-1, -2)
         if self.window_size is not None:
             band = query @ self.emb_rel_k.swapaxes(-1, -2)
-        weights = dropout(_attend(scores, band, mask).astype(value.dtype), self.p_dropout)
+        weights = _attend(scores, band, mask, scale).astype(value.dtype)
+        weights = dropout(weights, self.p_dropout)
         output = weights @ value
         if self.window_size is not None:
             near = _square_to_band(weights, self.window_size)
             output = mx.addmm(output, near, self.emb_rel_v)
         return self.conv_o(output.swapaxes(1, 2).reshape(x.shape))
+
+    def _queries_keys_values(self, x: mx.array, c: mx.array) -> list[mx.array]:
+        """Each `(B, H, T, D)`; of what attends to itself by one product, on CUDA."""
+        convs = self.conv_q, self.conv_k, self.conv_v
+        if x is c and cuda.is_used(x, *(conv["weight"] for conv in convs)):
+            held: tuple[mx.array, mx.array] | None = self.__dict__.get("_held")
+            weight, bias = self._joined() if held is None else held
+            found: list[mx.array] = _heads_on_cuda(self.n_heads)(conv1d(x, weight), bias)
+            return found
+        return [self._heads(conv(y)) for conv, y in zip(convs, (x, c, c), strict=True)]
+
+    def _joined(self) -> tuple[mx.array, mx.array]:
+        convs = self.conv_q, self.conv_k, self.conv_v
+        channels = self.conv_q["weight"].shape[2]
+        weight = joined(*(conv["weight"] for conv in convs)).reshape(-1, 1, channels)
+        return weight, joined(*(conv["bias"] for conv in convs))
+
+    def hold(self) -> None:
+        """Keeps the projections together on CUDA, of a model whose weights stay as they are."""
+        if cuda.is_used(self.conv_q["weight"]):
+            self.__dict__["_held"] = self._joined()
+            mx.eval(self.__dict__["_held"])
 
     def _heads(self, x: mx.array) -> mx.array:
         """`(B, T, C)` to `(B, H, T, D)`."""
@@ -87,32 +112,53 @@ class MultiHeadAttention(nn.Module):
         return x.reshape(batch, length, self.n_heads, channels // self.n_heads).swapaxes(1, 2)
 
 
-def _attend(scores: mx.array, band: mx.array | None, mask: mx.array | None) -> mx.array:
+def _attend(
+    scores: mx.array, band: mx.array | None, mask: mx.array | None, scale: float = 1.0
+) -> mx.array:
     """Softmax of scores `(B, H, T, S)` and a band around the diagonal where the mask is not 0."""
     if band is not None and cuda.is_used(scores, band):
         seen = cuda.one(band.dtype) if mask is None else mask.astype(band.dtype)
-        return _attend_on_cuda(scores, band, seen)
+        return _attend_on_cuda(scale)(scores, band, seen)
     if band is not None:
         scores = scores + _band_to_square(band)
-    scores = scores.astype(mx.float32)
+    scores = scores.astype(mx.float32) if scale == 1 else scores.astype(mx.float32) * scale
     if mask is not None:
         scores = mx.where(mask.astype(mx.bool_), scores, _MASKED_SCORE)
     return mx.softmax(scores, axis=-1)
 
 
-def _attend_on_cuda_forward(scores: mx.array, band: mx.array, mask: mx.array) -> mx.array:
-    return cuda.attention(scores, band, mask, _MASKED_SCORE)
+@cache
+def _heads_on_cuda(count: int) -> Callable[[mx.array, mx.array], list[mx.array]]:
+    def forward(x: mx.array, bias: mx.array) -> list[mx.array]:
+        return cuda.heads(x, bias, count)
+
+    def gradient(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> list[mx.array]:
+        queries, keys, values = cotangents
+        of_x = cuda.merge_heads(queries, keys, values)
+        return [of_x, mx.sum(of_x.reshape(-1, of_x.shape[-1]), axis=0)]
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
 
 
-def _attend_on_cuda_gradient(
-    primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
-) -> list[mx.array]:
-    _, band, mask = primals
-    return [*cuda.attention_gradient(cotangent, output, mask, band), mx.zeros_like(mask)]
+@cache
+def _attend_on_cuda(scale: float) -> Callable[..., mx.array]:
+    def forward(scores: mx.array, band: mx.array, mask: mx.array) -> mx.array:
+        return cuda.attention(scores, band, mask, _MASKED_SCORE, scale)
 
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        _, band, mask = primals
+        found = cuda.attention_gradient(cotangent, output, mask, band, scale)
+        return [*found, mx.zeros_like(mask)]
 
-_attend_on_cuda: Any = mx.custom_function(_attend_on_cuda_forward)
-_attend_on_cuda.vjp(_attend_on_cuda_gradient)
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
 
 
 def _band_to_square(band: mx.array) -> mx.array:
@@ -181,11 +227,10 @@ class FFN(nn.Module):
         self.conv_1 = Conv1d(channels, filter_channels, kernel_size, padding=padding)
         self.conv_2 = Conv1d(filter_channels, channels, kernel_size, padding=padding)
 
-    def __call__(self, x: mx.array, mask: mx.array | None, dropout: Dropout) -> mx.array:
-        """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
+    def unbiased(self, x: mx.array, mask: mx.array | None, dropout: Dropout) -> mx.array:
+        """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`, without the last bias and mask."""
         x = self.conv_1.leaky(masked(x, mask), 0.0)
-        x = dropout(x, self.p_dropout)
-        return masked(self.conv_2(masked(x, mask)), mask)
+        return self.conv_2.unbiased(dropped(dropout, x, self.p_dropout, mask=mask))
 
 
 class Encoder(nn.Module):
@@ -231,7 +276,10 @@ class Encoder(nn.Module):
         def run(
             x: mx.array, pairs: mx.array | None, mask: mx.array | None, dropout: Dropout
         ) -> mx.array:
-            x = norm_1(x + dropout(attention(x, x, pairs, dropout), self.p_dropout))
-            return norm_2(x + dropout(ffn(x, mask, dropout), self.p_dropout))
+            x = norm_1.of_sum(x, dropout(attention(x, x, pairs, dropout), self.p_dropout))
+            y, bias = ffn.unbiased(x, mask, dropout), ffn.conv_2["bias"]
+            if mask is None and dropout is no_dropout:
+                return norm_2.of_sum(x, y, bias)
+            return norm_2.of_sum(x, dropped(dropout, y, self.p_dropout, bias, mask))
 
         return run

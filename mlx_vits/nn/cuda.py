@@ -152,8 +152,33 @@ def residual_gradient(
     return found[2 * size :].reshape(cotangent.shape), of_y
 
 
-def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -> mx.array:
-    """Softmax over the keys of what is seen, with the band of near keys added.
+def norm_of_sum(
+    x: mx.array, y: mx.array, bias: mx.array, gamma: mx.array, beta: mx.array, eps: float
+) -> tuple[mx.array, mx.array]:
+    """Layer norm of `x + (y + bias)`, and the sum.
+
+    Args:
+        x, y: `(..., C)`.
+        bias: `(C,)`, or one number.
+        gamma, beta: `(C,)`, fp32.
+    """
+    width, size = x.shape[-1], x.size
+    found = _run(
+        "norm_of_sum",
+        {"a": x, "b": y, "c": bias},
+        size // width * _THREADS,
+        size=2 * size,
+        sizes=[width, bias.size, round(1 / eps)],
+        numbers=gamma,
+        more=beta,
+    )
+    return found[:size].reshape(x.shape), found[size:].reshape(x.shape)
+
+
+def attention(
+    scores: mx.array, band: mx.array, seen: mx.array, hidden: float, scale: float
+) -> mx.array:
+    """Softmax over the keys of what is seen, with the band of near keys added, both scaled.
 
     Args:
         scores: `(B, H, T, S)`.
@@ -161,28 +186,31 @@ def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -
         seen: `(B, 1, T, S)`, 0 where a query must not see a key, or one number.
         hidden: the score of what is not seen.
     """
-    found = _of_attention(
-        "attention", {"a": scores, "b": band, "c": seen}, band, scores.size, hidden
-    )
+    inputs, numbers = {"a": scores, "b": band, "c": seen}, (hidden, scale)
+    found = _of_attention("attention", inputs, band, scores.size, numbers)
     return found.reshape(scores.shape)
 
 
 def attention_gradient(
-    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array
+    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array, scale: float
 ) -> tuple[mx.array, mx.array]:
     """In the scores and in the band, from the weights that came out."""
     inputs, size = {"a": cotangent, "b": weights, "c": seen}, weights.size
-    found = _of_attention("attention_gradient", inputs, band, size + band.size)
+    found = _of_attention("attention_gradient", inputs, band, size + band.size, (scale,))
     return found[:size].reshape(weights.shape), found[size:].reshape(band.shape)
 
 
 def _of_attention(
-    name: str, inputs: dict[str, mx.array], band: mx.array, size: int, hidden: float = 0.0
+    name: str,
+    inputs: dict[str, mx.array],
+    band: mx.array,
+    size: int,
+    numbers: tuple[float, ...],
 ) -> mx.array:
     _, heads, length, keys = inputs["a"].shape
     rows, is_masked = inputs["a"].size // keys, inputs["c"].size > 1
     sizes = [length, keys, heads, band.shape[-1] // 2, int(is_masked)]
-    return _run(name, inputs, rows * _THREADS, size=size, sizes=sizes, numbers=[hidden])
+    return _run(name, inputs, rows * _THREADS, size=size, sizes=sizes, numbers=numbers)
 
 
 def widen(band: mx.array) -> mx.array:
@@ -200,11 +228,49 @@ def narrow(square: mx.array, reach: int) -> mx.array:
     return _run("narrow", {"a": square}, math.prod(shape), sizes=sizes).reshape(shape)
 
 
-def dropout(x: mx.array, p: float, key: mx.array) -> mx.array:
-    """Zeroes what `mx.random.bernoulli(1 - p, x.shape, key)` does, and scales the rest."""
+def heads(x: mx.array, bias: mx.array, count: int) -> list[mx.array]:
+    """`x + bias` as queries, keys and values: `(B, T, 3 C)` and `(3 C,)` to thrice `(B, H, T, D)`.
+
+    Args:
+        count: H; head h has channels h D to (h + 1) D of each C.
+    """
+    batch, length, channels = x.shape
+    sizes = [channels // 3 // count, length, count, batch]
+    found = _run("heads", {"a": x, "b": bias}, x.size, sizes=sizes)
+    parts = found.reshape(3, batch, count, length, -1)
+    return [parts[number : number + 1].squeeze(0) for number in range(3)]
+
+
+def merge_heads(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """The inverse: thrice `(B, H, T, D)` to `(B, T, 3 C)`."""
+    batch, count, length, size = queries.shape
+    inputs, sizes = {"a": queries, "b": keys, "c": values}, [size, length, count]
+    found = _run("merge_heads", inputs, 3 * queries.size, sizes=sizes)
+    return found.reshape(batch, length, -1)
+
+
+def windows(
+    x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
+) -> mx.array:
+    """What each step of a convolution of so many taps reads: `(N, T, C)` to `(N steps, K C)`."""
+    batch, length, channels = x.shape
+    sizes = [channels, kernel, length, steps, stride, dilation, padding]
+    count = batch * steps * kernel * channels
+    return _run("windows", {"a": x}, count, sizes=sizes).reshape(-1, kernel * channels)
+
+
+def dropout(x: mx.array, bias: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
+    """`(x + bias) * mask`, zeroed where `mx.random.bernoulli(1 - p, x.shape, key)` is, else scaled.
+
+    Args:
+        x: `(..., C)`.
+        bias: `(C,)`, or one number.
+        mask: `(..., 1)`, or one number.
+    """
     top = np.nextafter(np.float32(2**32), np.float32(np.inf))
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
-    return _run("dropout", {"a": x}, x.size, numbers=numbers, key=key).reshape(x.shape)
+    inputs, sizes = {"a": x, "b": bias, "c": mask}, [bias.size, x.shape[-1], int(mask.size > 1)]
+    return _run("dropout", inputs, x.size, sizes=sizes, numbers=numbers, key=key).reshape(x.shape)
 
 
 def adamw(
@@ -280,15 +346,18 @@ def _run(
     *,
     size: int | None = None,
     sizes: Sequence[int] = (),
-    numbers: Sequence[float] = (),
+    numbers: Sequence[float] | mx.array = (),
+    more: mx.array | None = None,
     key: mx.array | None = None,
 ) -> mx.array:
     """What a branch writes, `(size,)`; a number a thread, unless it is said."""
     dtype = inputs["a"].dtype
     given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
     wanted = (list(BRANCHES).index(name), count, *sizes)
-    constants = _numbers(tuple(numbers) or (0.0,))
-    others = [_sizes(wanted), constants, _key() if key is None else key]
+    if not isinstance(numbers, mx.array):
+        numbers = _numbers(tuple(numbers) or (0.0,))
+    more = _numbers((0.0,)) if more is None else more
+    others = [_sizes(wanted), numbers, more, _key() if key is None else key]
     (out,) = _kernel(dtype)(
         inputs=[*given, *others],
         grid=(count, 1, 1),
@@ -332,7 +401,7 @@ def _kernel(dtype: mx.Dtype) -> Any:
     arrays = "".join(f"const auto {letter} = reading(in_{letter});\n" for letter in "abcde")
     return mx.fast.cuda_kernel(
         name=f"vits{_TYPES[dtype]}",
-        input_names=[*(f"in_{letter}" for letter in "abcde"), "sizes", "numbers", "key"],
+        input_names=[*(f"in_{letter}" for letter in "abcde"), "sizes", "numbers", "more", "key"],
         output_names=["to"],
         header=HEADER,
         source=_short(f"""

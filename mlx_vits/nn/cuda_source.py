@@ -1,9 +1,9 @@
 """What the branches of the kernel of `cuda.py` do, in CUDA's C++.
 
-Each computes from the arrays a to e, `sizes`, of which its own begin at 2, and `numbers`, as the
-function of its name says, and writes to `out`. `i` is the number of the thread, of `count`. What
-adds up has a block of threads for a row or a segment. Arrays are fp32, or bf16 that is computed
-with as fp32 and rounded once, as it is written.
+Each computes from the arrays a to e, `sizes`, of which its own begin at 2, `numbers` and `more`, as
+the function of its name says, and writes to `out`. `i` is the number of the thread, of `count`.
+What adds up has a block of threads for a row or a segment. Arrays are fp32, or bf16 that is
+computed with as fp32 and rounded once, as it is written.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ BRANCHES = {
             int place = at - query + reach;
             float x = a[start + at];
             if (place >= 0 && place <= 2 * reach) x += b[long(row) * (2 * reach + 1) + place];
-            return c[seen + at * step] == 0 ? numbers[0] : x;
+            return c[seen + at * step] == 0 ? numbers[0] : x * numbers[1];
         };
         float most = -3.4e38f;
         for (int at = threadIdx.x; at < keys; at += blockDim.x) most = fmaxf(most, score(at));
@@ -102,7 +102,7 @@ BRANCHES = {
         total = sum_of_block(total);
         for (int at = threadIdx.x; at < keys; at += blockDim.x) {
             bool is_seen = c[seen + at * step] != 0;
-            float x = is_seen ? b[start + at] * (a[start + at] - total) : 0.0f;
+            float x = is_seen ? b[start + at] * (a[start + at] - total) * numbers[0] : 0.0f;
             int place = at - query + reach;
             out[start + at] = x;
             if (place >= 0 && place <= 2 * reach) out[band + place] = x;
@@ -123,6 +123,27 @@ BRANCHES = {
         int at = row % length + i % (2 * reach + 1) - reach;
         out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
     """,
+    "heads": """
+        int size = sizes[2], length = sizes[3], heads = sizes[4], row = i / size;
+        int head = row / length % heads, clip = row / length / heads % sizes[5];
+        int part = row / length / heads / sizes[5];
+        int channel = (part * heads + head) * size + i % size;
+        long at = (long(clip) * length + row % length) * 3 * heads * size;
+        out[i] = a[at + channel] + b[channel];
+    """,
+    "merge_heads": """
+        int size = sizes[2], length = sizes[3], heads = sizes[4], row = i / (3 * heads * size);
+        int part = i / (heads * size) % 3, head = i / size % heads;
+        long at = ((long(row / length) * heads + head) * length + row % length) * size + i % size;
+        out[i] = part == 0 ? a[at] : part == 1 ? b[at] : c[at];
+    """,
+    "windows": """
+        int channels = sizes[2], kernel = sizes[3], length = sizes[4], steps = sizes[5];
+        int tap = i / channels % kernel, row = i / channels / kernel;
+        int at = row % steps * sizes[6] + tap * sizes[7] - sizes[8];
+        bool is_inside = at >= 0 && at < length;
+        out[i] = is_inside ? a[(long(row / steps) * length + at) * channels + i % channels] : 0.0f;
+    """,
     "dropout": """
         unsigned middle = (unsigned(count) + 1) / 2, place = i;
         unsigned x = place < middle ? place : place - middle, y = x + middle;
@@ -140,7 +161,28 @@ BRANCHES = {
             x += keys[(lap + 1) % 3];
             y += keys[(lap + 2) % 3] + lap + 1;
         }
-        out[i] = float(place < middle ? x : y) < numbers[0] ? a[i] * numbers[1] : 0.0f;
+        bool is_kept = float(place < middle ? x : y) < numbers[0];
+        float seen = c[i / sizes[3] * sizes[4]];
+        out[i] = is_kept ? (a[i] + b[i % sizes[2]]) * seen * numbers[1] : 0.0f;
+    """,
+    "norm_of_sum": """
+        int width = sizes[2], of_bias = sizes[3], rows = count / blockDim.x;
+        long row = blockIdx.x, start = row * width;
+        auto sum = [&](int at) { return a[start + at] + (b[start + at] + c[at % of_bias]); };
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x) total += sum(at);
+        float mean = sum_of_block(total) / width;
+        total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x) {
+            float x = sum(at) - mean;
+            total += x * x;
+        }
+        float scale = 1 / sqrtf(sum_of_block(total) / width + 1.0f / sizes[4]);
+        for (int at = threadIdx.x; at < width; at += blockDim.x) {
+            float x = sum(at);
+            out[start + at] = (x - mean) * scale * numbers[at] + more[at];
+            out[long(rows) * width + start + at] = x;
+        }
     """,
     "adamw": """
         float m = numbers[0] * c[i] + numbers[1] * b[i];
@@ -218,9 +260,11 @@ template <typename T> __device__ Writer<T> writing(T* to) { return Writer<T>{to}
 HEADER = (
     ACCESS
     + """
-// The sum and the largest of a number of each thread of a block, known to all of them; once each.
+// The sum and the largest of a number of each thread of a block, known to all of them; the largest
+// once.
 __device__ inline float sum_of_block(float x) {
     __shared__ float sums[32];
+    __syncthreads();
     for (int step = 16; step > 0; step /= 2) x += __shfl_down_sync(0xffffffff, x, step);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
     __syncthreads();

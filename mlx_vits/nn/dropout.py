@@ -6,13 +6,14 @@ models take a `Dropout` as an argument: `no_dropout`, or a `KeyedDropout` made o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_vits.nn import cuda
+from mlx_vits.nn.masking import masked
 
 _KEYS = 64  # that are drawn at a time
 
@@ -56,11 +57,15 @@ class KeyedDropout:
             return x
         key = self._next()
         if cuda.is_used(x):
-            return _dropout_on_cuda(p, key)(x)
+            return _dropout_on_cuda(p, key)(x, cuda.zero(x.dtype), cuda.one(x.dtype))
         keep = mx.random.bernoulli(1.0 - p, x.shape, key=key)
         # One product, forward and backward: `where` on arrays takes zeros of their size besides.
         scale, zero = mx.array(1.0 / (1.0 - p), x.dtype), mx.array(0.0, x.dtype)
         return x * mx.where(keep, scale, zero)
+
+    def of_sum(self, x: mx.array, p: float, bias: mx.array, mask: mx.array) -> mx.array:
+        """As `dropped`, on CUDA; in place of bias and mask may be one number."""
+        return _dropout_on_cuda(p, self._next())(x, bias, mask)
 
     def _next(self) -> mx.array:
         if self._taken == _KEYS - 1:
@@ -74,13 +79,38 @@ def _split(key: mx.array) -> mx.array:
     return mx.random.split(key, _KEYS)
 
 
-def _dropout_on_cuda(p: float, key: mx.array) -> Callable[[mx.array], mx.array]:
-    def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-        return cuda.dropout(cotangent, p, key)
+def _dropout_on_cuda(p: float, key: mx.array) -> Callable[..., mx.array]:
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        _, bias, mask = primals
+        of_x = cuda.dropout(cotangent, cuda.zero(cotangent.dtype), mask, p, key)
+        return [of_x, mx.sum(of_x.reshape(-1, bias.size), axis=0), mx.zeros_like(mask)]
 
-    function: Any = mx.custom_function(lambda x: cuda.dropout(x, p, key))
+    function: Any = mx.custom_function(lambda x, bias, mask: cuda.dropout(x, bias, mask, p, key))
     function.vjp(gradient)
     return function
+
+
+def dropped(
+    dropout: Dropout,
+    x: mx.array,
+    p: float,
+    bias: mx.array | None = None,
+    mask: mx.array | None = None,
+) -> mx.array:
+    """Dropout of `x + bias` where a mask is not 0.
+
+    Args:
+        x: `(..., C)`.
+        bias: `(C,)` or None.
+        mask: `(..., 1)` of the type of x, or None.
+    """
+    given = [array for array in (x, bias, mask) if array is not None]
+    if isinstance(dropout, KeyedDropout) and p and cuda.is_used(*given):
+        bias = cuda.zero(x.dtype) if bias is None else bias
+        return dropout.of_sum(x, p, bias, cuda.one(x.dtype) if mask is None else mask)
+    return masked(dropout(x if bias is None else x + bias, p), mask)
 
 
 def replayed(dropout: Dropout, function: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -8,12 +8,15 @@ Source: `torch.nn.Conv1d`, `ConvTranspose1d`, `Conv2d`; GPT-SoVITS `module/modul
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from typing_extensions import Self
 
+from mlx_vits.nn import cuda
 from mlx_vits.nn.activations import biased_sum, leaky_relu, sum_and_leaky_relu
 from mlx_vits.nn.conv import conv1d, conv_transpose1d
 
@@ -262,3 +265,35 @@ class LayerNorm(nn.Module):
         """`(..., C)` to `(..., C)`, computed in fp32 and of the type that came in."""
         exact = x.astype(mx.float32)
         return mx.fast.layer_norm(exact, self.gamma, self.beta, self.eps).astype(x.dtype)
+
+    def of_sum(self, x: mx.array, y: mx.array, bias: mx.array | None = None) -> mx.array:
+        """Of `x + (y + bias)`: `(..., C)` twice and `(C,)` or None."""
+        added = cuda.zero(y.dtype) if bias is None else bias
+        if cuda.is_used(x, y, added) and self.gamma.dtype == self.beta.dtype == mx.float32:
+            normed: mx.array = _norm_of_sum(self.eps)(x, y, added, self.gamma, self.beta)[0]
+            return normed
+        return self(x + (y if bias is None else y + bias))
+
+
+@cache
+def _norm_of_sum(eps: float) -> Callable[..., Sequence[mx.array]]:
+    def forward(
+        x: mx.array, y: mx.array, bias: mx.array, gamma: mx.array, beta: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        return cuda.norm_of_sum(x, y, bias, gamma, beta, eps)
+
+    def norm(x: mx.array, gamma: mx.array, beta: mx.array) -> mx.array:
+        return mx.fast.layer_norm(x, gamma, beta, eps)
+
+    def gradient(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> list[mx.array]:
+        (_, _, bias, gamma, beta), dtype = primals, outputs[1].dtype
+        exact, cotangent = outputs[1].astype(mx.float32), cotangents[0].astype(mx.float32)
+        of_sum, *of_others = mx.vjp(norm, [exact, gamma, beta], [cotangent])[1]
+        of_sum = of_sum.astype(dtype)
+        return [of_sum, of_sum, mx.sum(of_sum.reshape(-1, bias.size), axis=0), *of_others]
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.nn.attention import MultiHeadAttention
 from mlx_vits.nn.weight_norm import (
     WeightNormConv1d,
     WeightNormConv2d,
@@ -46,6 +47,8 @@ def _folded(child: Any) -> Any:
     if isinstance(child, nn.Module):
         twin = copy.copy(child)
         _fold_children(twin)
+        if isinstance(twin, MultiHeadAttention):
+            twin.hold()
         return twin
     if isinstance(child, list):
         return [_folded(one) for one in child]

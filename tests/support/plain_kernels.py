@@ -79,20 +79,50 @@ def _picks(length: int, reach: int) -> mx.array:
     return (offset[..., None] == mx.arange(2 * reach + 1)).astype(mx.float32)
 
 
-def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -> mx.array:
-    return mx.softmax(mx.where(seen == 0, hidden, scores + widen(band)), axis=-1)
+def attention(
+    scores: mx.array, band: mx.array, seen: mx.array, hidden: float, scale: float
+) -> mx.array:
+    return mx.softmax(mx.where(seen == 0, hidden, (scores + widen(band)) * scale), axis=-1)
 
 
 def attention_gradient(
-    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array
+    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array, scale: float
 ) -> tuple[mx.array, mx.array]:
     total = mx.sum(cotangent * weights, axis=-1, keepdims=True)
-    of_scores = mx.where(seen == 0, 0.0, weights * (cotangent - total))
+    of_scores = mx.where(seen == 0, 0.0, weights * (cotangent - total) * scale)
     return of_scores, narrow(of_scores, band.shape[-1] // 2)
 
 
-def dropout(x: mx.array, p: float, key: mx.array) -> mx.array:
-    return mx.where(mx.random.bernoulli(1 - p, x.shape, key=key), x / (1 - p), 0.0)
+def dropout(x: mx.array, bias: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
+    keep = mx.random.bernoulli(1 - p, x.shape, key=key)
+    return mx.where(keep, (x + bias) * mask / (1 - p), 0.0)
+
+
+def heads(x: mx.array, bias: mx.array, count: int) -> list[mx.array]:
+    batch, length, _ = x.shape
+    parts = (x + bias).reshape(batch, length, 3, count, -1)
+    return [parts[:, :, number].swapaxes(1, 2) for number in range(3)]
+
+
+def merge_heads(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    batch, _, length, _ = queries.shape
+    parts = [part.swapaxes(1, 2).reshape(batch, length, -1) for part in (queries, keys, values)]
+    return mx.concatenate(parts, axis=-1)
+
+
+def windows(
+    x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
+) -> mx.array:
+    padded = mx.pad(x, [(0, 0), (padding, padding + stride + dilation * kernel), (0, 0)])
+    places = mx.arange(steps)[:, None] * stride + mx.arange(kernel) * dilation
+    return padded[:, places].reshape(-1, kernel * x.shape[2])
+
+
+def norm_of_sum(
+    x: mx.array, y: mx.array, bias: mx.array, gamma: mx.array, beta: mx.array, eps: float
+) -> tuple[mx.array, mx.array]:
+    total = x + (y + bias)
+    return mx.fast.layer_norm(total, gamma, beta, eps), total
 
 
 def adamw(
