@@ -20,11 +20,11 @@ from mlx_vits.nn.activations import biased_sum, leaky_mean, leaky_relu, sum_and_
 from mlx_vits.nn.attention import _attend, _band_to_square, _heads_on_cuda, _square_to_band
 from mlx_vits.nn.conv import conv1d, conv_backend
 from mlx_vits.nn.dropout import KeyedDropout, dropped
-from mlx_vits.nn.joining import end_to_end
+from mlx_vits.nn.joining import cast_together, end_to_end
 from mlx_vits.nn.layers import LayerNorm
 from mlx_vits.nn.wavenet import _passed_on, gated
 from mlx_vits.nn.weight_norm import fold_rows
-from mlx_vits.training.losses import feature_loss
+from mlx_vits.training.losses import discriminator_loss, feature_loss, generator_loss
 from mlx_vits.training.optimizers import SharedAdamW
 from mlx_vits.training.step import draw_step, global_norm
 from tests.support import plain_kernels
@@ -237,6 +237,13 @@ def test_the_feature_loss(on_cuda: On) -> None:
     _assert_same(on_cuda, loss, *fake)
 
 
+@pytest.mark.parametrize("size", [7, 9000])
+def test_the_losses_of_scores(on_cuda: On, size: int) -> None:
+    scores = _normal(2, size), _normal(2, size, seed=1)
+    _assert_same(on_cuda, lambda r, g: discriminator_loss([r], [g]), *scores)
+    _assert_same(on_cuda, lambda g: generator_loss([g]), scores[0])
+
+
 def test_adamw(on_cuda: On) -> None:
     def trained() -> list[mx.array]:
         optimizer = SharedAdamW(1e-3, [0.8, 0.99], 1e-9, 0.01, bias_correction=True)
@@ -263,6 +270,17 @@ def test_arrays_end_to_end(on_cuda: On, count: int) -> None:
     plain = end_to_end(arrays)
     with on_cuda():
         assert mx.array_equal(end_to_end(arrays), plain)
+
+
+def test_arrays_are_cast_together(on_cuda: On) -> None:
+    arrays = [_normal(*shape) for shape in ((2, 32), (3, 5), (64,), (4, 48))]
+    cotangents = [array.astype(mx.bfloat16) for array in arrays]
+    with on_cuda():
+        found = mx.vjp(lambda *a: cast_together(a, mx.bfloat16), arrays, cotangents)
+        mx.eval(found)
+    for cast, gradient, cotangent in zip(*found, cotangents, strict=True):
+        assert mx.array_equal(cast, cotangent)
+        assert mx.array_equal(gradient, cotangent.astype(mx.float32))
 
 
 @pytest.mark.parametrize("backend", ["planar", "cudnn"])

@@ -333,6 +333,19 @@ def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
     return found.view(mx.float32)
 
 
+def error(x: mx.array, target: float, weight: float) -> mx.array:
+    """`weight * (x - target)^2` of an fp32 array, added up in part: `(S,)`."""
+    segments = -(-x.size // _SEGMENT)
+    sizes, numbers = [x.size, _SEGMENT], [target, weight]
+    return _run("error", {"a": x}, segments * _THREADS, size=segments, sizes=sizes, numbers=numbers)
+
+
+def error_gradient(x: mx.array, cotangent: mx.array, target: float, weight: float) -> mx.array:
+    """From the cotangent `()` of the whole sum."""
+    inputs = {"a": x, "b": cotangent}
+    return _run("error_gradient", inputs, x.size, numbers=[target, weight]).reshape(x.shape)
+
+
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
     """In y, from the cotangent `()` of the whole sum."""
     inputs = {"a": x, "b": y, "c": cotangent}

@@ -232,6 +232,20 @@ BRANCHES = {
         total = sum_of_block(total);
         if (threadIdx.x == 0) out[blockIdx.x] = total;
     """,
+    "error": """
+        int size = sizes[2], segment = sizes[3];
+        long start = long(blockIdx.x) * segment;
+        float total = 0;
+        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x) {
+            float x = a[start + at] - numbers[0];
+            total += x * x;
+        }
+        total = sum_of_block(total);
+        if (threadIdx.x == 0) out.as_float()[blockIdx.x] = total * numbers[1];
+    """,
+    "error_gradient": """
+        out[i] = 2 * (a[i] - numbers[0]) * (b[0] * numbers[1]);
+    """,
     "distance_gradient": """
         float x = b[i] - a[i];
         out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);

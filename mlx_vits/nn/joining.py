@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_vits.nn import cuda
+
+_ALIGNED = 64  # elements, 128 bytes of bf16
 
 
 def end_to_end(arrays: Sequence[mx.array]) -> mx.array:
@@ -22,12 +25,50 @@ def _join(*arrays: mx.array) -> mx.array:
     return end_to_end(arrays)
 
 
-def _cut(primals: Sequence[mx.array], cotangent: mx.array, output: mx.array) -> list[mx.array]:
-    ends = list(itertools.accumulate(array.size for array in primals))
-    places = zip(primals, [0, *ends[:-1]], ends, strict=True)
-    return [cotangent[start:end].reshape(array.shape) for array, start, end in places]
+def _cut(like: Sequence[mx.array], array: mx.array) -> list[mx.array]:
+    """The inverse of `end_to_end`, of arrays of these shapes."""
+    ends = list(itertools.accumulate(one.size for one in like))
+    places = zip(like, [0, *ends[:-1]], ends, strict=True)
+    return [array[start:end].reshape(one.shape) for one, start, end in places]
+
+
+def _join_gradient(
+    primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+) -> list[mx.array]:
+    return _cut(primals, cotangent)
 
 
 # As `end_to_end`, through which a gradient passes.
 joined: Any = mx.custom_function(_join)
-joined.vjp(_cut)
+joined.vjp(_join_gradient)
+
+
+def cast_together(arrays: Sequence[mx.array], dtype: mx.Dtype) -> list[mx.array]:
+    """Arrays of one type as another; on CUDA in one piece, also in the gradient.
+
+    Each of them begins where cuBLAS and cuDNN can read it: what would put the next one elsewhere
+    is cast by itself.
+    """
+    together = [array for array in arrays if array.size % _ALIGNED == 0]
+    if len(together) < 2 or not cuda.is_used(*together):
+        return [array.astype(dtype) for array in arrays]
+    found = iter(_cast_together(dtype)(*together))
+    return [a.astype(dtype) if a.size % _ALIGNED else next(found) for a in arrays]
+
+
+@cache
+def _cast_together(dtype: mx.Dtype) -> Callable[..., list[mx.array]]:
+    def cast(arrays: Sequence[mx.array], dtype: mx.Dtype) -> list[mx.array]:
+        return _cut(arrays, cuda.join(arrays).astype(dtype))
+
+    def forward(*arrays: mx.array) -> list[mx.array]:
+        return cast(arrays, dtype)
+
+    def gradient(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> list[mx.array]:
+        return cast(cotangents, primals[0].dtype)
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function

@@ -8,6 +8,7 @@ function returns a scalar. Mel and KL are weighted in `step.py` by the configura
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -41,14 +42,34 @@ def mean(x: mx.array) -> mx.array:
 
 def discriminator_loss(real: Sequence[mx.array], generated: Sequence[mx.array]) -> mx.array:
     """Least squares: real scores to 1, generated ones to 0, summed over sub-discriminators."""
-    return _added(
-        mean(mx.square(r - 1)) + mean(mx.square(g)) for r, g in zip(real, generated, strict=True)
-    )
+    pairs = zip(real, generated, strict=True)
+    return _added(_error(r, 1.0) + _error(g, 0.0) for r, g in pairs)
 
 
 def generator_loss(generated: Sequence[mx.array]) -> mx.array:
     """Least squares: generated scores to 1, summed over sub-discriminators."""
-    return _added(mean(mx.square(g - 1)) for g in generated)
+    return _added(_error(g, 1.0) for g in generated)
+
+
+def _error(scores: mx.array, target: float) -> mx.array:
+    """Mean of the squared distances."""
+    if scores.dtype == mx.float32 and cuda.is_used(scores):
+        return _error_on_cuda(target)(scores)
+    return mean(mx.square(scores - target if target else scores))
+
+
+@cache
+def _error_on_cuda(target: float) -> Callable[[mx.array], mx.array]:
+    def forward(scores: mx.array) -> mx.array:
+        parts = cuda.error(scores, target, 1 / scores.size)
+        return parts.squeeze(0) if parts.size == 1 else mx.sum(parts)
+
+    def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return cuda.error_gradient(primal, cotangent, target, 1 / primal.size)
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+    return function
 
 
 def feature_loss(
@@ -120,4 +141,5 @@ def features(judgements: Sequence[Judgement]) -> list[list[mx.array]]:
 
 
 def _added(terms: Iterable[mx.array]) -> mx.array:
-    return sum(terms, start=mx.array(0.0))
+    first, *others = terms
+    return sum(others, start=first)

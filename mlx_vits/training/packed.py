@@ -34,7 +34,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_vits.nn.joining import end_to_end
+from mlx_vits.nn.joining import cast_together, end_to_end
 from mlx_vits.nn.weight_norm import WeightNormed, cut_rows, fold_rows
 
 Role = Literal["directions", "lengths", "plain", "loose"]
@@ -308,6 +308,12 @@ class Packed:
             cast: whether it computes in the type that it is packed for; else in fp32.
         """
         weights = self.effective(arrays)
+        if cast and self._compute != mx.float32:
+            blocks = [b for b in self.blocks if b.compute != mx.float32 and b.role != "lengths"]
+            together = [matrix for block in blocks for matrix in weights[block.name]]
+            found = iter(cast_together(together, self._compute))
+            for block in blocks:
+                weights[block.name] = list(itertools.islice(found, len(block.matrices)))
         before: list[tuple[Slot, mx.array]] = []
         for block in self.blocks:
             compute = block.compute if cast else mx.float32
@@ -316,7 +322,7 @@ class Packed:
             if block.role == "lengths" or (has_views and compute == mx.float32):
                 continue
             for matrix, array in zip(block.matrices, weights[block.name], strict=True):
-                for slot, view in matrix.unpack(array.astype(compute)):
+                for slot, view in matrix.unpack(array):
                     if isinstance(slot.module, WeightNormed) and block.role == "directions":
                         slot.module.hold(view)
                     else:

@@ -165,3 +165,11 @@ def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: flo
 
 def join(arrays: Sequence[mx.array]) -> mx.array:
     return mx.concatenate([array.reshape(-1) for array in arrays])
+
+
+def error(x: mx.array, target: float, weight: float) -> mx.array:
+    return mx.sum(mx.square(x - target)).reshape(1) * weight
+
+
+def error_gradient(x: mx.array, cotangent: mx.array, target: float, weight: float) -> mx.array:
+    return 2 * (x - target) * cotangent * weight
