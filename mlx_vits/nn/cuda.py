@@ -12,6 +12,7 @@ gradient but what the callers define.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -416,7 +417,7 @@ def _kernel(dtype: mx.Dtype) -> Any:
         name=f"vits{_TYPES[dtype]}",
         input_names=[*(f"in_{letter}" for letter in "abcde"), "sizes", "numbers", "more", "key"],
         output_names=["to"],
-        header=HEADER,
+        header=_short(HEADER),
         source=_short(f"""
             const int count = sizes[1];
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -479,4 +480,4 @@ def _joining(dtype: mx.Dtype) -> Any:
 
 def _short(source: str) -> str:
     """Without what is blank: MLX reads through the source at every launch, to find its kernel."""
-    return " ".join(source.split())
+    return re.sub(r" ?([][{}()<>,;:?=!*/%&|^]) ?", r"\1", " ".join(source.split()))

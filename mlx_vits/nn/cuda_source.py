@@ -271,11 +271,11 @@ template <typename T> __device__ Reader<T> reading(const T* from) { return Reade
 template <typename T> __device__ Writer<T> writing(T* to) { return Writer<T>{to}; }
 """
 
+# The sum and the largest of a number of each thread of a block, known to all of them; the largest
+# once.
 HEADER = (
     ACCESS
     + """
-// The sum and the largest of a number of each thread of a block, known to all of them; the largest
-// once.
 __device__ inline float sum_of_block(float x) {
     __shared__ float sums[32];
     __syncthreads();
