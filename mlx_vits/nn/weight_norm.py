@@ -12,7 +12,8 @@ for comparison; loading folds or splits on entry, and files always hold upstream
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from mlx_vits.nn.layers import (
     ConvTranspose1d,
     Kind,
 )
+from mlx_vits.nn.streams import side_by_side
 
 NormScheme = Literal["upstream", "plan", "folded"]
 Part = Literal["conv_pre", "ups", "resblocks", "conv_post", "wavenet"]
@@ -113,9 +115,13 @@ def _fold(axes: tuple[int, ...]) -> Callable[[mx.array, mx.array], mx.array]:
 
 def _rows_forward(g: mx.array, *matrices: mx.array) -> list[mx.array]:
     """As `_fold`; what there is one of in a row is computed for all matrices together."""
-    length = mx.sqrt(_sums([v * v for v in matrices]))
+    length = mx.sqrt(_sums(matrices, matrices))
     scales = _cut_as(g / length, matrices)
-    return [*(v * scale for v, scale in zip(matrices, scales, strict=True)), length]
+    folded = []
+    for v, scale, place in zip(matrices, scales, _places(matrices), strict=True):
+        with place:
+            folded.append(v * scale)
+    return [*folded, length]
 
 
 def _rows_gradient(
@@ -123,15 +129,27 @@ def _rows_gradient(
 ) -> list[mx.array]:
     (g, *matrices), length = primals, outputs[-1]
     gradients = cotangents[: len(matrices)]
-    along = _sums([c * v for c, v in zip(gradients, matrices, strict=True)]) / length
+    along = _sums(gradients, matrices) / length
     scales, shares = _cut_as(g / length, matrices), _cut_as(along / length, matrices)
-    of_each = zip(gradients, matrices, scales, shares, strict=True)
-    return [along, *(scale * (c - v * share) for c, v, scale, share in of_each)]
+    of_each = zip(gradients, matrices, scales, shares, _places(matrices), strict=True)
+    found = [along]
+    for c, v, scale, share, place in of_each:
+        with place:
+            found.append(scale * (c - v * share))
+    return found
 
 
-def _sums(matrices: Sequence[mx.array]) -> mx.array:
-    """The sum of each row, of all matrices `(R, 1)`."""
-    return mx.concatenate([mx.sum(matrix, axis=1, keepdims=True) for matrix in matrices])
+def _places(matrices: Sequence[mx.array]) -> Iterator[AbstractContextManager]:
+    return side_by_side([matrix.size for matrix in matrices])
+
+
+def _sums(some: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:
+    """The sum of each row of the products of two matrices each, of all `(R, 1)`."""
+    sums = []
+    for one, other, place in zip(some, others, _places(some), strict=True):
+        with place:
+            sums.append(mx.sum(one * other, axis=1, keepdims=True))
+    return mx.concatenate(sums)
 
 
 def cut_rows(array: mx.array, ends: Sequence[int]) -> list[mx.array]:

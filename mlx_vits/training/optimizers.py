@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten
 
 from mlx_vits.config import Config
 from mlx_vits.models.vits import TEXT_SIDE
 from mlx_vits.nn import cuda
+from mlx_vits.nn.streams import side_by_side
 
 
 class SharedAdamW(optim.AdamW):
@@ -23,10 +25,13 @@ class SharedAdamW(optim.AdamW):
         """As MLX's."""
         self._factors: dict[mx.Dtype, tuple[mx.array, mx.array, mx.array]] = {}
         self._stacked: dict[mx.Dtype, mx.array] = {}
+        leaves: Any = tree_flatten(gradients)
+        self._places = side_by_side([array.size for _, array in leaves])
         try:
             return super().apply_gradients(gradients, parameters)
         finally:
             self._factors, self._stacked = {}, {}
+            del self._places
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
         """As MLX's."""
@@ -34,13 +39,25 @@ class SharedAdamW(optim.AdamW):
         if dtype not in self._factors:
             self._factors[dtype] = self._of_step(dtype)
             self._stacked[dtype] = mx.stack(list(self._factors[dtype]))
-        decay, rate, correction = self._factors[dtype]
-        b1, b2 = self.betas
         if cuda.is_used(parameter, gradient):
             moments, factors = (state["m"], state["v"]), self._stacked[dtype]
+            b1, b2 = self.betas
             updated = cuda.adamw(parameter, gradient, moments, factors, (b1, b2), self.eps)
             parameter, state["m"], state["v"] = updated
             return parameter
+        with next(self._places):
+            return self._updated(gradient, parameter, state, self._factors[dtype])
+
+    def _updated(
+        self,
+        gradient: mx.array,
+        parameter: mx.array,
+        state: Any,
+        factors: tuple[mx.array, mx.array, mx.array],
+    ) -> mx.array:
+        """The new parameter; the new moments go into the state."""
+        decay, rate, correction = factors
+        b1, b2 = self.betas
         state["m"] = b1 * state["m"] + (1 - b1) * gradient
         state["v"] = b2 * state["v"] + (1 - b2) * mx.square(gradient)
         root = mx.sqrt(state["v"])

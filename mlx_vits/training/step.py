@@ -23,6 +23,7 @@ from mlx_vits.models.vits import TEXT_SIDE, SynthesizerOutput, SynthesizerTrn, s
 from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import checkpointing, recomputed
 from mlx_vits.nn.dropout import KeyedDropout
+from mlx_vits.nn.streams import side_by_side
 from mlx_vits.training import losses
 from mlx_vits.training.moments import (
     flatten,
@@ -426,5 +427,8 @@ def global_norm(tree: Any) -> mx.array:
     arrays = list(flatten(tree).values()) if tree else []
     if arrays and cuda.is_used(*arrays):
         return mx.sqrt(mx.sum(cuda.join([cuda.squares(array) for array in arrays])))
-    squares = [losses.total(mx.square(array)) for array in arrays]
+    squares = []
+    for array, place in zip(arrays, side_by_side([a.size for a in arrays]), strict=True):
+        with place:
+            squares.append(losses.total(mx.square(array)))
     return mx.sqrt(sum(squares, start=mx.array(0.0)))
