@@ -20,6 +20,7 @@ from mlx_vits.nn.wavenet import _split_evenly, gated
 from mlx_vits.nn.weight_norm import fold_rows, fold_weight
 from mlx_vits.training.losses import FEATURE_WEIGHT, feature_loss, total
 from mlx_vits.training.optimizers import SharedAdamW
+from tests.support.repeating import ON_CPU, same
 
 
 def _assert_same(ours: Any, plain: Any, *inputs: mx.array, rtol: float = 1e-5) -> None:
@@ -54,10 +55,11 @@ def test_adamw_is_mlxs_own_bit_for_bit(bias_correction: bool) -> None:
     for name in ("step", "learning_rate"):
         assert mx.array_equal(state[name], their_state[name])
     for name in start:
-        assert mx.array_equal(ours[name], theirs[name])
-        assert all(mx.array_equal(state[name][leaf], their_state[name][leaf]) for leaf in "mv")
+        assert same(ours[name], theirs[name])
+        assert all(same(state[name][leaf], their_state[name][leaf]) for leaf in "mv")
 
 
+@pytest.mark.skipif(not ON_CPU, reason="on CUDA an update is one kernel")
 def test_an_update_computes_what_depends_on_the_step_once() -> None:
     counts = []
     for size in (1, 5):
