@@ -68,12 +68,13 @@ FACTORS = Parts(state=1.0, gradients=2.44, decoder=1.80, judge=3.07, frames=0.81
 # Of what the forward leaves. On an H100 (MLX 0.32.4, CUDA, compiled) the full-size v2 peaks at
 # 3.16, 4.01, 5.80 and 9.26 GB for 1, 2, 4 and 8 clips of 10 s; no Apple GPU has been measured.
 _ON_GPU = 1.8
-# Again, where CUDA launches kernels one by one (`_backend.py`): on an H200 four clips of 5 s peak
-# at 7.5 GB in place of 5.5, as more is under way.
-_ONE_BY_ONE = 1.5
+# Again, where CUDA launches kernels one by one (`_backend.py`): up to a thousand of them hold what
+# they read. On an H200 the same peaks are 4.75, 5.67, 8.99 and 14.92 GB.
+_ONE_BY_ONE = 1.9
 _MARGIN = 1.2  # what estimates may be short of
-# Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model.
-_RECOMPUTED = 0.4
+# Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model; one by
+# one 5.41, 8.50 and 14.60 GB for 2, 4 and 8 of those clips.
+_RECOMPUTED, _RECOMPUTED_ONE_BY_ONE = 0.4, 0.95
 
 
 def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> int:
@@ -86,16 +87,17 @@ def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> 
     """
     counted = count_parts(config, clips)
     parts = [part * factor for part, factor in zip(counted, FACTORS, strict=True)]
-    left = sum(parts[2:]) * _of_device()
-    return int(sum(parts[:2]) + left * (_RECOMPUTED if recomputes else 1))
+    left = sum(parts[2:])
+    if mx.default_device().type == mx.DeviceType.gpu:
+        left *= _ON_GPU * (_ONE_BY_ONE if _launches_one_by_one() else 1)
+    if recomputes:
+        left *= _RECOMPUTED_ONE_BY_ONE if _launches_one_by_one() else _RECOMPUTED
+    return int(sum(parts[:2]) + left)
 
 
-def _of_device() -> float:
-    """What the device keeps, relative to a CPU."""
-    if mx.default_device().type != mx.DeviceType.gpu:
-        return 1.0
-    one_by_one = mx.cuda.is_available() and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
-    return _ON_GPU * _ONE_BY_ONE if one_by_one else _ON_GPU
+def _launches_one_by_one() -> bool:
+    is_cuda = mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
+    return is_cuda and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
 
 
 def batch_that_fits(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> int:
