@@ -11,6 +11,7 @@ gradient but what the callers define.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.nn.cuda_source import BRANCHES, HEADER
+from mlx_vits.nn.viewing import view
 
 USED = True  # False: CUDA computes as all other devices do
 
@@ -45,7 +47,7 @@ def _is_on_cuda() -> bool:
 def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
     """Of `x + bias`: `(..., C)` and `(C,)`, or any shape and one number."""
     inputs = {"a": x, "b": bias}
-    return _run("leaky_relu", inputs, x.size, sizes=[bias.size], numbers=[slope]).reshape(x.shape)
+    return _run("leaky_relu", inputs, x.shape, sizes=[bias.size], numbers=[slope])
 
 
 def leaky_relu_gradient(
@@ -53,30 +55,23 @@ def leaky_relu_gradient(
 ) -> mx.array:
     """In the sum, or in each of so many whose mean it is of, from what came out."""
     inputs = {"a": cotangent, "b": output}
-    y = _run("leaky_relu_gradient", inputs, output.size, sizes=[count], numbers=[slope])
-    return y.reshape(output.shape)
+    return _run("leaky_relu_gradient", inputs, output.shape, sizes=[count], numbers=[slope])
 
 
 def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
     """`x + (y + bias)`: `(..., C)` twice and `(C,)`."""
     inputs = {"a": x, "b": y, "c": bias}
-    return _run("biased_sum", inputs, x.size, sizes=[bias.size]).reshape(x.shape)
+    return _run("biased_sum", inputs, x.shape, sizes=[bias.size])
 
 
 def sum_and_leaky_relu(
     x: mx.array, y: mx.array, bias: mx.array, slope: float
 ) -> tuple[mx.array, mx.array]:
     """`x + (y + bias)` and its leaky ReLU: `(..., C)` twice and `(C,)`; x may be one number."""
-    inputs, size = {"a": x, "b": y, "c": bias}, y.size
-    found = _run(
-        "sum_and_leaky_relu",
-        inputs,
-        size,
-        size=2 * size,
-        sizes=[bias.size, x.size],
-        numbers=[slope],
-    )
-    return found[:size].reshape(y.shape), found[size:].reshape(y.shape)
+    inputs, sizes = {"a": x, "b": y, "c": bias}, [bias.size, x.size]
+    shapes = [y.shape] * 2
+    both = _run_apart("sum_and_leaky_relu", inputs, y.size, shapes, sizes=sizes, numbers=[slope])
+    return both[0], both[1]
 
 
 def sum_and_leaky_relu_gradient(
@@ -84,15 +79,13 @@ def sum_and_leaky_relu_gradient(
 ) -> mx.array:
     """In the sum, from the cotangents of both and the sum that came out."""
     inputs = {"a": of_sum, "b": of_leaky, "c": sum_}
-    y = _run("sum_and_leaky_relu_gradient", inputs, sum_.size, numbers=[slope])
-    return y.reshape(sum_.shape)
+    return _run("sum_and_leaky_relu_gradient", inputs, sum_.shape, numbers=[slope])
 
 
 def mean(arrays: Sequence[mx.array], slope: float) -> mx.array:
     """A leaky ReLU of the mean of one to five arrays of one shape."""
-    inputs, shape = dict(zip("abcde", arrays, strict=False)), arrays[0].shape
-    sizes = [len(arrays)]
-    return _run("mean", inputs, arrays[0].size, sizes=sizes, numbers=[slope]).reshape(shape)
+    inputs, sizes = dict(zip("abcde", arrays, strict=False)), [len(arrays)]
+    return _run("mean", inputs, arrays[0].shape, sizes=sizes, numbers=[slope])
 
 
 def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
@@ -110,7 +103,7 @@ def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
     shape = (batch, length, channels // 2)
     inputs = {"a": x, "b": bias, "c": condition}
     sizes = [channels // 2, length]
-    return _run("gate", inputs, math.prod(shape), sizes=sizes).reshape(shape)
+    return _run("gate", inputs, shape, sizes=sizes)
 
 
 def gate_gradient(
@@ -119,8 +112,7 @@ def gate_gradient(
     """In the sum of all three: the shape of `x`."""
     inputs = {"a": x, "b": bias, "c": condition, "d": cotangent}
     sizes = [x.shape[2] // 2, x.shape[1]]
-    y = _run("gate_gradient", inputs, cotangent.size, size=x.size, sizes=sizes)
-    return y.reshape(x.shape)
+    return _run("gate_gradient", inputs, x.shape, count=cotangent.size, sizes=sizes)
 
 
 def residual(
@@ -134,11 +126,10 @@ def residual(
         mask: `(B, T, 1)`, or one number.
         total: as `x`, or one number.
     """
-    inputs, size = {"a": x, "b": y, "c": mask, "d": total}, x.size
-    found = _run(
-        "residual", inputs, size, size=2 * size, sizes=[x.shape[2], total.size, int(mask.size > 1)]
-    )
-    return found[:size].reshape(x.shape), found[size:].reshape(x.shape)
+    inputs = {"a": x, "b": y, "c": mask, "d": total}
+    sizes = [x.shape[2], total.size, int(mask.size > 1)]
+    both = _run_apart("residual", inputs, x.size, [x.shape] * 2, sizes=sizes)
+    return both[0], both[1]
 
 
 def residual_gradient(
@@ -146,11 +137,10 @@ def residual_gradient(
 ) -> tuple[mx.array, mx.array]:
     """In x and in y."""
     batch, length, channels = cotangent.shape
-    inputs, size = {"a": cotangent, "b": of_total, "c": mask}, cotangent.size
-    sizes = [channels, int(mask.size > 1)]
-    found = _run("residual_gradient", inputs, size, size=3 * size, sizes=sizes)
-    of_y = found[: 2 * size].reshape(batch, length, 2 * channels)
-    return found[2 * size :].reshape(cotangent.shape), of_y
+    inputs, shape = {"a": cotangent, "b": of_total, "c": mask}, cotangent.shape
+    sizes, shapes = [channels, int(mask.size > 1)], [(batch, length, 2 * channels), shape]
+    of_y, of_x = _run_apart("residual_gradient", inputs, cotangent.size, shapes, sizes=sizes)
+    return of_x, of_y
 
 
 def norm_of_sum(
@@ -163,17 +153,17 @@ def norm_of_sum(
         bias: `(C,)`, or one number.
         gamma, beta: `(C,)`, fp32.
     """
-    width, size = x.shape[-1], x.size
-    found = _run(
+    width = x.shape[-1]
+    normed, total = _run_apart(
         "norm_of_sum",
         {"a": x, "b": y, "c": bias},
-        size // width * _THREADS,
-        size=2 * size,
+        x.size // width * _THREADS,
+        [x.shape] * 2,
         sizes=[width, bias.size, round(1 / eps)],
         numbers=gamma,
         more=beta,
     )
-    return found[:size].reshape(x.shape), found[size:].reshape(x.shape)
+    return normed, total
 
 
 def attention(
@@ -188,30 +178,30 @@ def attention(
         hidden: the score of what is not seen.
     """
     inputs, numbers = {"a": scores, "b": band, "c": seen}, (hidden, scale)
-    found = _of_attention("attention", inputs, band, scores.size, numbers)
-    return found.reshape(scores.shape)
+    (weights,) = _of_attention("attention", inputs, band, [scores.shape], numbers)
+    return weights
 
 
 def attention_gradient(
     cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array, scale: float
 ) -> tuple[mx.array, mx.array]:
     """In the scores and in the band, from the weights that came out."""
-    inputs, size = {"a": cotangent, "b": weights, "c": seen}, weights.size
-    found = _of_attention("attention_gradient", inputs, band, size + band.size, (scale,))
-    return found[:size].reshape(weights.shape), found[size:].reshape(band.shape)
+    inputs, shapes = {"a": cotangent, "b": weights, "c": seen}, [weights.shape, band.shape]
+    of_scores, of_band = _of_attention("attention_gradient", inputs, band, shapes, (scale,))
+    return of_scores, of_band
 
 
 def _of_attention(
     name: str,
     inputs: dict[str, mx.array],
     band: mx.array,
-    size: int,
+    shapes: Sequence[tuple[int, ...]],
     numbers: tuple[float, ...],
-) -> mx.array:
+) -> list[mx.array]:
     _, heads, length, keys = inputs["a"].shape
     rows, is_masked = inputs["a"].size // keys, inputs["c"].size > 1
     sizes = [length, keys, heads, band.shape[-1] // 2, int(is_masked)]
-    return _run(name, inputs, rows * _THREADS, size=size, sizes=sizes, numbers=numbers)
+    return _run_apart(name, inputs, rows * _THREADS, shapes, sizes=sizes, numbers=numbers)
 
 
 def widen(band: mx.array) -> mx.array:
@@ -219,14 +209,14 @@ def widen(band: mx.array) -> mx.array:
     length, width = band.shape[2:]
     shape = (*band.shape[:3], length)
     sizes = [length, width // 2]
-    return _run("widen", {"a": band}, math.prod(shape), sizes=sizes).reshape(shape)
+    return _run("widen", {"a": band}, shape, sizes=sizes)
 
 
 def narrow(square: mx.array, reach: int) -> mx.array:
     """`(B, H, T, T)` to the band `(B, H, T, 2 W + 1)`, zero beyond the ends."""
     shape = (*square.shape[:3], 2 * reach + 1)
     sizes = [square.shape[2], reach]
-    return _run("narrow", {"a": square}, math.prod(shape), sizes=sizes).reshape(shape)
+    return _run("narrow", {"a": square}, shape, sizes=sizes)
 
 
 def heads(x: mx.array, bias: mx.array, count: int) -> list[mx.array]:
@@ -237,17 +227,15 @@ def heads(x: mx.array, bias: mx.array, count: int) -> list[mx.array]:
     """
     batch, length, channels = x.shape
     sizes = [channels // 3 // count, length, count, batch]
-    found = _run("heads", {"a": x, "b": bias}, x.size, sizes=sizes)
-    parts = found.reshape(3, batch, count, length, -1)
-    return [parts[number : number + 1].squeeze(0) for number in range(3)]
+    shape = (batch, count, length, channels // 3 // count)
+    return _run_apart("heads", {"a": x, "b": bias}, x.size, [shape] * 3, sizes=sizes)
 
 
 def merge_heads(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     """The inverse: thrice `(B, H, T, D)` to `(B, T, 3 C)`."""
     batch, count, length, size = queries.shape
     inputs, sizes = {"a": queries, "b": keys, "c": values}, [size, length, count]
-    found = _run("merge_heads", inputs, 3 * queries.size, sizes=sizes)
-    return found.reshape(batch, length, -1)
+    return _run("merge_heads", inputs, (batch, length, 3 * count * size), sizes=sizes)
 
 
 def windows(
@@ -256,8 +244,7 @@ def windows(
     """What each step of a convolution of so many taps reads: `(N, T, C)` to `(N steps, K C)`."""
     batch, length, channels = x.shape
     sizes = [channels, kernel, length, steps, stride, dilation, padding]
-    count = batch * steps * kernel * channels
-    return _run("windows", {"a": x}, count, sizes=sizes).reshape(-1, kernel * channels)
+    return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
 
 
 def dropout(x: mx.array, bias: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
@@ -271,7 +258,7 @@ def dropout(x: mx.array, bias: mx.array, mask: mx.array, p: float, key: mx.array
     top = np.nextafter(np.float32(2**32), np.float32(np.inf))
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
     inputs, sizes = {"a": x, "b": bias, "c": mask}, [bias.size, x.shape[-1], int(mask.size > 1)]
-    return _run("dropout", inputs, x.size, sizes=sizes, numbers=numbers, key=key).reshape(x.shape)
+    return _run("dropout", inputs, x.shape, sizes=sizes, numbers=numbers, key=key)
 
 
 def adamw(
@@ -290,10 +277,9 @@ def adamw(
     (b1, b2), (m, v) = betas, moments
     inputs = {"a": parameter, "b": gradient, "c": m, "d": v, "e": factors}
     numbers = [b1, 1 - b1, b2, 1 - b2, eps]
-    size = parameter.size
-    found = _run("adamw", inputs, size, size=3 * size, numbers=numbers)
-    parts = [found[part * size : (part + 1) * size].reshape(parameter.shape) for part in range(3)]
-    return parts[0], parts[1], parts[2]
+    shapes = [parameter.shape] * 3
+    parameter, m, v = _run_apart("adamw", inputs, parameter.size, shapes, numbers=numbers)
+    return parameter, m, v
 
 
 def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
@@ -313,59 +299,59 @@ def _of_rows(
     name: str, inputs: dict[str, mx.array], shape: tuple[int, ...]
 ) -> tuple[mx.array, mx.array]:
     rows, width = shape
-    size = rows * width
-    found = _run(name, inputs, rows * _THREADS, size=size + rows, sizes=[width])
-    return found[:size].reshape(shape), found[size:].reshape(rows, 1)
+    shapes = [shape, (rows, 1)]
+    both = _run_apart(name, inputs, rows * _THREADS, shapes, sizes=[width])
+    return both[0], both[1]
 
 
 def squares(x: mx.array) -> mx.array:
     """The squares of an array, added up in part: `(S,)`."""
     segments = -(-x.size // _SEGMENT)
     sizes = [x.size, _SEGMENT]
-    return _run("squares", {"a": x}, segments * _THREADS, size=segments, sizes=sizes)
+    return _run("squares", {"a": x}, (segments,), count=segments * _THREADS, sizes=sizes)
 
 
 def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
     """`weight * |x - y|` of arrays of one shape, added up in part: `(S,)`, fp32."""
     segments = -(-x.size // _SEGMENT)
     inputs, sizes = {"a": x, "b": y}, [x.size, _SEGMENT]
-    size = segments * mx.float32.size // x.dtype.size
-    found = _run("distance", inputs, segments * _THREADS, size=size, sizes=sizes, numbers=[weight])
+    shape, threads = (segments * mx.float32.size // x.dtype.size,), segments * _THREADS
+    found = _run("distance", inputs, shape, count=threads, sizes=sizes, numbers=[weight])
     return found.view(mx.float32)
 
 
 def error(x: mx.array, target: float, weight: float) -> mx.array:
     """`weight * (x - target)^2` of an fp32 array, added up in part: `(S,)`."""
     segments = -(-x.size // _SEGMENT)
-    sizes, numbers = [x.size, _SEGMENT], [target, weight]
-    return _run("error", {"a": x}, segments * _THREADS, size=segments, sizes=sizes, numbers=numbers)
+    threads, sizes, numbers = segments * _THREADS, [x.size, _SEGMENT], [target, weight]
+    return _run("error", {"a": x}, (segments,), count=threads, sizes=sizes, numbers=numbers)
 
 
 def error_gradient(x: mx.array, cotangent: mx.array, target: float, weight: float) -> mx.array:
     """From the cotangent `()` of the whole sum."""
     inputs = {"a": x, "b": cotangent}
-    return _run("error_gradient", inputs, x.size, numbers=[target, weight]).reshape(x.shape)
+    return _run("error_gradient", inputs, x.shape, numbers=[target, weight])
 
 
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
     """In y, from the cotangent `()` of the whole sum."""
     inputs = {"a": x, "b": y, "c": cotangent}
-    return _run("distance_gradient", inputs, y.size, numbers=[weight]).reshape(y.shape)
+    return _run("distance_gradient", inputs, y.shape, numbers=[weight])
 
 
 def _run(
     name: str,
     inputs: dict[str, mx.array],
-    count: int,
+    shape: tuple[int, ...],
     *,
-    size: int | None = None,
+    count: int | None = None,
     sizes: Sequence[int] = (),
     numbers: Sequence[float] | mx.array = (),
     more: mx.array | None = None,
     key: mx.array | None = None,
 ) -> mx.array:
-    """What a branch writes, `(size,)`; a number a thread, unless it is said."""
-    dtype = inputs["a"].dtype
+    """What a branch writes, in this shape; a number a thread, unless `count` says how many."""
+    dtype, count = inputs["a"].dtype, math.prod(shape) if count is None else count
     given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
     wanted = (list(BRANCHES).index(name), count, *sizes)
     if not isinstance(numbers, mx.array):
@@ -376,10 +362,24 @@ def _run(
         inputs=[*given, *others],
         grid=(count, 1, 1),
         threadgroup=(_THREADS, 1, 1),
-        output_shapes=[(count if size is None else size,)],
+        output_shapes=[shape],
         output_dtypes=[dtype],
     )
     return out
+
+
+def _run_apart(
+    name: str,
+    inputs: dict[str, mx.array],
+    count: int,
+    shapes: Sequence[tuple[int, ...]],
+    **given: Any,
+) -> list[mx.array]:
+    """Arrays of these shapes that a branch writes one after another, with so many threads."""
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    found = _run(name, inputs, (ends[-1],), count=count, **given)
+    starts = [0, *ends[:-1]]
+    return [view(found, start, shape) for start, shape in zip(starts, shapes, strict=True)]
 
 
 def zero(dtype: mx.Dtype) -> mx.array:
@@ -431,14 +431,13 @@ def _kernel(dtype: mx.Dtype) -> Any:
 
 def join(arrays: Sequence[mx.array]) -> mx.array:
     """The elements of all arrays one after another: `(N,)`."""
-    flat = [array.reshape(-1) for array in arrays]
-    parts = [_join(flat[first : first + _JOINED]) for first in range(0, len(flat), _JOINED)]
+    parts = [_join(arrays[first : first + _JOINED]) for first in range(0, len(arrays), _JOINED)]
     return _join(parts) if len(parts) > 1 else parts[0]
 
 
 def _join(arrays: Sequence[mx.array]) -> mx.array:
     if len(arrays) == 1:
-        return arrays[0]
+        return arrays[0].reshape(-1)
     ends = np.cumsum([array.size for array in arrays]).tolist()
     missing = _JOINED - len(arrays)
     dtype = arrays[0].dtype
@@ -454,26 +453,23 @@ def _join(arrays: Sequence[mx.array]) -> mx.array:
 
 @cache
 def _joining(dtype: mx.Dtype) -> Any:
-    """Each thread finds the array that its element is of; all of them stay where they are."""
+    """Each thread finds the array that its element is of."""
     names = [f"in{number:02}" for number in range(_JOINED)]
     steps = "".join(
-        f"if (i >= ends[{number - 1}]) "
-        f"{{ from = {name}; step = {name}_strides[0]; start = ends[{number - 1}]; }}\n"
+        f"if (i >= ends[{number - 1}]) {{ from = {name}; start = ends[{number - 1}]; }}\n"
         for number, name in enumerate(names[1:], start=1)
     )
     return mx.fast.cuda_kernel(
         name=f"vits_join{_TYPES[dtype]}",
         input_names=[*names, "ends"],
         output_names=["out"],
-        ensure_row_contiguous=False,
         source=_short(f"""
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
             if (i >= ends[{_JOINED - 1}]) return;
             auto from = {names[0]};
-            long step = {names[0]}_strides[0];
             int start = 0;
             {steps}
-            out[i] = from[(i - start) * step];
+            out[i] = from[i - start];
         """),
     )
 

@@ -1,0 +1,20 @@
+"""Parts of a long array as arrays of their own."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+
+import mlx.core as mx
+
+
+def view(flat: mx.array, start: int, shape: tuple[int, ...]) -> mx.array:
+    """`(N,)` from an element on as an array of this shape: one operation, a slice would be two.
+
+    MLX's own gradient of it fills the whole array.
+
+    Args:
+        flat: one element after another in memory.
+    """
+    strides = list(itertools.accumulate(shape[:0:-1], operator.mul, initial=1))[::-1]
+    return mx.as_strided(flat, shape, strides, start)
