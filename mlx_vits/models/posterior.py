@@ -6,12 +6,13 @@ arXiv:2106.06103. Axes: B batch, T spectrogram frames, F bins, C latent channels
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
+from mlx_vits.nn.gradients import with_gradient
 from mlx_vits.nn.layers import Conv1d, exact
 from mlx_vits.nn.masking import masked
 from mlx_vits.nn.wavenet import WN
@@ -102,9 +103,8 @@ def _reversed(x: mx.array) -> mx.array:
     return x[..., ::-1]
 
 
-_reverse: Any = mx.custom_function(_reversed)
 # A view; MLX's own gradient fills an array and copies into it.
-_reverse.vjp(lambda primal, cotangent, output: _reversed(cotangent))
+_reverse = with_gradient(_reversed, lambda primal, cotangent, output: _reversed(cotangent))
 
 
 class ResidualCouplingBlock(nn.Module):

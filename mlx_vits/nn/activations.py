@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.nn import cuda
+from mlx_vits.nn.gradients import with_gradient
 
 
 def leaky_relu(x: mx.array, slope: float, bias: mx.array | None = None) -> mx.array:
@@ -37,8 +37,7 @@ def _biased_sum_gradient(
     return [cotangent, cotangent, mx.sum(cotangent.reshape(-1, primals[2].size), axis=0)]
 
 
-_biased_sum_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.biased_sum(*arrays))
-_biased_sum_on_cuda.vjp(_biased_sum_gradient)
+_biased_sum_on_cuda = with_gradient(lambda *arrays: cuda.biased_sum(*arrays), _biased_sum_gradient)
 
 
 def sum_and_leaky_relu(
@@ -66,9 +65,7 @@ def _sum_and_leaky_relu_on_cuda(slope: float) -> Callable[..., Sequence[mx.array
         of_x = of_sum if x.size > 1 else mx.zeros_like(x)
         return [of_x, of_sum, mx.sum(of_sum.reshape(-1, bias.size), axis=0)]
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 def leaky_mean(arrays: Sequence[mx.array], slope: float) -> mx.array:
@@ -86,9 +83,7 @@ def _leaky_mean_on_cuda(slope: float) -> Callable[..., mx.array]:
         of_each = cuda.leaky_relu_gradient(cotangent, output, slope, len(primals))
         return [of_each] * len(primals)
 
-    function: Any = mx.custom_function(lambda *arrays: cuda.mean(arrays, slope))
-    function.vjp(gradient)
-    return function
+    return with_gradient(lambda *arrays: cuda.mean(arrays, slope), gradient)
 
 
 @cache
@@ -100,9 +95,7 @@ def _leaky_relu(slope: float) -> Callable[[mx.array], mx.array]:
         # `where` takes six times as long on a CPU.
         return cotangent * mx.maximum(mx.sign(primal), slope)
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 @cache
@@ -116,6 +109,4 @@ def _leaky_relu_on_cuda(slope: float) -> Callable[[mx.array, mx.array], mx.array
         of_sum = cuda.leaky_relu_gradient(cotangent, output, slope)
         return of_sum, mx.sum(of_sum.reshape(-1, primals[1].size), axis=0)
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)

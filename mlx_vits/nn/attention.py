@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +18,7 @@ from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.conv import conv1d
 from mlx_vits.nn.dropout import Dropout, dropped, no_dropout, replayed
+from mlx_vits.nn.gradients import with_gradient
 from mlx_vits.nn.joining import joined
 from mlx_vits.nn.layers import Conv1d, LayerNorm
 from mlx_vits.nn.masking import masked, pairs_of
@@ -139,9 +139,7 @@ def _heads_on_cuda(count: int) -> Callable[[mx.array, mx.array], list[mx.array]]
         of_x = cuda.merge_heads(queries, keys, values)
         return [of_x, mx.sum(of_x.reshape(-1, of_x.shape[-1]), axis=0)]
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 @cache
@@ -156,9 +154,7 @@ def _attend_on_cuda(scale: float) -> Callable[..., mx.array]:
         found = cuda.attention_gradient(cotangent, output, mask, band, scale)
         return [*found, mx.zeros_like(mask)]
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 def _band_to_square(band: mx.array) -> mx.array:
@@ -199,8 +195,7 @@ def _widen_gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> 
     return _narrow(cotangent, primal.shape[-1])
 
 
-_to_square: Any = mx.custom_function(_widen)
-_to_square.vjp(_widen_gradient)
+_to_square = with_gradient(_widen, _widen_gradient)
 
 
 @cache
@@ -211,9 +206,7 @@ def _to_band(reach: int) -> Callable[[mx.array], mx.array]:
     def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
         return _widen(cotangent)
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 class FFN(nn.Module):

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 
 from mlx_vits.nn import cuda, matmul_conv, planar_conv
+from mlx_vits.nn.gradients import with_gradient
 
 BACKENDS = ("auto", "native", "planar", "cudnn", "matmul")
 _MOST = 2**31 - 1  # elements that a kernel of `cuda.py` counts
@@ -126,9 +126,7 @@ def _planar_on_cuda(
         read = cuda.windows(x, taps, steps, stride, dilation, padding)
         return [of_x, (rows.T @ read).reshape(w.shape)]
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 def _product(x: mx.array, w: mx.array, bias: mx.array | None = None) -> mx.array:
@@ -146,8 +144,7 @@ def _product_gradient(
     return grads[: len(primals)]
 
 
-_one_tap: Any = mx.custom_function(_product)
-_one_tap.vjp(_product_gradient)
+_one_tap = with_gradient(_product, _product_gradient)
 
 
 def conv_transpose1d(

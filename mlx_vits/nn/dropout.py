@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
 
 import mlx.core as mx
 
 from mlx_vits.nn import cuda
+from mlx_vits.nn.gradients import with_gradient
 from mlx_vits.nn.masking import masked
 
 _KEYS = 64  # that are drawn at a time
@@ -87,9 +87,7 @@ def _dropout_on_cuda(p: float, key: mx.array) -> Callable[..., mx.array]:
         of_x = cuda.dropout(cotangent, cuda.zero(cotangent.dtype), mask, p, key)
         return [of_x, mx.sum(of_x.reshape(-1, bias.size), axis=0), mx.zeros_like(mask)]
 
-    function: Any = mx.custom_function(lambda x, bias, mask: cuda.dropout(x, bias, mask, p, key))
-    function.vjp(gradient)
-    return function
+    return with_gradient(lambda x, bias, mask: cuda.dropout(x, bias, mask, p, key), gradient)
 
 
 def dropped(

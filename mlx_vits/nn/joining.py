@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 
 from mlx_vits.nn import cuda
+from mlx_vits.nn.gradients import with_gradient
 
 _ALIGNED = 64  # elements, 128 bytes of bf16
 
@@ -39,8 +39,7 @@ def _join_gradient(
 
 
 # As `end_to_end`, through which a gradient passes.
-joined: Any = mx.custom_function(_join)
-joined.vjp(_join_gradient)
+joined = with_gradient(_join, _join_gradient)
 
 
 def cast_together(arrays: Sequence[mx.array], dtype: mx.Dtype) -> list[mx.array]:
@@ -69,6 +68,4 @@ def _cast_together(dtype: mx.Dtype) -> Callable[..., list[mx.array]]:
     ) -> list[mx.array]:
         return cast(cotangents, primals[0].dtype)
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)

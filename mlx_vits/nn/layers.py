@@ -19,6 +19,7 @@ from typing_extensions import Self
 from mlx_vits.nn import cuda
 from mlx_vits.nn.activations import biased_sum, leaky_relu, sum_and_leaky_relu
 from mlx_vits.nn.conv import conv1d, conv_transpose1d
+from mlx_vits.nn.gradients import with_gradient
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
 Layer = TypeVar("Layer", bound="Convolution")
@@ -294,6 +295,4 @@ def _norm_of_sum(eps: float) -> Callable[..., Sequence[mx.array]]:
         of_sum = of_sum.astype(dtype)
         return [of_sum, of_sum, mx.sum(of_sum.reshape(-1, bias.size), axis=0), *of_others]
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)

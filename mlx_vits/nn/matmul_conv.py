@@ -24,9 +24,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
+
+from mlx_vits.nn.gradients import with_gradient
 
 _FEW, _NARROW = 4, 128  # channels: below the one windows are cheap, up to the other taps are
 _MOST_BLOCKS = 4  # strides that a kernel may span to be added up as columns
@@ -98,7 +100,7 @@ def _convolution(at: _Geometry) -> Callable[[mx.array, mx.array], mx.array]:
         grad_x = _spread(cotangent, w, at, x.shape[2])
         return grad_x, _correlate(x, cotangent, w.shape[2], at)
 
-    return _with_gradient(forward, gradient)
+    return with_gradient(forward, gradient)
 
 
 @cache
@@ -113,13 +115,7 @@ def _transposed(at: _Geometry) -> Callable[[mx.array, mx.array], mx.array]:
         y, w = primals
         return _gather(cotangent, w, at), _correlate(cotangent, y, w.shape[2], at)
 
-    return _with_gradient(forward, gradient)
-
-
-def _with_gradient(forward: Any, gradient: Any) -> Callable[[mx.array, mx.array], mx.array]:
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 def _gather(x: mx.array, w: mx.array, at: _Geometry) -> mx.array:

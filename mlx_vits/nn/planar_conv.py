@@ -15,6 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_vits.nn.gradients import with_gradient
+
 
 def conv1d(x: mx.array, weight: mx.array, stride: int, padding: int, dilation: int) -> mx.array:
     """`(N, T, C)` with `(O, K, C)` to `(N, Y, O)`; see `conv.conv1d`."""
@@ -44,7 +46,7 @@ def _convolution(stride: int, padding: int, dilation: int) -> Callable[..., mx.a
             _correlate(x, cotangent, w.shape[2], stride, padding, dilation),
         )
 
-    return _with_gradient(forward, gradient)
+    return with_gradient(forward, gradient)
 
 
 @cache
@@ -60,13 +62,7 @@ def _transposed(stride: int, padding: int, dilation: int) -> Callable[..., mx.ar
             _correlate(cotangent, y, w.shape[2], stride, padding, dilation),
         )
 
-    return _with_gradient(forward, gradient)
-
-
-def _with_gradient(forward: Any, gradient: Any) -> Callable[..., mx.array]:
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 def _gather(x: mx.array, w: mx.array, stride: int, padding: int, dilation: int) -> mx.array:

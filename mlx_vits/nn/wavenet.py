@@ -7,13 +7,13 @@ this family of models. Axes: B batch, T spectrogram frames, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
+from mlx_vits.nn.gradients import with_gradient
 from mlx_vits.nn.joining import end_to_end
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.nn.masking import masked
@@ -88,8 +88,7 @@ def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
         rows = end_to_end(cotangents).reshape(count, batch, -1)
         return rows.swapaxes(0, 1).reshape(batch, 1, channels)
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
+    function = with_gradient(forward, gradient)
     return list(function(x))
 
 
@@ -114,8 +113,7 @@ def _passed_on_cuda_gradient(
     return [*cuda.residual_gradient(passed, total, mask), mx.zeros_like(mask), total]
 
 
-_passed_on_cuda: Any = mx.custom_function(lambda *arrays: cuda.residual(*arrays))
-_passed_on_cuda.vjp(_passed_on_cuda_gradient)
+_passed_on_cuda = with_gradient(lambda *arrays: cuda.residual(*arrays), _passed_on_cuda_gradient)
 
 
 def _gate(x: mx.array) -> list[mx.array]:
@@ -133,8 +131,7 @@ def _gate_gradient(
     return mx.concatenate([cotangents[0] * part for part in parts], axis=-1)
 
 
-_gate_function: Any = mx.custom_function(_gate)
-_gate_function.vjp(_gate_gradient)
+_gate_function = with_gradient(_gate, _gate_gradient)
 
 
 def gated(x: mx.array, bias: mx.array | None = None, condition: mx.array | None = None) -> mx.array:
@@ -167,5 +164,4 @@ def _gradient_on_cuda(
     return of_sum, mx.sum(of_condition, axis=(0, 1)), of_condition
 
 
-_gate_on_cuda: Any = mx.custom_function(_forward_on_cuda)
-_gate_on_cuda.vjp(_gradient_on_cuda)
+_gate_on_cuda = with_gradient(_forward_on_cuda, _gradient_on_cuda)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 
 from mlx_vits.models.discriminator import Judgement
 from mlx_vits.nn import cuda
+from mlx_vits.nn.gradients import with_gradient
 
 FEATURE_WEIGHT = 2.0
 _LONG = 1024  # elements that a CPU adds up one after the other
@@ -67,9 +67,7 @@ def _error_on_cuda(target: float) -> Callable[[mx.array], mx.array]:
     def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
         return cuda.error_gradient(primal, cotangent, target, 1 / primal.size)
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 def feature_loss(
@@ -107,9 +105,7 @@ def _feature_loss_on_cuda(real: Sequence[mx.array]) -> Callable[..., mx.array]:
         of_type = {map_.dtype: cotangent.astype(map_.dtype) for map_ in real}
         return [cuda.distance_gradient(r, g, of_type[r.dtype], w) for r, g, w in of_each]
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+    return with_gradient(forward, gradient)
 
 
 def kl_loss(

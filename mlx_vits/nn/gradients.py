@@ -1,0 +1,42 @@
+"""Functions with gradients of their own, and without any where none is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+_is_asked_for = True
+
+
+@contextmanager
+def no_gradient(off: bool = True) -> Iterator[None]:
+    """Says that nothing computed within a `with` block is differentiated.
+
+    A function with a gradient of its own takes MLX two operations more, and each of them is
+    scheduled like one that computes.
+    """
+    global _is_asked_for
+    before, _is_asked_for = _is_asked_for, _is_asked_for and not off
+    try:
+        yield
+    finally:
+        _is_asked_for = before
+
+
+def with_gradient(forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
+    """`forward`, of arrays to one or several, with this gradient.
+
+    Args:
+        gradient: of the arrays, the cotangents and what came out, as `mx.custom_function` gives
+            them, to a gradient for each array.
+    """
+    function: Any = mx.custom_function(forward)
+    function.vjp(gradient)
+
+    def run(*arrays: mx.array) -> Any:
+        return function(*arrays) if _is_asked_for else forward(*arrays)
+
+    return run
