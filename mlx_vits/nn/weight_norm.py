@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import mlx.core as mx
 
 from mlx_vits.nn import cuda
+from mlx_vits.nn.gradients import with_gradient
 from mlx_vits.nn.layers import (
     ColumnConvolution,
     Conv1d,
@@ -31,6 +32,7 @@ from mlx_vits.nn.layers import (
 from mlx_vits.nn.streams import side_by_side
 
 NormScheme = Literal["upstream", "plan", "folded"]
+Back = Callable[[Sequence[mx.array]], list[mx.array]]
 Part = Literal["conv_pre", "ups", "resblocks", "conv_post", "wavenet"]
 
 NORMED_PARTS: dict[str, frozenset[str]] = {
@@ -87,6 +89,20 @@ def fold_rows(g: mx.array, directions: Sequence[mx.array]) -> list[mx.array]:
     return folded[: len(matrices)]
 
 
+def fold_rows_and_back(g: mx.array, directions: Sequence[mx.array]) -> tuple[list[mx.array], Back]:
+    """As `fold_rows`, with its gradient: of cotangents, to those in `g` and in the directions."""
+    primals = [array.astype(mx.float32) for array in (g, *directions)]
+    forward, gradient = _rows_forward, _rows_gradient
+    if cuda.is_used(*primals[1:]):
+        forward, gradient = _rows_forward_on_cuda, _rows_gradient_on_cuda
+    outputs = forward(*primals)
+
+    def back(cotangents: Sequence[mx.array]) -> list[mx.array]:
+        return gradient(primals, cotangents, outputs)
+
+    return outputs[: len(directions)], back
+
+
 @cache
 def _fold(axes: tuple[int, ...]) -> Callable[[mx.array, mx.array], mx.array]:
     """Weight norm over some axes; its gradient passes over the weight five times, MLX's own more.
@@ -108,8 +124,7 @@ def _fold(axes: tuple[int, ...]) -> Callable[[mx.array, mx.array], mx.array]:
         along = mx.sum(cotangent * v, axis=axes, keepdims=True) / length
         return along, (g / length) * (cotangent - v * (along / length))
 
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
+    function = with_gradient(forward, gradient)
     return lambda g, v: function(g, v)[0]
 
 
@@ -165,8 +180,7 @@ def _cut_as(column: mx.array, matrices: Sequence[mx.array]) -> list[mx.array]:
     return cut_rows(column, list(itertools.accumulate(len(matrix) for matrix in matrices)))
 
 
-_fold_rows: Any = mx.custom_function(_rows_forward)
-_fold_rows.vjp(_rows_gradient)
+_fold_rows = with_gradient(_rows_forward, _rows_gradient)
 
 
 def _rows_forward_on_cuda(g: mx.array, *matrices: mx.array) -> list[mx.array]:
@@ -185,8 +199,7 @@ def _rows_gradient_on_cuda(
     return [cuda.join(along).reshape(g.shape), *of_matrices]
 
 
-_fold_rows_on_cuda: Any = mx.custom_function(_rows_forward_on_cuda)
-_fold_rows_on_cuda.vjp(_rows_gradient_on_cuda)
+_fold_rows_on_cuda = with_gradient(_rows_forward_on_cuda, _rows_gradient_on_cuda)
 
 
 def split_weight(weight: mx.array, kind: Kind) -> NormedWeight:

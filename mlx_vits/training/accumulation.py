@@ -128,15 +128,15 @@ class AccumulatingStep:
         found: dict[str, mx.array] = {}
         peaks: list[mx.array] = []
 
-        def objective(arrays: Arrays) -> mx.array:
-            out = gan.forward(arrays, part.batch, part.draws)
+        def objective() -> mx.array:
+            out = gan.generated(part.batch, part.draws)
             real = gan._real_segment(part.batch, part.draws)
             for name, loss in gan._generator_losses(out, real, part.batch, part.draws).items():
                 found[name] = loss * (part.frame_share if name == "loss_kl" else part.clip_share)
             peaks.append(mx.stop_gradient(mx.max(mx.abs(out.y_hat))))
             return sum(found.values(), start=mx.array(0.0))
 
-        _, grads = gan.parts()[0][0].value_and_grad(objective)
+        _, grads = gan.parts()[0][0].value_and_grad_in_use(objective, cast=True)
         return found, peaks[0], grads
 
     def _finish_d(self, grads: Arrays) -> list[mx.array]:

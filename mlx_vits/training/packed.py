@@ -34,11 +34,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_vits.nn.gradients import no_gradient, with_gradient
 from mlx_vits.nn.joining import cast_together, end_to_end
-from mlx_vits.nn.weight_norm import WeightNormed, cut_rows, fold_rows
+from mlx_vits.nn.viewing import view
+from mlx_vits.nn.weight_norm import Back, WeightNormed, fold_rows, fold_rows_and_back
 
 Role = Literal["directions", "lengths", "plain", "loose"]
 Arrays = list[dict[str, mx.array]]
+Fold = Callable[[mx.array, Sequence[mx.array]], list[mx.array]]
 
 _ROW = 32
 # A block is closed at this size: what the update of one takes besides is a few times that.
@@ -78,15 +81,15 @@ class Slot(NamedTuple):
         is_direction = isinstance(module, WeightNormed) and self.name == "weight_v"
         return is_direction and module.kind == "conv_transpose1d"
 
-    def to_rows(self, tensor: mx.array, width: int) -> mx.array:
-        """The tensor as `(R_i, width)`."""
-        return (tensor.swapaxes(0, 2) if self.is_turned else tensor).reshape(-1, width)
+    def turned(self, tensor: mx.array) -> mx.array:
+        """With its axes in the order of its rows."""
+        return tensor.swapaxes(0, 2) if self.is_turned else tensor
 
-    def from_rows(self, rows: mx.array) -> mx.array:
-        """The inverse, a view."""
+    def view(self, flat: mx.array, start: int) -> mx.array:
+        """The tensor whose rows begin at an element of `(N,)`."""
         if self.is_turned:
-            return rows.reshape(self.shape[::-1]).swapaxes(0, 2)
-        return rows.reshape(self.shape)
+            return view(flat, start, self.shape[::-1]).swapaxes(0, 2)
+        return view(flat, start, self.shape)
 
 
 class Matrix:
@@ -100,9 +103,10 @@ class Matrix:
     def __init__(self, slots: Sequence[Slot], width: int):
         self.slots, self.width = slots, width
         self.rows = [slot.size // width for slot in slots]
-        self._ends = list(itertools.accumulate(self.rows))
-        self.shape = (self._ends[-1], width)
-        self._cut = _with_gradient(self.views, self._join)
+        self.shape = (sum(self.rows), width)
+        self._cut = with_gradient(
+            lambda array: list(self.views(array)), lambda _, cotangents, __: self.join(cotangents)
+        )
 
     @property
     def size(self) -> int:
@@ -111,21 +115,23 @@ class Matrix:
 
     def pack(self, tensors: Mapping[str, mx.array]) -> mx.array:
         """Tensors by path to `(R, W)`."""
-        return self._join([tensors[slot.path] for slot in self.slots])
+        return mx.contiguous(self.join([tensors[slot.path] for slot in self.slots]))
 
     def unpack(self, array: mx.array) -> Iterator[tuple[Slot, mx.array]]:
         """`(R, W)` to views in the shapes of the tensors, through which a gradient passes."""
         return zip(self.slots, self._cut(array), strict=True)
 
-    def views(self, array: mx.array) -> list[mx.array]:
-        """As `unpack`, where no gradient is asked for."""
-        pieces = cut_rows(array, self._ends)
-        return [slot.from_rows(rows) for slot, rows in zip(self.slots, pieces, strict=True)]
+    def views(self, array: mx.array, start: int = 0) -> Iterator[mx.array]:
+        """The tensors of an array in which the matrix begins at an element."""
+        flat = array.flatten()
+        for slot in self.slots:
+            yield slot.view(flat, start)
+            start += slot.size
 
-    def _join(self, tensors: Sequence[mx.array]) -> mx.array:
+    def join(self, tensors: Sequence[mx.array]) -> mx.array:
+        """The inverse of `unpack`: tensors in the order of the slots to `(R, W)`."""
         pairs = zip(self.slots, tensors, strict=True)
-        rows = [slot.to_rows(tensor, self.width) for slot, tensor in pairs]
-        return end_to_end(rows).reshape(self.shape)
+        return end_to_end([slot.turned(tensor) for slot, tensor in pairs]).reshape(self.shape)
 
 
 class Block:
@@ -149,8 +155,8 @@ class Block:
     ):
         self.group, self.name, self.role = group, name, role
         self.matrices, self.compute = matrices, compute
-        self._ends = list(itertools.accumulate(matrix.size for matrix in matrices))
-        self._cut = _with_gradient(self._pieces, self._join)
+        self._starts = [0, *itertools.accumulate(matrix.size for matrix in matrices[:-1])]
+        self._cut = with_gradient(self._pieces, lambda _, cotangents, __: self.join(cotangents))
 
     @property
     def slots(self) -> list[Slot]:
@@ -159,41 +165,26 @@ class Block:
 
     def pack(self, tensors: Mapping[str, mx.array]) -> mx.array:
         """Tensors by path to the block's array."""
-        return self._join([matrix.pack(tensors) for matrix in self.matrices])
+        return self.join([matrix.pack(tensors) for matrix in self.matrices])
 
     def split(self, array: mx.array) -> list[mx.array]:
         """The block's array to its matrices, through which a gradient passes."""
-        return [array] if len(self.matrices) == 1 else self._cut(array)
+        return [array] if len(self.matrices) == 1 else list(self._cut(array))
 
     def unpack(self, array: mx.array) -> Iterator[tuple[Slot, mx.array]]:
         """The block's array to views in the shapes of the tensors; no gradient is asked for."""
-        for matrix, part in zip(self.matrices, self._pieces(array), strict=True):
-            yield from zip(matrix.slots, matrix.views(part), strict=True)
+        for matrix, start in zip(self.matrices, self._starts, strict=True):
+            yield from zip(matrix.slots, matrix.views(array, start), strict=True)
 
-    def _pieces(self, array: mx.array) -> list[mx.array]:
-        if len(self.matrices) == 1:
-            return [array]
-        pieces = cut_rows(array, self._ends)
-        return [p.reshape(matrix.shape) for p, matrix in zip(pieces, self.matrices, strict=True)]
-
-    def _join(self, matrices: Sequence[mx.array]) -> mx.array:
+    def join(self, matrices: Sequence[mx.array]) -> mx.array:
+        """The inverse of `split`."""
         if len(matrices) == 1:
             return matrices[0]
         return end_to_end(matrices).reshape(-1, 1)
 
-
-def _with_gradient(
-    cut: Callable[[mx.array], list[mx.array]], join: Callable[[Sequence[mx.array]], mx.array]
-) -> Callable[[mx.array], list[mx.array]]:
-    def gradient(
-        primal: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
-    ) -> mx.array:
-        # MLX's own gradient fills and adds up the whole array for each part.
-        return join(cotangents)
-
-    function: Any = mx.custom_function(cut)
-    function.vjp(gradient)
-    return function
+    def _pieces(self, array: mx.array) -> list[mx.array]:
+        flat, pairs = array.flatten(), zip(self.matrices, self._starts, strict=True)
+        return [view(flat, start, matrix.shape) for matrix, start in pairs]
 
 
 class Packed:
@@ -239,7 +230,7 @@ class Packed:
         return {
             slot.path: tensor
             for block in self.blocks
-            for slot, tensor in block.unpack(arrays[block.group][block.name])
+            for slot, tensor in block.unpack(mx.contiguous(arrays[block.group][block.name]))
         }
 
     def replace(self, arrays: Sequence[Mapping[str, mx.array]]) -> None:
@@ -247,8 +238,8 @@ class Packed:
         for ours, theirs in zip(self.arrays, arrays, strict=True):
             ours.update(theirs)
         for block in self.blocks:
-            for slot, view in block.unpack(self.arrays[block.group][block.name]):
-                slot.module[slot.name] = view
+            for slot, tensor in block.unpack(self.arrays[block.group][block.name]):
+                slot.module[slot.name] = tensor
         self.note()
 
     def note(self) -> None:
@@ -269,30 +260,65 @@ class Packed:
             self._take({slot.path: slot.module[slot.name] for slot in slots}, changed)
             self.replace(self.arrays)
 
+    def value_and_grad_in_use(
+        self, function: Callable[[], mx.array], *, cast: bool = False
+    ) -> tuple[mx.array, Arrays]:
+        """Value and gradients of a function that calls the model, at the present blocks.
+
+        As `value_and_grad` of the function with the blocks `in_use`, but what is differentiated
+        begins at the tensors. The cut of a block would else be one operation with hundreds of
+        outputs, all of which MLX visits whenever it schedules a use of one.
+
+        Args:
+            function: to a scalar.
+            cast: see `in_use`.
+        """
+        backs: list[Back] = []
+
+        def fold(lengths: mx.array, directions: Sequence[mx.array]) -> list[mx.array]:
+            folded, back = fold_rows_and_back(lengths, directions)
+            backs.append(back)
+            return folded
+
+        with no_gradient():
+            places = [
+                (block, slot, slot.module[slot.name] if tensor is None else tensor)
+                for block, slot, tensor in self._places(self.arrays, cast, fold)
+            ]
+
+        def of_tensors(tensors: list[mx.array]) -> mx.array:
+            pairs = zip(places, tensors, strict=True)
+            with _held([(block, slot, tensor) for (block, slot, _), tensor in pairs]):
+                return function()
+
+        value, gradients = mx.value_and_grad(of_tensors)([tensor for _, _, tensor in places])
+        with no_gradient():
+            return value, self._gathered(gradients, cast, backs)
+
     def value_and_grad(self, function: Callable[[Arrays], mx.array]) -> tuple[mx.array, Arrays]:
         """Value and gradients of a function of the blocks, at the present ones."""
         # Copies: `mx.value_and_grad` puts what it traces into the dictionaries it is given.
         at: Any = [dict(arrays) for arrays in self.arrays]
         return mx.value_and_grad(function)(at)
 
-    def effective(self, arrays: Sequence[Mapping[str, mx.array]]) -> dict[str, list[mx.array]]:
+    def effective(
+        self, arrays: Sequence[Mapping[str, mx.array]], fold: Fold = fold_rows
+    ) -> dict[str, list[mx.array]]:
         """Matrices of weights by the name of the block: plain, loose, directions at their lengths.
 
         Args:
             arrays: blocks.
+            fold: puts lengths and directions together, once for a group that has them.
         """
         found: dict[str, list[mx.array]] = {}
         for group, given in enumerate(arrays):
-            blocks = [block for block in self.blocks if block.group == group]
             parts = {
                 block.name: block.split(given[block.name])
-                for block in blocks
-                if block.role != "lengths"
+                for block in self._weights()
+                if block.group == group
             }
-            lengths = [given[block.name] for block in blocks if block.role == "lengths"]
-            if lengths:
-                names = [block.name for block in blocks if block.role == "directions"]
-                folded = iter(fold_rows(lengths[0], [m for name in names for m in parts[name]]))
+            for lengths, names in self._normed(group):
+                folded = iter(fold(given[lengths], [m for name in names for m in parts[name]]))
                 parts |= {name: list(itertools.islice(folded, len(parts[name]))) for name in names}
             found |= parts
         return found
@@ -302,44 +328,97 @@ class Packed:
         """Lets the model compute with these blocks within a `with` block.
 
         Weight norm is applied once, to whole blocks; where it is, the model's `weight_g` and
-        `weight_v` stay as they are.
+        `weight_v` stay as they are. No gradient passes to the present blocks, `self.arrays`.
 
         Args:
             cast: whether it computes in the type that it is packed for; else in fp32.
         """
-        weights = self.effective(arrays)
-        if cast and self._compute != mx.float32:
-            blocks = [b for b in self.blocks if b.compute != mx.float32 and b.role != "lengths"]
-            together = [matrix for block in blocks for matrix in weights[block.name]]
-            found = iter(cast_together(together, self._compute))
-            for block in blocks:
-                weights[block.name] = list(itertools.islice(found, len(block.matrices)))
-        before: list[tuple[Slot, mx.array]] = []
-        for block in self.blocks:
-            compute = block.compute if cast else mx.float32
-            # The model has views into the present blocks already.
-            has_views = arrays is self.arrays and block.role != "directions"
-            if block.role == "lengths" or (has_views and compute == mx.float32):
-                continue
-            for matrix, array in zip(block.matrices, weights[block.name], strict=True):
-                for slot, view in matrix.unpack(array):
-                    if isinstance(slot.module, WeightNormed) and block.role == "directions":
-                        slot.module.hold(view)
-                    else:
-                        before.append((slot, slot.module[slot.name]))
-                        slot.module[slot.name] = view
-        try:
+        with no_gradient(arrays is self.arrays):
+            places = list(self._places(arrays, cast, fold_rows))
+        with _held([(block, slot, array) for block, slot, array in places if array is not None]):
             yield
-        finally:
-            for slot, array in before:
-                slot.module[slot.name] = array
-            for slot in (slot for block in self.blocks for slot in block.slots):
-                if isinstance(slot.module, WeightNormed):
-                    slot.module.hold(None)
+
+    def _weights(self) -> list[Block]:
+        return [block for block in self.blocks if block.role != "lengths"]
+
+    def _normed(self, group: int) -> Iterator[tuple[str, list[str]]]:
+        """The block of lengths of a group that has one, and those of its directions."""
+        blocks = [block for block in self.blocks if block.group == group]
+        for lengths in (block.name for block in blocks if block.role == "lengths"):
+            yield lengths, [block.name for block in blocks if block.role == "directions"]
+
+    def _places(
+        self, arrays: Arrays, cast: bool, fold: Fold
+    ) -> Iterator[tuple[Block, Slot, mx.array | None]]:
+        """What the model computes with; None where it holds that, a view into a present block."""
+        weights = self.effective(arrays, fold)
+        if cast:
+            self._cast(weights, self._compute)
+        for block in self._weights():
+            compute = block.compute if cast else mx.float32
+            is_present = arrays is self.arrays and block.role != "directions"
+            for matrix, array in zip(block.matrices, weights[block.name], strict=True):
+                if is_present and compute == mx.float32:
+                    yield from ((block, slot, None) for slot in matrix.slots)
+                else:
+                    yield from ((block, slot, tensor) for slot, tensor in matrix.unpack(array))
+
+    def _cast(self, weights: dict[str, list[mx.array]], dtype: mx.Dtype) -> None:
+        """Casts the matrices of the blocks that are not computed with in fp32."""
+        blocks = [block for block in self._weights() if block.compute != mx.float32]
+        together = [matrix for block in blocks for matrix in weights[block.name]]
+        found = iter(cast_together(together, dtype))
+        for block in blocks:
+            weights[block.name] = list(itertools.islice(found, len(block.matrices)))
+
+    def _gathered(self, gradients: Iterable[mx.array], cast: bool, backs: Iterable[Back]) -> Arrays:
+        """Gradients in what the model computed with to gradients in the blocks."""
+        tensors, of_groups = iter(gradients), iter(backs)
+        found = {
+            block.name: [
+                matrix.join(list(itertools.islice(tensors, len(matrix.slots))))
+                for matrix in block.matrices
+            ]
+            for block in self._weights()
+        }
+        if cast:
+            self._cast(found, mx.float32)
+        for group in range(len(self.arrays)):
+            for lengths, names in self._normed(group):
+                counts = [len(found[name]) for name in names]
+                parts = iter(next(of_groups)([m for name in names for m in found[name]]))
+                found[lengths] = [next(parts)]
+                for name, count in zip(names, counts, strict=True):
+                    found[name] = list(itertools.islice(parts, count))
+        packed: Arrays = [{} for _ in self.arrays]
+        for block in self.blocks:
+            packed[block.group][block.name] = block.join(found[block.name])
+        return packed
 
     def _take(self, tensors: Mapping[str, mx.array], blocks: Iterable[Block]) -> None:
         for block in blocks:
             self.arrays[block.group][block.name] = block.pack(tensors)
+
+
+@contextmanager
+def _held(places: Sequence[tuple[Block, Slot, mx.array]]) -> Iterator[None]:
+    """Has the model hold these arrays within a `with` block."""
+    before: list[tuple[Slot, mx.array]] = []
+    normed: list[WeightNormed] = []
+    for block, slot, array in places:
+        if block.role == "directions" and isinstance(slot.module, WeightNormed):
+            slot.module.hold(array)
+            normed.append(slot.module)
+        else:
+            before.append((slot, slot.module[slot.name]))
+            slot.module[slot.name] = array
+    try:
+        yield
+    finally:
+        for slot, array in before:
+            slot.module[slot.name] = array
+        for module in normed:
+            module.hold(None)
 
 
 def _slots(model: nn.Module) -> Iterator[Slot]:

@@ -269,8 +269,8 @@ class GANStep:
         grads_d: Arrays = []
         parts: dict[str, mx.array] = {}
 
-        def objective(arrays: Arrays) -> mx.array:
-            out = self.forward(arrays, batch, draws)
+        def objective() -> mx.array:
+            out = self.generated(batch, draws)
             real = self._real_segment(batch, draws)
             # One forward serves both updates: the discriminator is updated in here, on values
             # that carry no gradient, and judges again with its new weights.
@@ -282,7 +282,7 @@ class GANStep:
             parts["peak_fake"] = mx.stop_gradient(mx.max(mx.abs(out.y_hat)))
             return total
 
-        _, grads_task = self._packed_g.value_and_grad(objective)
+        _, grads_task = self._packed_g.value_and_grad_in_use(objective, cast=True)
         return self.finish(parts, grads_task, grads_d)
 
     def finish(self, parts: dict[str, mx.array], grads_task: Arrays, grads_d: Arrays) -> StepResult:
@@ -316,7 +316,12 @@ class GANStep:
 
     def forward(self, arrays: Arrays, batch: Batch, draws: Draws) -> SynthesizerOutput:
         """The generator's forward of training, with these blocks."""
-        with self._packed_g.in_use(arrays, cast=True), checkpointing(self.recomputes):
+        with self._packed_g.in_use(arrays, cast=True):
+            return self.generated(batch, draws)
+
+    def generated(self, batch: Batch, draws: Draws) -> SynthesizerOutput:
+        """The generator's forward of training, with the weights that it holds."""
+        with checkpointing(self.recomputes):
             return self.generator(
                 batch.ssl,
                 batch.spec,
@@ -360,11 +365,11 @@ class GANStep:
         # One batch: exact, as nothing in the discriminator reaches across clips.
         both = mx.concatenate([real, fake])
 
-        def objective(arrays: Arrays) -> mx.array:
-            with self._packed_d.in_use(arrays, cast=True), checkpointing(self.recomputes):
+        def objective() -> mx.array:
+            with checkpointing(self.recomputes):
                 return sum(self._judged(_loss_d, True, both), start=mx.array(0.0))
 
-        return self._packed_d.value_and_grad(objective)
+        return self._packed_d.value_and_grad_in_use(objective, cast=True)
 
     def _generator_losses(
         self, out: SynthesizerOutput, real: mx.array, batch: Batch, draws: Draws
