@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from mlx_vits.config import Config
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.nn.gradients import no_gradient
 from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.training.step import (
     Batch,
@@ -112,7 +113,8 @@ class StepParts:
 
         def synthesize(key: mx.array) -> mx.array:
             text = batch.text[:1]
-            return speaker.decode(codes, text, [style], noise=noise).wav
+            with no_gradient():
+                return speaker.decode(codes, text, [style], noise=noise).wav
 
         state = gan.state()
         self._forward_g: Any = forward_g

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.nn import cuda
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.gradients import sum_to, with_gradient
 
 
 def leaky_relu(x: mx.array, slope: float, bias: mx.array | None = None) -> mx.array:
@@ -34,7 +34,7 @@ def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
 def _biased_sum_gradient(
     primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
 ) -> list[mx.array]:
-    return [cotangent, cotangent, mx.sum(cotangent.reshape(-1, primals[2].size), axis=0)]
+    return [cotangent, cotangent, sum_to(primals[2], cotangent)]
 
 
 _biased_sum_on_cuda = with_gradient(lambda *arrays: cuda.biased_sum(*arrays), _biased_sum_gradient)
@@ -63,7 +63,7 @@ def _sum_and_leaky_relu_on_cuda(slope: float) -> Callable[..., Sequence[mx.array
         (x, _, bias), (of_sum, of_leaky) = primals, cotangents
         of_sum = cuda.sum_and_leaky_relu_gradient(of_sum, of_leaky, outputs[0], slope)
         of_x = of_sum if x.size > 1 else mx.zeros_like(x)
-        return [of_x, of_sum, mx.sum(of_sum.reshape(-1, bias.size), axis=0)]
+        return [of_x, of_sum, sum_to(bias, of_sum)]
 
     return with_gradient(forward, gradient)
 
@@ -107,6 +107,6 @@ def _leaky_relu_on_cuda(slope: float) -> Callable[[mx.array, mx.array], mx.array
         primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
     ) -> tuple[mx.array, mx.array]:
         of_sum = cuda.leaky_relu_gradient(cotangent, output, slope)
-        return of_sum, mx.sum(of_sum.reshape(-1, primals[1].size), axis=0)
+        return of_sum, sum_to(primals[1], of_sum)
 
     return with_gradient(forward, gradient)

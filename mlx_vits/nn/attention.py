@@ -18,7 +18,7 @@ from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.conv import conv1d
 from mlx_vits.nn.dropout import Dropout, dropped, no_dropout, replayed
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.gradients import sum_to, with_gradient
 from mlx_vits.nn.joining import joined
 from mlx_vits.nn.layers import Conv1d, LayerNorm
 from mlx_vits.nn.masking import masked, pairs_of
@@ -137,7 +137,7 @@ def _heads_on_cuda(count: int) -> Callable[[mx.array, mx.array], list[mx.array]]
     ) -> list[mx.array]:
         queries, keys, values = cotangents
         of_x = cuda.merge_heads(queries, keys, values)
-        return [of_x, mx.sum(of_x.reshape(-1, of_x.shape[-1]), axis=0)]
+        return [of_x, sum_to(primals[1], of_x)]
 
     return with_gradient(forward, gradient)
 

@@ -139,9 +139,9 @@ def _product_gradient(
 ) -> list[mx.array]:
     # MLX's own gradient of the weight comes out transposed, to be copied once more.
     x, w = primals[:2]
-    rows = cotangent.reshape(-1, w.shape[0])
-    grads = [cotangent @ w, rows.T @ x.reshape(-1, w.shape[1]), mx.sum(rows, axis=0)]
-    return grads[: len(primals)]
+    rows = cotangent.flatten(0, -2)
+    of_x = mx.unflatten(rows @ w, 0, x.shape[:-1])
+    return [of_x, rows.T @ x.flatten(0, -2), mx.sum(rows, axis=0)][: len(primals)]
 
 
 _one_tap = with_gradient(_product, _product_gradient)

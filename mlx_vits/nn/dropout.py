@@ -12,7 +12,7 @@ from copy import copy
 import mlx.core as mx
 
 from mlx_vits.nn import cuda
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.gradients import sum_to, with_gradient
 from mlx_vits.nn.masking import masked
 
 _KEYS = 64  # that are drawn at a time
@@ -69,14 +69,15 @@ class KeyedDropout:
 
     def _next(self) -> mx.array:
         if self._taken == _KEYS - 1:
-            self._keys, self._taken = _split(self._keys[-1]), 0
+            self._keys, self._taken = _split(self._keys[-2:]), 0
         self._taken += 1
         # A view; one number as an index would be a gather.
-        return self._keys[self._taken - 1 : self._taken].squeeze(0)
+        return self._keys[2 * (self._taken - 1) : 2 * self._taken]
 
 
 def _split(key: mx.array) -> mx.array:
-    return mx.random.split(key, _KEYS)
+    """Keys of two numbers each, one after another."""
+    return mx.random.split(key, _KEYS).flatten()
 
 
 def _dropout_on_cuda(p: float, key: mx.array) -> Callable[..., mx.array]:
@@ -85,7 +86,7 @@ def _dropout_on_cuda(p: float, key: mx.array) -> Callable[..., mx.array]:
     ) -> list[mx.array]:
         _, bias, mask = primals
         of_x = cuda.dropout(cotangent, cuda.zero(cotangent.dtype), mask, p, key)
-        return [of_x, mx.sum(of_x.reshape(-1, bias.size), axis=0), mx.zeros_like(mask)]
+        return [of_x, sum_to(bias, of_x), mx.zeros_like(mask)]
 
     return with_gradient(lambda x, bias, mask: cuda.dropout(x, bias, mask, p, key), gradient)
 

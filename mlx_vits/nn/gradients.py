@@ -40,3 +40,10 @@ def with_gradient(forward: Callable[..., Any], gradient: Callable[..., Any]) -> 
         return function(*arrays) if _is_asked_for else forward(*arrays)
 
     return run
+
+
+def sum_to(bias: mx.array, gradient: mx.array) -> mx.array:
+    """The gradient in a bias `(C,)`, or one number `(1,)`, from that in what it was added to."""
+    if bias.size != gradient.shape[-1]:
+        gradient = gradient.reshape(-1, bias.size)
+    return mx.sum(gradient, axis=tuple(range(gradient.ndim - 1)))

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from mlx_vits.nn import cuda
 from mlx_vits.nn.activations import biased_sum, leaky_relu, sum_and_leaky_relu
 from mlx_vits.nn.conv import conv1d, conv_transpose1d
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.gradients import sum_to, with_gradient
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
 Layer = TypeVar("Layer", bound="Convolution")
@@ -293,6 +293,6 @@ def _norm_of_sum(eps: float) -> Callable[..., Sequence[mx.array]]:
         exact, cotangent = outputs[1].astype(mx.float32), cotangents[0].astype(mx.float32)
         of_sum, *of_others = mx.vjp(norm, [exact, gamma, beta], [cotangent])[1]
         of_sum = of_sum.astype(dtype)
-        return [of_sum, of_sum, mx.sum(of_sum.reshape(-1, bias.size), axis=0), *of_others]
+        return [of_sum, of_sum, sum_to(bias, of_sum), *of_others]
 
     return with_gradient(forward, gradient)

@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from mlx_vits.compilation import plays_synthesis_back
 from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.nn.gradients import no_gradient
 from mlx_vits.synthesis.folding import Folding
 
 LIMIT = 16  # shapes that are remembered
@@ -86,7 +87,12 @@ class Playback:
 
 
 def speak(model: SynthesizerTrn, spoken: Spoken, speed: float) -> mx.array:
-    """A waveform `(B, N, 1)`."""
+    """A waveform `(B, N, 1)`, not to be differentiated."""
+    with no_gradient():
+        return _spoken(model, spoken, speed)
+
+
+def _spoken(model: SynthesizerTrn, spoken: Spoken, speed: float) -> mx.array:
     styles = []
     for index, spec in enumerate(spoken.specs):
         vector = spoken.vectors[index] if spoken.vectors else None

@@ -23,6 +23,7 @@ from mlx_vits.models.vits import TEXT_SIDE, SynthesizerOutput, SynthesizerTrn, s
 from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import checkpointing, recomputed
 from mlx_vits.nn.dropout import KeyedDropout
+from mlx_vits.nn.gradients import no_gradient
 from mlx_vits.nn.streams import side_by_side
 from mlx_vits.training import losses
 from mlx_vits.training.moments import (
@@ -410,7 +411,9 @@ def _loss_d(net: Judge, both: mx.array) -> mx.array:
 
 
 def _losses_of_fake(net: Judge, real: mx.array, fake: mx.array) -> list[mx.array]:
-    on_real, on_fake = net(real), net(fake)
+    with no_gradient():
+        on_real = net(mx.stop_gradient(real))
+    on_fake = net(fake)
     return [
         losses.generator_loss([on_fake.score]),
         losses.feature_loss([on_real.features], [on_fake.features]),
