@@ -20,8 +20,9 @@ from mlx_vits.nn.activations import biased_sum, leaky_mean, leaky_relu, sum_and_
 from mlx_vits.nn.attention import _attend, _band_to_square, _heads_on_cuda, _square_to_band
 from mlx_vits.nn.conv import conv1d, conv_backend
 from mlx_vits.nn.dropout import KeyedDropout, dropped
+from mlx_vits.nn.gradients import no_gradient
 from mlx_vits.nn.joining import cast_together, end_to_end
-from mlx_vits.nn.layers import LayerNorm
+from mlx_vits.nn.layers import Conv1d, Conv2d, LayerNorm
 from mlx_vits.nn.wavenet import _passed_on, gated
 from mlx_vits.nn.weight_norm import fold_rows
 from mlx_vits.training.losses import discriminator_loss, feature_loss, generator_loss
@@ -192,6 +193,43 @@ def test_the_gradients_of_a_convolution(
         # Products may be TF32 on a GPU.
         rtol, atol = (2e-2, 2e-2) if HAS_CUDA else (1e-4, 2e-6)
         _assert_same(on_cuda, convolved, x, w, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_what_follows_a_convolution(on_cuda: On, columns: bool) -> None:
+    """Values and gradients, also in the weight and the bias."""
+    layer = (
+        Conv2d(6, 6, (3, 1), padding=(1, 0)) if columns else Conv1d(6, 6, 3, padding=2, dilation=2)
+    )
+    to, x, bias = _normal(2, 9, 6), _normal(2, 9, 6, seed=1), _normal(6, seed=2)
+
+    def set_to(weight: mx.array, bias: mx.array) -> None:
+        layer["weight"], layer["bias"] = weight, bias
+
+    def leaky(x: mx.array, *weights: mx.array) -> mx.array:
+        set_to(*weights)
+        with conv_backend("planar"):
+            return layer.leaky(x, 0.1)
+
+    def onto(to: mx.array, x: mx.array, *weights: mx.array) -> mx.array:
+        set_to(*weights)
+        with conv_backend("planar"):
+            return layer.onto(to, x)
+
+    def onto_and_leaky(to: mx.array, x: mx.array, *weights: mx.array) -> mx.array:
+        set_to(*weights)
+        with conv_backend("planar"):
+            return mx.concatenate(layer.onto_and_leaky(to, x, 0.1))
+
+    weights = 0.1 * _normal(*layer["weight"].shape, seed=3), bias
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if HAS_CUDA else {"rtol": 1e-4, "atol": 2e-6}
+    _assert_same(on_cuda, leaky, x, *weights, **tolerance)
+    _assert_same(on_cuda, onto, to, x, *weights, **tolerance)
+    _assert_same(on_cuda, onto_and_leaky, to, x, *weights, **tolerance)
+    with no_gradient():
+        plain = onto_and_leaky(to, x, *weights)
+        with on_cuda():
+            np.testing.assert_allclose(onto_and_leaky(to, x, *weights), plain, **tolerance)
 
 
 @pytest.mark.parametrize("is_masked", [True, False])

@@ -74,6 +74,11 @@ def test_a_net_and_its_gradients_are_the_same() -> None:
 
     again, blocks = packed.value_and_grad(of_blocks)
     assert again.item() == pytest.approx(value.item(), rel=1e-6)
+    once_more, same = packed.value_and_grad_in_use(loss)
+    assert mx.array_equal(once_more, again)
+    for group, others in zip(blocks, same, strict=True):
+        assert list(group) == list(others)
+        assert all(mx.array_equal(group[name], others[name]) for name in group)
     found = packed.unpack(blocks)
     assert set(found) == {path for path, _ in leaves}
     for path, gradient in leaves:

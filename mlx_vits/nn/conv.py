@@ -12,17 +12,15 @@ on CPU all of them are matrix products: `matmul_conv.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 import mlx.core as mx
 
-from mlx_vits.nn import cuda, matmul_conv, planar_conv
+from mlx_vits.nn import cuda, cuda_conv, matmul_conv, planar_conv
 from mlx_vits.nn.gradients import with_gradient
 
 BACKENDS = ("auto", "native", "planar", "cudnn", "matmul")
-_MOST = 2**31 - 1  # elements that a kernel of `cuda.py` counts
 ON_CUDA = "planar"  # or "cudnn"
 _backend = "auto"
 
@@ -85,8 +83,11 @@ def conv1d(
     if backend == "native":
         y = mx.conv1d(x, weight, stride, padding, dilation, groups)
     elif backend == "planar":
-        function = _planar_on_cuda if cuda.is_used(x, weight) else _planar
-        y = function(stride, padding, dilation)(x, weight)
+        on_cuda = geometry_on_cuda([x], weight, stride, padding, dilation)
+        if on_cuda is None:
+            y = _planar(x, weight, stride, padding, dilation)
+        else:
+            y = cuda_conv.alone(on_cuda)(x, weight[:, None])
     elif backend == "cudnn":
         y = planar_conv.conv1d(x, weight, stride, padding, dilation)
     else:
@@ -94,39 +95,19 @@ def conv1d(
     return y if bias is None else y + bias
 
 
-@cache
-def _planar(stride: int, padding: int, dilation: int) -> Callable[[mx.array, mx.array], mx.array]:
+def _planar(x: mx.array, w: mx.array, stride: int, padding: int, dilation: int) -> mx.array:
     geometry = ((1, stride), (0, padding), (1, dilation))
-
-    def forward(x: mx.array, w: mx.array) -> mx.array:
-        return mx.conv2d(x[:, None], w[:, None], *geometry).squeeze(1)
-
-    return forward
+    return mx.conv2d(x[:, None], w[:, None], *geometry).squeeze(1)
 
 
-@cache
-def _planar_on_cuda(
-    stride: int, padding: int, dilation: int
-) -> Callable[[mx.array, mx.array], mx.array]:
-    """As `_planar`, with a gradient of the weight that copies what it reads once.
-
-    MLX's own pads the input and then copies its windows; of a dilated convolution it turns both
-    arrays over.
-    """
-    forward = _planar(stride, padding, dilation)
-
-    def gradient(
-        primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
-    ) -> list[mx.array]:
-        (x, w), (outputs, taps, channels) = primals, primals[1].shape
-        of_x = mx.vjp(lambda x: forward(x, w), [x], [cotangent])[1][0]
-        rows, steps = cotangent.reshape(-1, outputs), cotangent.shape[1]
-        if len(rows) * taps * channels > _MOST:
-            return [of_x, mx.vjp(lambda w: forward(x, w), [w], [cotangent])[1][0]]
-        read = cuda.windows(x, taps, steps, stride, dilation, padding)
-        return [of_x, (rows.T @ read).reshape(w.shape)]
-
-    return with_gradient(forward, gradient)
+def geometry_on_cuda(
+    arrays: Sequence[mx.array], weight: mx.array, stride: int, padding: int, dilation: int
+) -> cuda_conv.Geometry | None:
+    """For what `cuda_conv.py` computes with these arrays and a weight `(O, K, C)` of one group."""
+    is_product = weight.shape[1] == 1 and stride == 1 and padding == 0
+    if is_product or _chosen() != "planar" or not cuda.is_used(*arrays, weight):
+        return None
+    return cuda_conv.Geometry(stride, padding, dilation)
 
 
 def _product(x: mx.array, w: mx.array, bias: mx.array | None = None) -> mx.array:

@@ -24,6 +24,8 @@ import numpy as np
 from mlx_vits.nn.cuda_source import BRANCHES, HEADER
 from mlx_vits.nn.viewing import view
 
+Shape = tuple[int, ...]
+
 USED = True  # False: CUDA computes as all other devices do
 
 _TYPES = {mx.float32: "", mx.bfloat16: "_bf16"}  # with what a kernel's name ends
@@ -44,18 +46,26 @@ def _is_on_cuda() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
 
 
-def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
-    """Of `x + bias`: `(..., C)` and `(C,)`, or any shape and one number."""
+def leaky_relu(x: mx.array, bias: mx.array, slope: float, shape: Shape | None = None) -> mx.array:
+    """Of `x + bias`: `(..., C)` and `(C,)`, or any shape and one number.
+
+    Args:
+        shape: what comes out in, here and below; None for that of what went in.
+    """
     inputs = {"a": x, "b": bias}
-    return _run("leaky_relu", inputs, x.shape, sizes=[bias.size], numbers=[slope])
+    return _run("leaky_relu", inputs, shape or x.shape, sizes=[bias.size], numbers=[slope])
 
 
 def leaky_relu_gradient(
-    cotangent: mx.array, output: mx.array, slope: float, count: int = 1
+    cotangent: mx.array,
+    output: mx.array,
+    slope: float,
+    count: int = 1,
+    shape: Shape | None = None,
 ) -> mx.array:
     """In the sum, or in each of so many whose mean it is of, from what came out."""
-    inputs = {"a": cotangent, "b": output}
-    return _run("leaky_relu_gradient", inputs, output.shape, sizes=[count], numbers=[slope])
+    inputs, shape = {"a": cotangent, "b": output}, shape or output.shape
+    return _run("leaky_relu_gradient", inputs, shape, sizes=[count], numbers=[slope])
 
 
 def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
@@ -65,21 +75,25 @@ def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
 
 
 def sum_and_leaky_relu(
-    x: mx.array, y: mx.array, bias: mx.array, slope: float
+    x: mx.array, y: mx.array, bias: mx.array, slope: float, shape: Shape | None = None
 ) -> tuple[mx.array, mx.array]:
     """`x + (y + bias)` and its leaky ReLU: `(..., C)` twice and `(C,)`; x may be one number."""
     inputs, sizes = {"a": x, "b": y, "c": bias}, [bias.size, x.size]
-    shapes = [y.shape] * 2
+    shapes = [shape or y.shape] * 2
     both = _run_apart("sum_and_leaky_relu", inputs, y.size, shapes, sizes=sizes, numbers=[slope])
     return both[0], both[1]
 
 
 def sum_and_leaky_relu_gradient(
-    of_sum: mx.array, of_leaky: mx.array, sum_: mx.array, slope: float
+    of_sum: mx.array,
+    of_leaky: mx.array,
+    sum_: mx.array,
+    slope: float,
+    shape: Shape | None = None,
 ) -> mx.array:
     """In the sum, from the cotangents of both and the sum that came out."""
     inputs = {"a": of_sum, "b": of_leaky, "c": sum_}
-    return _run("sum_and_leaky_relu_gradient", inputs, sum_.shape, numbers=[slope])
+    return _run("sum_and_leaky_relu_gradient", inputs, shape or sum_.shape, numbers=[slope])
 
 
 def mean(arrays: Sequence[mx.array], slope: float) -> mx.array:

@@ -7,30 +7,42 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 
-def leaky_relu(x: mx.array, bias: mx.array, slope: float) -> mx.array:
-    return mx.maximum(x + bias, slope * (x + bias))
+def leaky_relu(
+    x: mx.array, bias: mx.array, slope: float, shape: tuple[int, ...] | None = None
+) -> mx.array:
+    return mx.maximum(x + bias, slope * (x + bias)).reshape(shape or x.shape)
 
 
 def leaky_relu_gradient(
-    cotangent: mx.array, output: mx.array, slope: float, count: int = 1
+    cotangent: mx.array,
+    output: mx.array,
+    slope: float,
+    count: int = 1,
+    shape: tuple[int, ...] | None = None,
 ) -> mx.array:
-    return cotangent * mx.where(output > 0, 1.0, slope) / count
+    y = cotangent * mx.where(output > 0, 1.0, slope) / count
+    return y.reshape(shape or output.shape)
 
 
 def biased_sum(x: mx.array, y: mx.array, bias: mx.array) -> mx.array:
-    return x + (y + bias)
+    return x + (y.reshape(x.shape) + bias)
 
 
 def sum_and_leaky_relu(
-    x: mx.array, y: mx.array, bias: mx.array, slope: float
+    x: mx.array, y: mx.array, bias: mx.array, slope: float, shape: tuple[int, ...] | None = None
 ) -> tuple[mx.array, mx.array]:
+    y = y.reshape(shape or y.shape)
     return x + (y + bias), leaky_relu(x + y, bias, slope)
 
 
 def sum_and_leaky_relu_gradient(
-    of_sum: mx.array, of_leaky: mx.array, sum_: mx.array, slope: float
+    of_sum: mx.array,
+    of_leaky: mx.array,
+    sum_: mx.array,
+    slope: float,
+    shape: tuple[int, ...] | None = None,
 ) -> mx.array:
-    return of_sum + leaky_relu_gradient(of_leaky, sum_, slope)
+    return (of_sum + leaky_relu_gradient(of_leaky, sum_, slope)).reshape(shape or sum_.shape)
 
 
 def mean(arrays: Sequence[mx.array], slope: float) -> mx.array:

@@ -1,0 +1,124 @@
+"""Convolutions on CUDA: planar ones, alone or with the kernel of `cuda.py` that follows them.
+
+The two are one function with a gradient of its own, and what passes between them keeps the shape it
+comes in.
+
+Axes: N batch, T time of x, Y time of y, C channels of x, O of y, K taps. x is `(N, T, C)`,
+y is `(N, Y, O)`; the weight is planar, w `(O, 1, K, C)`; one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlx_vits.nn import cuda
+from mlx_vits.nn.gradients import with_gradient
+
+_MOST = 2**31 - 1  # elements that a kernel of `cuda.py` counts
+
+
+class Geometry(NamedTuple):
+    """Of a convolution, in samples."""
+
+    stride: int
+    padding: int
+    dilation: int
+
+    def convolve(self, planar: mx.array, w: mx.array) -> mx.array:
+        """`(N, 1, T, C)` to `(N, 1, Y, O)`."""
+        return mx.conv2d(planar, w, (1, self.stride), (0, self.padding), (1, self.dilation))
+
+    def gradients(self, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
+        """In x and in w, from that in y as `(N Y, O)`.
+
+        In the weight it copies what it reads once. MLX's own pads the input and then copies its
+        windows; of a dilated convolution it turns both arrays over.
+        """
+        (outputs, _, taps, channels), planar = w.shape, x[:, None]
+        cotangent = rows.reshape(len(x), 1, -1, outputs)
+        of_x = mx.vjp(lambda x: self.convolve(x, w), [planar], [cotangent])[1][0].squeeze(1)
+        if len(rows) * taps * channels > _MOST:
+            return [of_x, mx.vjp(lambda w: self.convolve(planar, w), [w], [cotangent])[1][0]]
+        steps = cotangent.shape[2]
+        read = cuda.windows(x, taps, steps, self.stride, self.dilation, self.padding)
+        return [of_x, (rows.T @ read).reshape(w.shape)]
+
+
+def _flat(y: mx.array) -> tuple[int, ...]:
+    """The shape of `(N, 1, Y, O)` without its height."""
+    return (y.shape[0], *y.shape[2:])
+
+
+@cache
+def alone(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
+    """A function of x and w to y."""
+
+    def forward(x: mx.array, w: mx.array) -> mx.array:
+        return at.convolve(x[:, None], w).squeeze(1)
+
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        x, w = primals
+        return at.gradients(x, w, cotangent.flatten(0, -2))
+
+    return with_gradient(forward, gradient)
+
+
+@cache
+def leaky(at: Geometry, slope: float) -> Callable[..., mx.array]:
+    """A function of x, w and a bias to the leaky ReLU of y with the bias."""
+
+    def forward(x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
+        y = at.convolve(x[:, None], w)
+        return cuda.leaky_relu(y, bias, slope, _flat(y))
+
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        shape = (output.size // output.shape[2], output.shape[2])
+        rows = cuda.leaky_relu_gradient(cotangent, output, slope, shape=shape)
+        return [*at.gradients(primals[0], primals[1], rows), mx.sum(rows, axis=0)]
+
+    return with_gradient(forward, gradient)
+
+
+@cache
+def onto(at: Geometry) -> Callable[..., mx.array]:
+    """A function of an array, x, w and a bias to the sum of the array and y with the bias."""
+
+    def forward(to: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
+        return cuda.biased_sum(to, at.convolve(x[:, None], w), bias)
+
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        rows = cotangent.flatten(0, -2)
+        return [cotangent, *at.gradients(primals[1], primals[2], rows), mx.sum(rows, axis=0)]
+
+    return with_gradient(forward, gradient)
+
+
+@cache
+def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.array]]:
+    """As `onto`, with a leaky ReLU of the sum beside it."""
+
+    def forward(to: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> Any:
+        y = at.convolve(x[:, None], w)
+        return cuda.sum_and_leaky_relu(to, y, bias, slope, _flat(y))
+
+    def gradient(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> list[mx.array]:
+        total, channels = outputs[0], outputs[0].shape[2]
+        shape = (total.size // channels, channels)
+        of_sum, of_leaky = cotangents
+        rows = cuda.sum_and_leaky_relu_gradient(of_sum, of_leaky, total, slope, shape)
+        of_to = rows.reshape(total.shape)
+        return [of_to, *at.gradients(primals[1], primals[2], rows), mx.sum(rows, axis=0)]
+
+    return with_gradient(forward, gradient)
