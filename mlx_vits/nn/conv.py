@@ -87,7 +87,7 @@ def conv1d(
         if on_cuda is None:
             y = _planar(x, weight, stride, padding, dilation)
         else:
-            y = cuda_conv.alone(on_cuda)(x, weight[:, None])
+            y = cuda_conv.alone(on_cuda)(x, weight)
     elif backend == "cudnn":
         y = planar_conv.conv1d(x, weight, stride, padding, dilation)
     else:
@@ -103,7 +103,7 @@ def _planar(x: mx.array, w: mx.array, stride: int, padding: int, dilation: int) 
 def geometry_on_cuda(
     arrays: Sequence[mx.array], weight: mx.array, stride: int, padding: int, dilation: int
 ) -> cuda_conv.Geometry | None:
-    """For what `cuda_conv.py` computes with these arrays and a weight `(O, K, C)` of one group."""
+    """For what `cuda_conv.py` computes with these arrays and a weight of one group."""
     is_product = weight.shape[1] == 1 and stride == 1 and padding == 0
     if is_product or _chosen() != "planar" or not cuda.is_used(*arrays, weight):
         return None

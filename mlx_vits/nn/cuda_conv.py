@@ -4,7 +4,7 @@ The two are one function with a gradient of its own, and what passes between the
 comes in.
 
 Axes: N batch, T time of x, Y time of y, C channels of x, O of y, K taps. x is `(N, T, C)`,
-y is `(N, Y, O)`; the weight is planar, w `(O, 1, K, C)`; one group.
+y is `(N, Y, O)`, w is `(O, K, C)` or `(O, K, 1, C)`; one group.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Geometry(NamedTuple):
     padding: int
     dilation: int
 
-    def convolve(self, planar: mx.array, w: mx.array) -> mx.array:
-        """`(N, 1, T, C)` to `(N, 1, Y, O)`."""
-        return mx.conv2d(planar, w, (1, self.stride), (0, self.padding), (1, self.dilation))
+    def convolve(self, x: mx.array, w: mx.array) -> mx.array:
+        """`(N, T, C)` to `(N, 1, Y, O)`."""
+        return self._convolve(x[:, None], _planar(w))
 
     def gradients(self, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
         """In x and in w, from that in y as `(N Y, O)`.
@@ -38,14 +38,22 @@ class Geometry(NamedTuple):
         In the weight it copies what it reads once. MLX's own pads the input and then copies its
         windows; of a dilated convolution it turns both arrays over.
         """
-        (outputs, _, taps, channels), planar = w.shape, x[:, None]
-        cotangent = rows.reshape(len(x), 1, -1, outputs)
-        of_x = mx.vjp(lambda x: self.convolve(x, w), [planar], [cotangent])[1][0].squeeze(1)
+        outputs, taps, channels = w.shape[0], w.shape[1], w.shape[-1]
+        cotangent, planar = [rows.reshape(len(x), 1, -1, outputs)], _planar(w)
+        of_x = mx.vjp(lambda x: self._convolve(x, planar), [x[:, None]], cotangent)[1][0].squeeze(1)
         if len(rows) * taps * channels > _MOST:
-            return [of_x, mx.vjp(lambda w: self.convolve(planar, w), [w], [cotangent])[1][0]]
-        steps = cotangent.shape[2]
+            return [of_x, mx.vjp(lambda w: self.convolve(x, w), [w], cotangent)[1][0]]
+        steps = cotangent[0].shape[2]
         read = cuda.windows(x, taps, steps, self.stride, self.dilation, self.padding)
         return [of_x, (rows.T @ read).reshape(w.shape)]
+
+    def _convolve(self, x: mx.array, w: mx.array) -> mx.array:
+        return mx.conv2d(x, w, (1, self.stride), (0, self.padding), (1, self.dilation))
+
+
+def _planar(w: mx.array) -> mx.array:
+    """`(O, 1, K, C)`."""
+    return w[:, None] if w.ndim == 3 else w.swapaxes(1, 2)
 
 
 def _flat(y: mx.array) -> tuple[int, ...]:
@@ -58,7 +66,7 @@ def alone(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
     """A function of x and w to y."""
 
     def forward(x: mx.array, w: mx.array) -> mx.array:
-        return at.convolve(x[:, None], w).squeeze(1)
+        return at.convolve(x, w).squeeze(1)
 
     def gradient(
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
@@ -74,7 +82,7 @@ def leaky(at: Geometry, slope: float) -> Callable[..., mx.array]:
     """A function of x, w and a bias to the leaky ReLU of y with the bias."""
 
     def forward(x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
-        y = at.convolve(x[:, None], w)
+        y = at.convolve(x, w)
         return cuda.leaky_relu(y, bias, slope, _flat(y))
 
     def gradient(
@@ -92,7 +100,7 @@ def onto(at: Geometry) -> Callable[..., mx.array]:
     """A function of an array, x, w and a bias to the sum of the array and y with the bias."""
 
     def forward(to: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
-        return cuda.biased_sum(to, at.convolve(x[:, None], w), bias)
+        return cuda.biased_sum(to, at.convolve(x, w), bias)
 
     def gradient(
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
@@ -108,7 +116,7 @@ def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.arra
     """As `onto`, with a leaky ReLU of the sum beside it."""
 
     def forward(to: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> Any:
-        y = at.convolve(x[:, None], w)
+        y = at.convolve(x, w)
         return cuda.sum_and_leaky_relu(to, y, bias, slope, _flat(y))
 
     def gradient(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -35,12 +35,6 @@ def draw_uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
     """PyTorch's initial values for weights and biases: uniform within 1 / sqrt(fan_in)."""
     bound = 1.0 / math.sqrt(fan_in)
     return mx.random.uniform(-bound, bound, shape)
-
-
-class _OnCuda(NamedTuple):
-    geometry: cuda_conv.Geometry
-    x: mx.array
-    weight: mx.array
 
 
 class Convolution(nn.Module):
@@ -123,23 +117,23 @@ class Convolution(nn.Module):
 
     def leaky(self, x: mx.array, slope: float) -> mx.array:
         """The convolution and a leaky ReLU, which takes the bias along."""
-        if "bias" in self and (on := self._on_cuda(x)):
-            return cuda_conv.leaky(on.geometry, slope)(on.x, on.weight, self["bias"])
+        if "bias" in self and (at := self._on_cuda(x)):
+            return cuda_conv.leaky(at, slope)(x, self.effective_weight(), self["bias"])
         return leaky_relu(self._convolve(x, None), slope, self.get("bias"))
 
     def onto(self, x: mx.array, y: mx.array) -> mx.array:
         """`x` plus the convolution of `y`."""
-        if on := self._on_cuda(y, x):
-            return cuda_conv.onto(on.geometry)(x, on.x, on.weight, self["bias"])
+        if at := self._on_cuda(y, x):
+            return cuda_conv.onto(at)(x, y, self.effective_weight(), self["bias"])
         return biased_sum(x, self._convolve(y, None), self["bias"])
 
     def onto_and_leaky(
         self, x: mx.array | None, y: mx.array, slope: float
     ) -> tuple[mx.array, mx.array]:
         """`x`, where there is one, plus the convolution of `y`; and a leaky ReLU of that."""
-        if x is not None and (on := self._on_cuda(y, x)):
-            function = cuda_conv.onto_and_leaky(on.geometry, slope)
-            total, activated = function(x, on.x, on.weight, self["bias"])
+        if x is not None and (at := self._on_cuda(y, x)):
+            function = cuda_conv.onto_and_leaky(at, slope)
+            total, activated = function(x, y, self.effective_weight(), self["bias"])
             return total, activated
         return sum_and_leaky_relu(x, self._convolve(y, None), self["bias"], slope)
 
@@ -147,17 +141,12 @@ class Convolution(nn.Module):
         """The convolution without its bias."""
         return self._convolve(x, None)
 
-    def _on_cuda(self, x: mx.array, *others: mx.array) -> _OnCuda | None:
-        """What `cuda_conv.py` is given, where it computes this layer and what follows."""
+    def _on_cuda(self, x: mx.array, *others: mx.array) -> cuda_conv.Geometry | None:
+        """Where `cuda_conv.py` computes this layer of `x` together with what follows."""
         if self.kind == "conv_transpose1d" or self.groups > 1:
             return None
-        weight = self.effective_weight()
-        x, is_column = x.astype(weight.dtype), self.kind == "conv2d"
-        shape = self.stride, self.padding, self.dilation
-        geometry = geometry_on_cuda([x, self["bias"], *others], weight, *shape)
-        if geometry is None:
-            return None
-        return _OnCuda(geometry, x, weight.swapaxes(1, 2) if is_column else weight[:, None])
+        weight, shape = self.effective_weight(), (self.stride, self.padding, self.dilation)
+        return geometry_on_cuda([x, self["bias"], *others], weight, *shape)
 
     def _convolve(self, x: mx.array, bias: mx.array | None) -> mx.array:
         function = conv_transpose1d if self.kind == "conv_transpose1d" else conv1d
