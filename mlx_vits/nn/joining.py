@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from mlx_vits.nn import cuda
 from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.viewing import view
 
 _ALIGNED = 64  # elements, 128 bytes of bf16
 
@@ -25,17 +26,12 @@ def _join(*arrays: mx.array) -> mx.array:
     return end_to_end(arrays)
 
 
-def _cut(like: Sequence[mx.array], array: mx.array) -> list[mx.array]:
-    """The inverse of `end_to_end`, of arrays of these shapes."""
-    ends = list(itertools.accumulate(one.size for one in like))
-    places = zip(like, [0, *ends[:-1]], ends, strict=True)
-    return [array[start:end].reshape(one.shape) for one, start, end in places]
-
-
 def _join_gradient(
     primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
 ) -> list[mx.array]:
-    return _cut(primals, cotangent)
+    starts = itertools.accumulate((one.size for one in primals), initial=0)
+    pairs = zip(primals, starts, strict=False)
+    return [cotangent[start : start + one.size].reshape(one.shape) for one, start in pairs]
 
 
 # As `end_to_end`, through which a gradient passes.
@@ -58,7 +54,9 @@ def cast_together(arrays: Sequence[mx.array], dtype: mx.Dtype) -> list[mx.array]
 @cache
 def _cast_together(dtype: mx.Dtype) -> Callable[..., list[mx.array]]:
     def cast(arrays: Sequence[mx.array], dtype: mx.Dtype) -> list[mx.array]:
-        return _cut(arrays, cuda.join(arrays).astype(dtype))
+        found = cuda.join(arrays).astype(dtype)
+        starts = itertools.accumulate((one.size for one in arrays), initial=0)
+        return [view(found, start, one.shape) for one, start in zip(arrays, starts, strict=False)]
 
     def forward(*arrays: mx.array) -> list[mx.array]:
         return cast(arrays, dtype)
