@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import mlx.core as mx
 
-_is_asked_for = True
+_IS_ASKED_FOR = ContextVar("is_asked_for", default=True)  # of each thread
 
 
 @contextmanager
@@ -18,12 +19,11 @@ def no_gradient(off: bool = True) -> Iterator[None]:
     A function with a gradient of its own takes MLX two operations more, and each of them is
     scheduled like one that computes.
     """
-    global _is_asked_for
-    before, _is_asked_for = _is_asked_for, _is_asked_for and not off
+    before = _IS_ASKED_FOR.set(_IS_ASKED_FOR.get() and not off)
     try:
         yield
     finally:
-        _is_asked_for = before
+        _IS_ASKED_FOR.reset(before)
 
 
 def with_gradient(forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
@@ -37,7 +37,7 @@ def with_gradient(forward: Callable[..., Any], gradient: Callable[..., Any]) -> 
     function.vjp(gradient)
 
     def run(*arrays: mx.array) -> Any:
-        return function(*arrays) if _is_asked_for else forward(*arrays)
+        return function(*arrays) if _IS_ASKED_FOR.get() else forward(*arrays)
 
     return run
 
