@@ -67,8 +67,4 @@ def plays_synthesis_back() -> bool:
     and its rounding would differ between the first and the second time that something is said; on
     a CPU g++ takes longer than it saves.
     """
-    return _is_on_cuda() and stop_fusing()
-
-
-def _is_on_cuda() -> bool:
-    return mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
+    return not mx.metal.is_available() and compiles_step()

@@ -345,7 +345,7 @@ def test_a_whole_step(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     mx.eval(plain)
     monkeypatch.setattr(cuda, "USED", True)
     if not HAS_CUDA:
-        monkeypatch.setattr(cuda, "_is_on_cuda", lambda: True)
+        monkeypatch.setattr(cuda, "is_on_cuda", lambda: True)
         for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
             if not name.startswith("_"):
                 monkeypatch.setattr(cuda, name, function)

@@ -83,21 +83,15 @@ def conv1d(
     if backend == "native":
         y = mx.conv1d(x, weight, stride, padding, dilation, groups)
     elif backend == "planar":
-        on_cuda = geometry_on_cuda([x], weight, stride, padding, dilation)
-        if on_cuda is None:
-            y = _planar(x, weight, stride, padding, dilation)
-        else:
+        if on_cuda := geometry_on_cuda([x], weight, stride, padding, dilation):
             y = cuda_conv.alone(on_cuda)(x, weight)
+        else:
+            y = cuda_conv.Geometry(stride, padding, dilation).convolve(x, weight).squeeze(1)
     elif backend == "cudnn":
         y = planar_conv.conv1d(x, weight, stride, padding, dilation)
     else:
         y = matmul_conv.conv1d(x, weight, stride, padding, dilation, groups)
     return y if bias is None else y + bias
-
-
-def _planar(x: mx.array, w: mx.array, stride: int, padding: int, dilation: int) -> mx.array:
-    geometry = ((1, stride), (0, padding), (1, dilation))
-    return mx.conv2d(x[:, None], w[:, None], *geometry).squeeze(1)
 
 
 def geometry_on_cuda(

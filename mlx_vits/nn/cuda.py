@@ -11,7 +11,6 @@ gradient but what the callers define.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.nn.cuda_source import BRANCHES, HEADER
-from mlx_vits.nn.viewing import view
+from mlx_vits.nn.viewing import views
 
 Shape = tuple[int, ...]
 
@@ -36,13 +35,14 @@ _SEGMENT = 8192  # elements that a block adds up
 
 def is_used(*arrays: mx.array) -> bool:
     """Whether these arrays are computed on by the kernels of this module."""
-    if not (USED and _is_on_cuda()):
+    if not (USED and is_on_cuda()):
         return False
     dtype = arrays[0].dtype
     return dtype in _TYPES and all(array.dtype == dtype for array in arrays)
 
 
-def _is_on_cuda() -> bool:
+def is_on_cuda() -> bool:
+    """Whether MLX computes on an NVIDIA GPU."""
     return mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
 
 
@@ -390,10 +390,8 @@ def _run_apart(
     **given: Any,
 ) -> list[mx.array]:
     """Arrays of these shapes that a branch writes one after another, with so many threads."""
-    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-    found = _run(name, inputs, (ends[-1],), count=count, **given)
-    starts = [0, *ends[:-1]]
-    return [view(found, start, shape) for start, shape in zip(starts, shapes, strict=True)]
+    size = sum(math.prod(shape) for shape in shapes)
+    return views(_run(name, inputs, (size,), count=count, **given), shapes)
 
 
 def zero(dtype: mx.Dtype) -> mx.array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -10,7 +9,7 @@ import mlx.core as mx
 
 from mlx_vits.nn import cuda
 from mlx_vits.nn.gradients import with_gradient
-from mlx_vits.nn.viewing import view
+from mlx_vits.nn.viewing import views
 
 _ALIGNED = 64  # elements, 128 bytes of bf16
 
@@ -29,9 +28,7 @@ def _join(*arrays: mx.array) -> mx.array:
 def _join_gradient(
     primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
 ) -> list[mx.array]:
-    starts = itertools.accumulate((one.size for one in primals), initial=0)
-    pairs = zip(primals, starts, strict=False)
-    return [cotangent[start : start + one.size].reshape(one.shape) for one, start in pairs]
+    return views(cotangent, [one.shape for one in primals])
 
 
 # As `end_to_end`, through which a gradient passes.
@@ -54,9 +51,7 @@ def cast_together(arrays: Sequence[mx.array], dtype: mx.Dtype) -> list[mx.array]
 @cache
 def _cast_together(dtype: mx.Dtype) -> Callable[..., list[mx.array]]:
     def cast(arrays: Sequence[mx.array], dtype: mx.Dtype) -> list[mx.array]:
-        found = cuda.join(arrays).astype(dtype)
-        starts = itertools.accumulate((one.size for one in arrays), initial=0)
-        return [view(found, start, one.shape) for one, start in zip(arrays, starts, strict=False)]
+        return views(cuda.join(arrays).astype(dtype), [one.shape for one in arrays])
 
     def forward(*arrays: mx.array) -> list[mx.array]:
         return cast(arrays, dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -18,3 +20,10 @@ def view(flat: mx.array, start: int, shape: tuple[int, ...]) -> mx.array:
     """
     strides = list(itertools.accumulate(shape[:0:-1], operator.mul, initial=1))[::-1]
     return mx.as_strided(flat, shape, strides, start)
+
+
+def views(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
+    """`(N,)` as arrays of these shapes, one after another."""
+    sizes = [math.prod(shape) for shape in shapes]
+    starts = [0, *itertools.accumulate(sizes[:-1])]
+    return [view(flat, start, shape) for start, shape in zip(starts, shapes, strict=True)]

@@ -23,6 +23,7 @@ from mlx.utils import tree_flatten
 from mlx_vits.config import Config, TrainSection
 from mlx_vits.memory import free_memory
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.nn import cuda
 
 _BYTES = 4  # of a number, fp32
 
@@ -96,8 +97,7 @@ def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> 
 
 
 def _launches_one_by_one() -> bool:
-    is_cuda = mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
-    return is_cuda and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
+    return cuda.is_on_cuda() and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
 
 
 def batch_that_fits(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> int:

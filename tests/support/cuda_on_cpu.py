@@ -62,7 +62,7 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]
 
     with monkeypatch.context() as patch:
         patch.setattr(mx.fast, "cuda_kernel", compiled)
-        patch.setattr(cuda, "_is_on_cuda", lambda: True)
+        patch.setattr(cuda, "is_on_cuda", lambda: True)
         patch.setattr(cuda, "_THREADS", 1)
         for kernel in (cuda._kernel, cuda._joining):
             kernel.cache_clear()
