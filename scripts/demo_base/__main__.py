@@ -11,10 +11,10 @@ import mlx_vits  # noqa: F401  (chooses the BLAS before mlx is imported)
 import mlx.core as mx
 import typer
 
+from mlx_vits.compilation import stop_fusing
 from mlx_vits.errors import UserError
 from mlx_vits.files import make_folder
 from mlx_vits.screen import report_errors
-from mlx_vits.compilation import stop_fusing
 from scripts.demo_base.alignment import align_stage
 from scripts.demo_base.assemble import assemble_stage
 from scripts.demo_base.codebook import codebook_stage

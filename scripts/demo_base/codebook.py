@@ -210,7 +210,7 @@ def fit_book(
             rows = slice(first, first + _ROWS)
             block = mx.array(points[rows].astype(np.float32))
             # As a product and not by scattering, whose order of summation is left to chance.
-            owner = _nearest(block, mx.array(book))[:, None] == mx.arange(entries)
+            owner = nearest_entries(block, mx.array(book))[:, None] == mx.arange(entries)
             owner = owner * mx.array(weights[rows].astype(np.float32))[:, None]
             sums += np.array(owner.T @ block)
             counts += np.array(mx.sum(owner, axis=0))
@@ -224,10 +224,11 @@ def fit_book(
 def nearest(points: np.ndarray, entries: np.ndarray) -> np.ndarray:
     """Index `(N,)` of the entry `(E, C)` that each point `(N, C)` is nearest to."""
     blocks = [points[first : first + _ROWS] for first in range(0, len(points), _ROWS)]
-    found = [np.array(_nearest(mx.array(b), mx.array(entries))) for b in blocks]
+    found = [np.array(nearest_entries(mx.array(b), mx.array(entries))) for b in blocks]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def _nearest(points: mx.array, entries: mx.array) -> mx.array:
+def nearest_entries(points: mx.array, entries: mx.array) -> mx.array:
+    """Index `(...)` of the entry `(E, C)` that each point `(..., C)` is nearest to."""
     distance = mx.sum(mx.square(entries), axis=1) - 2 * (points @ entries.T)
-    return mx.argmin(distance, axis=1)
+    return mx.argmin(distance, axis=-1)

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from scripts.demo_base.layers import with_gradient
+from mlx_vits.nn.gradients import with_gradient
 
 ZERO = -1  # in an index: no weight of the net, but the constant 0
 _ALIGNED = 32  # elements, 128 bytes: cuBLAS refuses some products of arrays that begin elsewhere

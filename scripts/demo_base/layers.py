@@ -6,7 +6,6 @@ B batch, T time, C channels in, O channels out, K kernel taps, H heads, N sample
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,13 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.nn import conv, planar_conv
-
-
-def with_gradient(forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
-    """A function with a gradient of its own, as `mx.custom_function` takes one."""
-    function: Any = mx.custom_function(forward)
-    function.vjp(gradient)
-    return function
+from mlx_vits.nn.gradients import with_gradient
 
 
 def convolve(

@@ -19,8 +19,9 @@ from mlx_vits.audio.spectrogram import (
     mel_of_spectrogram,
 )
 from mlx_vits.config import DataSection
+from mlx_vits.nn.gradients import with_gradient
 from mlx_vits.training.losses import FEATURE_WEIGHT, mean, total
-from scripts.demo_base.layers import frames_of, magnitude, reflected, with_gradient
+from scripts.demo_base.layers import frames_of, magnitude, reflected
 
 STFT_SIZES = (1920, 960, 480, 240)  # samples of a window
 _POWER_FLOOR = 1e-7

@@ -214,9 +214,9 @@ def train_stage(
         settings = fit_settings(settings, work, rehearsal(step, source, settings), clock.left)
         train = settings.train
     say(f"{source.hours:.2f} h at all speeds, {len(source.held_out)} clips kept out")
-    checked, draw = [source.checked(source.held_out)], drawer(source, settings)
+    checked, draw = {"kept out": source.checked(source.held_out)}, drawer(source, settings)
     if source.unseen:
-        checked.append(source.checked(source.unseen))
+        checked["unseen"] = source.checked(source.unseen)
     done = saved.step if saved else 0
     recent: list[dict[str, float]] = []
     late = Late()
@@ -231,7 +231,7 @@ def train_stage(
             say(f"step {done}: " + "  ".join(f"{k} {v:.4g}" for k, v in means.items()))
             recent = []
         if done % _CHECK_EVERY == 0 or done == train.steps:
-            for name, windows in zip(("kept out", "unseen"), checked, strict=False):
+            for name, windows in checked.items():
                 found = check(step, source, windows)
                 say(f"{name}: {'  '.join(f'{k} {v:.4g}' for k, v in found.items())}")
         if over or is_time_to_save or done == train.steps:

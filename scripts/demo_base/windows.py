@@ -19,6 +19,7 @@ from mlx_vits.config import DataSection
 from mlx_vits.errors import UserError
 from scripts.demo_base.channels import Equaliser, draw_equaliser, equalise
 from scripts.demo_base.clips import HELD_OUT, TRAINED, UNSEEN, Clip, frames_at_speed, read_clip_list
+from scripts.demo_base.codebook import nearest_entries
 from scripts.demo_base.generator import FastBatch
 from scripts.demo_base.layers import frames_of
 from scripts.demo_base.settings import MELODY_SIDES, Settings
@@ -306,10 +307,9 @@ class WindowSource:
         noise = mx.random.normal((count, length + _TAPS - 1, width), key=key)
         noise = sum(noise[:, tap : tap + length] for tap in range(_TAPS)) / _TAPS**0.5
         strayed = codes + far[:, None, None] * self._spread * noise
-        book = self.book[:-1]
-        distance = mx.sum(mx.square(book), axis=1) - 2 * (strayed @ book.T)
         is_code = mx.any(codes != 0, axis=2, keepdims=True)
-        return mx.where(is_code, book[mx.argmin(distance, axis=2)], codes)
+        found = self.book[nearest_entries(strayed, self.book[:-1])]
+        return mx.where(is_code, found, codes)
 
 
 def _spread(entries: np.ndarray, settings: Settings) -> mx.array:
