@@ -65,3 +65,14 @@ def test_cuda_launches_kernels_one_by_one() -> None:
     code = "import mlx_vits, os; print(os.environ['MLX_USE_CUDA_GRAPHS'])"
     assert _status(code) == "0"
     assert _status(code, MLX_USE_CUDA_GRAPHS="1") == "1"
+
+
+def test_cuda_asks_often_what_is_done_unless_it_has_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "MLX_MAX_OPS_PER_BUFFER"
+    monkeypatch.delenv(name, raising=False)  # these tests have imported mlx_vits themselves
+    code = f"import mlx_vits, os; print(os.environ.get('{name}'))"
+    assert _status(code) == "16"
+    assert _status(code, MLX_USE_CUDA_GRAPHS="1") == "None"
+    assert _status(code, **{name: "50"}) == "50"

@@ -69,13 +69,13 @@ FACTORS = Parts(state=1.0, gradients=2.44, decoder=1.80, judge=3.07, frames=0.81
 # Of what the forward leaves. On an H100 (MLX 0.32.4, CUDA, compiled) the full-size v2 peaks at
 # 3.16, 4.01, 5.80 and 9.26 GB for 1, 2, 4 and 8 clips of 10 s; no Apple GPU has been measured.
 _ON_GPU = 1.8
-# Again, where CUDA launches kernels one by one (`_backend.py`): up to a thousand of them hold what
-# they read. On an H200 the same peaks are 4.75, 5.67, 8.99 and 14.92 GB.
-_ONE_BY_ONE = 1.9
+# Again, where CUDA launches kernels one by one (`_backend.py`): up to 160 of them hold what they
+# read. On an H100 the same peaks are 3.48, 4.05, 6.21 and 11.65 GB.
+_ONE_BY_ONE = 1.3
 _MARGIN = 1.2  # what estimates may be short of
 # Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model; one by
-# one 5.41, 8.50 and 14.60 GB for 2, 4 and 8 of those clips.
-_RECOMPUTED, _RECOMPUTED_ONE_BY_ONE = 0.4, 0.95
+# one 3.23, 3.71, 4.66 and 6.40 GB for 1, 2, 4 and 8 of those clips.
+_RECOMPUTED, _RECOMPUTED_ONE_BY_ONE = 0.4, 0.5
 
 
 def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> int:
