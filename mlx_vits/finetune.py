@@ -30,7 +30,14 @@ from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 PREPARED = "prepared"
 # On a resume.
-CHANGEABLE_TRAINING = ("epochs", "steps", "precision", "compiled", "checkpoint_activations")
+CHANGEABLE_TRAINING = (
+    "epochs",
+    "steps",
+    "blend",
+    "precision",
+    "compiled",
+    "checkpoint_activations",
+)
 TAKEN_OVER = "taken_over.safetensors"  # a run's weights, where its pretrained ones are not known
 
 __all__ = ["CHANGEABLE_TRAINING", "FinetuneOptions", "Screen", "resume", "start", "take_over"]

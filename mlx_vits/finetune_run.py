@@ -44,6 +44,7 @@ from mlx_vits.synthesis.loading import REFERENCE, SPEAKER_VECTOR
 from mlx_vits.synthesis.scoring import Score, read_listening, score_voice
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.blending import Blend
 from mlx_vits.training.footprint import Clips, describe_shortage, is_short, usable_memory
 from mlx_vits.training.log import LOSSES, SCORES, JsonLines, TensorBoard
 from mlx_vits.training.regularization import relative_drift, take_anchor
@@ -171,6 +172,7 @@ class FinetuneRun:
             screen.warn(self.base_warning)
         freeze_for(self.generator, options.training.train)
         self.anchor = take_anchor(self.generator)
+        self.blend = Blend(self.generator, options.training.blend)
         prepared = self.folder / info.prepared
         self.trainer = VITSTrainer(
             self.generator,
@@ -204,7 +206,7 @@ class FinetuneRun:
         return self.trainer.voice.largest_batch(self.options.training.batch_size)
 
     def _speaker(self) -> Voice:
-        return Voice(self.generator, name=self.options.voice)
+        return Voice(self.blend.model(), name=self.options.voice)
 
     def _score(self) -> Score:
         """Of the present weights; the same weights are not listened to twice."""
@@ -230,8 +232,10 @@ class FinetuneRun:
             if not state.is_file():
                 raise CheckpointError(f"{self.folder}: has no checkpoint yet; start the run again")
             self.trainer.restore(read_run_state(state), str(state))
-            self.saved_step = self.trainer.place.step
             self.last_score = None
+            if self.trainer.place.step >= self.trainer.total_steps:
+                self._save()  # nothing is left to train, but the voice may be blended anew
+            self.saved_step = self.trainer.place.step
             self.screen.say(f"Resuming at step {self.trainer.place.step}.")
         else:
             if initial is not None:
@@ -347,7 +351,7 @@ class FinetuneRun:
         make_folder(path.parent)
         place = self.trainer.place
         info = f"{place.epoch}epoch_{place.step}iteration"
-        state = state_of(self.generator)
+        state = state_of(self.blend.model())
         write_voice(path, state, self.config, info=info, name=self.options.voice)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
@@ -380,7 +384,7 @@ class FinetuneRun:
             write_wav(folder / f"{stem}_finetuned.wav", tuned.wav, rate)
 
     def _verdict(self, final: Score, seconds: float) -> dict[str, Any]:
-        drift = relative_drift(self.generator, self.anchor)
+        drift = relative_drift(self.blend.model(), self.anchor)
         findings = [
             judge_loudness(self.base_score, final),
             judge_level(final),

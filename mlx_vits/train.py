@@ -65,6 +65,12 @@ PULL = _option(
     _DEFAULT.pretrained_reg_strength,
     min=0,
 )
+BLEND = _option(
+    "The voice goes this share of the way from the pretrained weights to the trained ones.",
+    _DEFAULT.blend,
+    min=0.01,
+    max=1,
+)
 SEGMENT = _option("Samples decoded of each clip, at 32 kHz.", _DEFAULT.segment_size, min=1280)
 LOG_EVERY = _option("Steps between two lines on screen.", TerminalScreen.LOG_EVERY, min=1)
 SAVE_EVERY = _option(
@@ -122,6 +128,7 @@ def main(
     lr_d: float | None = LR_D,
     text_low_lr_rate: float | None = TEXT_RATE,
     pretrained_reg: float | None = PULL,
+    blend: float | None = BLEND,
     segment_size: int | None = SEGMENT,
     log_every: int | None = LOG_EVERY,
     save_every: int | None = SAVE_EVERY,

@@ -22,6 +22,7 @@ from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.blending import check_share
 from mlx_vits.training.footprint import is_short, usable_memory
 from mlx_vits.training.precision import compute_type
 from mlx_vits.training.regularization import Anchor
@@ -45,6 +46,8 @@ class VITSTrainingConfig:
         lr_g, lr_d: learning rates of generator and discriminator, before the decay of an epoch.
         text_low_lr_rate: the text-side tensors learn at this share of `lr_g`.
         pretrained_reg_strength: of the pull toward the pretrained weights.
+        blend: share of the way from the pretrained weights to the trained ones at which the voice
+            lies, see `blending.py`; training itself does not know of it.
         segment_size: samples that are decoded of each clip, a multiple of the hop length.
         seed: of batches, noise, slices and dropout.
         train: "all" as upstream, "decoder" for `dec` and `ref_enc` alone.
@@ -64,6 +67,7 @@ class VITSTrainingConfig:
     lr_d: float = 1e-5
     text_low_lr_rate: float = 0.4
     pretrained_reg_strength: float = 0.001
+    blend: float = 1.0
     segment_size: int = 20480
     seed: int = 1234
     train: TrainedPart = "all"
@@ -90,6 +94,7 @@ class VITSTrainingConfig:
             if not fits:
                 raise ValueError(f"{spec.name} is {value!r}")
         compute_type(self.precision)
+        check_share(self.blend)
         if self.accumulate < 1:
             raise ValueError(f"accumulate is {self.accumulate}")
         if self.checkpoint_activations not in CHECKPOINTING:
