@@ -3,9 +3,10 @@
 Launching one takes the host longer than the GPU computes, at the sizes of this model, and MLX
 launches one for nearly every operation: `mx.compile` would put them together, but has NVRTC compile
 every combination, see `compilation.py`. NVRTC takes seconds for any source, however short,
-so all that is computed here is one kernel, which branches on a number, and `join`.
+so all that is computed here are two kernels, which branch on a number, and `join`. One writes an
+array, the other one two or three: as parts of one array they would take MLX an operation each.
 
-All arrays of one call are fp32, or all are bf16: each type has these two kernels. There is no
+All arrays of one call are fp32, or all are bf16: each type has these three kernels. There is no
 gradient but what the callers define.
 """
 
@@ -20,8 +21,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.nn.cuda_source import BRANCHES, HEADER
-from mlx_vits.nn.viewing import views
+from mlx_vits.nn.cuda_source import BRANCHES, BRANCHES_APART, HEADER
 
 Shape = tuple[int, ...]
 
@@ -30,6 +30,7 @@ USED = True  # False: CUDA computes as all other devices do
 _TYPES = {mx.float32: "", mx.bfloat16: "_bf16"}  # with what a kernel's name ends
 _THREADS = 256  # of a block
 _JOINED = 32  # arrays that one launch joins
+_APART = "to_first", "to_second", "to_third"  # arrays that one launch writes at most
 _SEGMENT = 8192  # elements that a block adds up
 
 
@@ -80,7 +81,7 @@ def sum_and_leaky_relu(
     """`x + (y + bias)` and its leaky ReLU: `(..., C)` twice and `(C,)`; x may be one number."""
     inputs, sizes = {"a": x, "b": y, "c": bias}, [bias.size, x.size]
     shapes = [shape or y.shape] * 2
-    both = _run_apart("sum_and_leaky_relu", inputs, y.size, shapes, sizes=sizes, numbers=[slope])
+    both = _run_apart("sum_and_leaky_relu", inputs, shapes, sizes=sizes, numbers=[slope])
     return both[0], both[1]
 
 
@@ -142,7 +143,7 @@ def residual(
     """
     inputs = {"a": x, "b": y, "c": mask, "d": total}
     sizes = [x.shape[2], total.size, int(mask.size > 1)]
-    both = _run_apart("residual", inputs, x.size, [x.shape] * 2, sizes=sizes)
+    both = _run_apart("residual", inputs, [x.shape] * 2, sizes=sizes)
     return both[0], both[1]
 
 
@@ -153,7 +154,8 @@ def residual_gradient(
     batch, length, channels = cotangent.shape
     inputs, shape = {"a": cotangent, "b": of_total, "c": mask}, cotangent.shape
     sizes, shapes = [channels, int(mask.size > 1)], [(batch, length, 2 * channels), shape]
-    of_y, of_x = _run_apart("residual_gradient", inputs, cotangent.size, shapes, sizes=sizes)
+    count = cotangent.size
+    of_y, of_x = _run_apart("residual_gradient", inputs, shapes, count=count, sizes=sizes)
     return of_x, of_y
 
 
@@ -171,8 +173,8 @@ def norm_of_sum(
     normed, total = _run_apart(
         "norm_of_sum",
         {"a": x, "b": y, "c": bias},
-        x.size // width * _THREADS,
         [x.shape] * 2,
+        count=x.size // width * _THREADS,
         sizes=[width, bias.size, round(1 / eps)],
         numbers=gamma,
         more=beta,
@@ -192,8 +194,7 @@ def attention(
         hidden: the score of what is not seen.
     """
     inputs, numbers = {"a": scores, "b": band, "c": seen}, (hidden, scale)
-    (weights,) = _of_attention("attention", inputs, band, [scores.shape], numbers)
-    return weights
+    return _run("attention", inputs, scores.shape, numbers=numbers, **_of_rows(scores, band, seen))
 
 
 def attention_gradient(
@@ -201,21 +202,16 @@ def attention_gradient(
 ) -> tuple[mx.array, mx.array]:
     """In the scores and in the band, from the weights that came out."""
     inputs, shapes = {"a": cotangent, "b": weights, "c": seen}, [weights.shape, band.shape]
-    of_scores, of_band = _of_attention("attention_gradient", inputs, band, shapes, (scale,))
-    return of_scores, of_band
+    of_rows = _of_rows(weights, band, seen)
+    both = _run_apart("attention_gradient", inputs, shapes, numbers=(scale,), **of_rows)
+    return both[0], both[1]
 
 
-def _of_attention(
-    name: str,
-    inputs: dict[str, mx.array],
-    band: mx.array,
-    shapes: Sequence[tuple[int, ...]],
-    numbers: tuple[float, ...],
-) -> list[mx.array]:
-    _, heads, length, keys = inputs["a"].shape
-    rows, is_masked = inputs["a"].size // keys, inputs["c"].size > 1
-    sizes = [length, keys, heads, band.shape[-1] // 2, int(is_masked)]
-    return _run_apart(name, inputs, rows * _THREADS, shapes, sizes=sizes, numbers=numbers)
+def _of_rows(scores: mx.array, band: mx.array, seen: mx.array) -> dict[str, Any]:
+    """What both kernels of attention are told."""
+    _, heads, length, keys = scores.shape
+    sizes = [length, keys, heads, band.shape[-1] // 2, int(seen.size > 1)]
+    return {"count": scores.size // keys * _THREADS, "sizes": sizes}
 
 
 def widen(band: mx.array) -> mx.array:
@@ -240,9 +236,9 @@ def heads(x: mx.array, bias: mx.array, count: int) -> list[mx.array]:
         count: H; head h has channels h D to (h + 1) D of each C.
     """
     batch, length, channels = x.shape
-    sizes = [channels // 3 // count, length, count, batch]
+    sizes = [channels // 3 // count, length, count]
     shape = (batch, count, length, channels // 3 // count)
-    return _run_apart("heads", {"a": x, "b": bias}, x.size, [shape] * 3, sizes=sizes)
+    return _run_apart("heads", {"a": x, "b": bias}, [shape] * 3, sizes=sizes)
 
 
 def merge_heads(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
@@ -261,18 +257,22 @@ def windows(
     return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
 
 
-def dropout(x: mx.array, bias: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
+def dropout(
+    x: mx.array, bias: mx.array, mask: mx.array, p: float, keys: mx.array, start: int = 0
+) -> mx.array:
     """`(x + bias) * mask`, zeroed where `mx.random.bernoulli(1 - p, x.shape, key)` is, else scaled.
 
     Args:
         x: `(..., C)`.
         bias: `(C,)`, or one number.
         mask: `(..., 1)`, or one number.
+        keys: the key is of two numbers from `start` on.
     """
     top = np.nextafter(np.float32(2**32), np.float32(np.inf))
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
-    inputs, sizes = {"a": x, "b": bias, "c": mask}, [bias.size, x.shape[-1], int(mask.size > 1)]
-    return _run("dropout", inputs, x.shape, sizes=sizes, numbers=numbers, key=key)
+    inputs = {"a": x, "b": bias, "c": mask}
+    sizes = [bias.size, x.shape[-1], int(mask.size > 1), start]
+    return _run("dropout", inputs, x.shape, sizes=sizes, numbers=numbers, key=keys)
 
 
 def adamw(
@@ -291,30 +291,33 @@ def adamw(
     (b1, b2), (m, v) = betas, moments
     inputs = {"a": parameter, "b": gradient, "c": m, "d": v, "e": factors}
     numbers = [b1, 1 - b1, b2, 1 - b2, eps]
-    shapes = [parameter.shape] * 3
-    parameter, m, v = _run_apart("adamw", inputs, parameter.size, shapes, numbers=numbers)
+    parameter, m, v = _run_apart("adamw", inputs, [parameter.shape] * 3, numbers=numbers)
     return parameter, m, v
 
 
-def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-    """`g * v / |v|` of each row `(R, W)`, and the lengths |v| `(R, 1)`; g is `(R, 1)`."""
-    return _of_rows("fold", {"a": g, "b": v}, v.shape)
+def fold(g: mx.array, v: mx.array, start: int = 0) -> tuple[mx.array, mx.array]:
+    """`g * v / |v|` of each row `(R, W)`, and the lengths |v| `(R, 1)`.
+
+    Args:
+        g: a column, whose rows from `start` on are those of v.
+    """
+    return _fold("fold", {"a": g, "b": v}, v.shape, start)
 
 
 def fold_gradient(
-    g: mx.array, v: mx.array, length: mx.array, cotangent: mx.array
+    g: mx.array, v: mx.array, length: mx.array, cotangent: mx.array, start: int = 0
 ) -> tuple[mx.array, mx.array]:
-    """In v `(R, W)` and g `(R, 1)`."""
+    """In v `(R, W)` and in its rows of g `(R, 1)`."""
     inputs = {"a": g, "b": v, "c": cotangent, "d": length}
-    return _of_rows("fold_gradient", inputs, v.shape)
+    return _fold("fold_gradient", inputs, v.shape, start)
 
 
-def _of_rows(
-    name: str, inputs: dict[str, mx.array], shape: tuple[int, ...]
+def _fold(
+    name: str, inputs: dict[str, mx.array], shape: Shape, start: int
 ) -> tuple[mx.array, mx.array]:
     rows, width = shape
-    shapes = [shape, (rows, 1)]
-    both = _run_apart(name, inputs, rows * _THREADS, shapes, sizes=[width])
+    shapes, count = [shape, (rows, 1)], rows * _THREADS
+    both = _run_apart(name, inputs, shapes, count=count, sizes=[width, start])
     return both[0], both[1]
 
 
@@ -353,45 +356,46 @@ def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: flo
     return _run("distance_gradient", inputs, y.shape, numbers=[weight])
 
 
-def _run(
-    name: str,
+def _run(name: str, inputs: dict[str, mx.array], shape: Shape, **given: Any) -> mx.array:
+    """The array of this shape that a branch writes; see `_launch`."""
+    return _launch(list(BRANCHES).index(name), inputs, [shape], **given)[0]
+
+
+def _run_apart(
+    name: str, inputs: dict[str, mx.array], shapes: Sequence[Shape], **given: Any
+) -> list[mx.array]:
+    """The arrays of these shapes, two or three, that a branch writes; see `_launch`."""
+    missing = [(1,)] * (len(_APART) - len(shapes))
+    found = _launch(list(BRANCHES_APART).index(name), inputs, [*shapes, *missing], **given)
+    return found[: len(shapes)]
+
+
+def _launch(
+    branch: int,
     inputs: dict[str, mx.array],
-    shape: tuple[int, ...],
+    shapes: Sequence[Shape],
     *,
     count: int | None = None,
     sizes: Sequence[int] = (),
     numbers: Sequence[float] | mx.array = (),
     more: mx.array | None = None,
     key: mx.array | None = None,
-) -> mx.array:
-    """What a branch writes, in this shape; a number a thread, unless `count` says how many."""
-    dtype, count = inputs["a"].dtype, math.prod(shape) if count is None else count
+) -> list[mx.array]:
+    """Arrays of these shapes; a number of the first a thread, unless `count` says how many."""
+    dtype, count = inputs["a"].dtype, math.prod(shapes[0]) if count is None else count
     given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
-    wanted = (list(BRANCHES).index(name), count, *sizes)
     if not isinstance(numbers, mx.array):
         numbers = _numbers(tuple(numbers) or (0.0,))
     more = _numbers((0.0,)) if more is None else more
-    others = [_sizes(wanted), numbers, more, _key() if key is None else key]
-    (out,) = _kernel(dtype)(
+    others = [_sizes((branch, count, *sizes)), numbers, more, _key() if key is None else key]
+    found: list[mx.array] = _kernel(dtype, len(shapes) > 1)(
         inputs=[*given, *others],
         grid=(count, 1, 1),
         threadgroup=(_THREADS, 1, 1),
-        output_shapes=[shape],
-        output_dtypes=[dtype],
+        output_shapes=list(shapes),
+        output_dtypes=[dtype] * len(shapes),
     )
-    return out
-
-
-def _run_apart(
-    name: str,
-    inputs: dict[str, mx.array],
-    count: int,
-    shapes: Sequence[tuple[int, ...]],
-    **given: Any,
-) -> list[mx.array]:
-    """Arrays of these shapes that a branch writes one after another, with so many threads."""
-    size = sum(math.prod(shape) for shape in shapes)
-    return views(_run(name, inputs, (size,), count=count, **given), shapes)
+    return found
 
 
 def zero(dtype: mx.Dtype) -> mx.array:
@@ -420,22 +424,25 @@ def _key() -> mx.array:
 
 
 @cache
-def _kernel(dtype: mx.Dtype) -> Any:
+def _kernel(dtype: mx.Dtype, apart: bool) -> Any:
+    """The kernel that writes one array, or the one that writes arrays apart."""
+    branches, outputs = (BRANCHES_APART, _APART) if apart else (BRANCHES, _APART[:1])
     cases = "".join(
-        f"case {number}: {{{body}break; }}\n" for number, body in enumerate(BRANCHES.values())
+        f"case {number}: {{{body}break; }}\n" for number, body in enumerate(branches.values())
     )
     arrays = "".join(f"const auto {letter} = reading(in_{letter});\n" for letter in "abcde")
+    writers = zip(("out", "second", "third"), outputs, strict=False)
+    arrays += "".join(f"const auto {name} = writing({to});\n" for name, to in writers)
     return mx.fast.cuda_kernel(
-        name=f"vits{_TYPES[dtype]}",
+        name=f"vits{'_apart' * apart}{_TYPES[dtype]}",
         input_names=[*(f"in_{letter}" for letter in "abcde"), "sizes", "numbers", "more", "key"],
-        output_names=["to"],
+        output_names=list(outputs),
         header=_short(HEADER),
         source=_short(f"""
             const int count = sizes[1];
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
             if (i >= count) return;
             {arrays}
-            const auto out = writing(to);
             switch (sizes[0]) {{ {cases} }}
         """),
     )

@@ -1,9 +1,10 @@
 """What the branches of the kernel of `cuda.py` do, in CUDA's C++.
 
 Each computes from the arrays a to e, `sizes`, of which its own begin at 2, `numbers` and `more`, as
-the function of its name says, and writes to `out`. `i` is the number of the thread, of `count`.
-What adds up has a block of threads for a row or a segment. Arrays are fp32, or bf16 that is
-computed with as fp32 and rounded once, as it is written.
+the function of its name says, and writes to `out`, or one array each to `out`, `second` and
+`third`. `i` is the number of the thread, of `count`. What adds up has a block of threads for a row
+or a segment. Arrays are fp32, or bf16 that is computed with as fp32 and rounded once, as it is
+written.
 """
 
 from __future__ import annotations
@@ -18,11 +19,6 @@ BRANCHES = {
     """,
     "biased_sum": """
         out[i] = a[i] + (b[i] + c[i % sizes[2]]);
-    """,
-    "sum_and_leaky_relu": """
-        float x = a[i % sizes[3]] + (b[i] + c[i % sizes[2]]);
-        out[i] = x;
-        out[i + 1L * count] = x > 0 ? x : numbers[0] * x;
     """,
     "sum_and_leaky_relu_gradient": """
         out[i] = a[i] + b[i] * (c[i] > 0 ? 1.0f : numbers[0]);
@@ -54,20 +50,6 @@ BRANCHES = {
         out[at] = d[i] * y * (1 - x * x);
         out[at + channels] = d[i] * x * y * (1 - y);
     """,
-    "residual": """
-        int channels = sizes[2], row = i / channels;
-        long at = long(row) * 2 * channels + i % channels;
-        out[i] = (a[i] + b[at]) * c[row * sizes[4]];
-        out[i + 1L * count] = d[i % sizes[3]] + b[at + channels];
-    """,
-    "residual_gradient": """
-        int channels = sizes[2], row = i / channels;
-        long at = long(row) * 2 * channels + i % channels;
-        float x = a[i] * c[row * sizes[3]];
-        out[at] = x;
-        out[at + channels] = b[i];
-        out[i + 2L * count] = x;
-    """,
     "attention": """
         int length = sizes[2], keys = sizes[3], reach = sizes[5];
         int row = blockIdx.x, query = row % length;
@@ -89,29 +71,6 @@ BRANCHES = {
         for (int at = threadIdx.x; at < keys; at += blockDim.x)
             out[start + at] = expf(score(at) - most) / total;
     """,
-    "attention_gradient": """
-        int length = sizes[2], keys = sizes[3], reach = sizes[5];
-        int row = blockIdx.x, query = row % length, rows = count / blockDim.x;
-        long start = long(row) * keys;
-        int step = sizes[6];
-        long seen = step * (long(row / length / sizes[4]) * length + query) * keys;
-        long band = long(rows) * keys + long(row) * (2 * reach + 1);
-        float total = 0;
-        for (int at = threadIdx.x; at < keys; at += blockDim.x)
-            total += a[start + at] * b[start + at];
-        total = sum_of_block(total);
-        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
-            bool is_seen = c[seen + at * step] != 0;
-            float x = is_seen ? b[start + at] * (a[start + at] - total) * numbers[0] : 0.0f;
-            int place = at - query + reach;
-            out[start + at] = x;
-            if (place >= 0 && place <= 2 * reach) out[band + place] = x;
-        }
-        for (int place = threadIdx.x; place <= 2 * reach; place += blockDim.x) {
-            int at = query + place - reach;
-            if (at < 0 || at >= keys) out[band + place] = 0.0f;
-        }
-    """,
     "widen": """
         int length = sizes[2], reach = sizes[3], row = i / length;
         int place = i % length - row % length + reach;
@@ -122,14 +81,6 @@ BRANCHES = {
         int length = sizes[2], reach = sizes[3], row = i / (2 * reach + 1);
         int at = row % length + i % (2 * reach + 1) - reach;
         out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
-    """,
-    "heads": """
-        int size = sizes[2], length = sizes[3], heads = sizes[4], row = i / size;
-        int head = row / length % heads, clip = row / length / heads % sizes[5];
-        int part = row / length / heads / sizes[5];
-        int channel = (part * heads + head) * size + i % size;
-        long at = (long(clip) * length + row % length) * 3 * heads * size;
-        out[i] = a[at + channel] + b[channel];
     """,
     "merge_heads": """
         int size = sizes[2], length = sizes[3], heads = sizes[4], row = i / (3 * heads * size);
@@ -148,7 +99,8 @@ BRANCHES = {
         unsigned middle = (unsigned(count) + 1) / 2, place = i;
         unsigned x = place < middle ? place : place - middle, y = x + middle;
         if (y == unsigned(count)) y = 0;
-        unsigned keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA};
+        unsigned of_x = key[sizes[5]], of_y = key[sizes[5] + 1];
+        unsigned keys[3] = {of_x, of_y, of_x ^ of_y ^ 0x1BD11BDA};
         const int turns[8] = {13, 15, 26, 6, 17, 29, 16, 24};
         x += keys[0];
         y += keys[1];
@@ -164,55 +116,6 @@ BRANCHES = {
         bool is_kept = float(place < middle ? x : y) < numbers[0];
         float seen = c[i / sizes[3] * sizes[4]];
         out[i] = is_kept ? (a[i] + b[i % sizes[2]]) * seen * numbers[1] : 0.0f;
-    """,
-    "norm_of_sum": """
-        int width = sizes[2], of_bias = sizes[3], rows = count / blockDim.x;
-        long row = blockIdx.x, start = row * width;
-        auto sum = [&](int at) { return a[start + at] + (b[start + at] + c[at % of_bias]); };
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x) total += sum(at);
-        float mean = sum_of_block(total) / width;
-        total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x) {
-            float x = sum(at) - mean;
-            total += x * x;
-        }
-        float scale = 1 / sqrtf(sum_of_block(total) / width + 1.0f / sizes[4]);
-        for (int at = threadIdx.x; at < width; at += blockDim.x) {
-            float x = sum(at);
-            out[start + at] = (x - mean) * scale * numbers[at] + more[at];
-            out[long(rows) * width + start + at] = x;
-        }
-    """,
-    "adamw": """
-        float m = numbers[0] * c[i] + numbers[1] * b[i];
-        float v = numbers[2] * d[i] + numbers[3] * b[i] * b[i];
-        out[i] = a[i] * e[0] - e[1] * m / (sqrtf(v) * e[2] + numbers[4]);
-        out[i + 1L * count] = m;
-        out[i + 2L * count] = v;
-    """,
-    "fold": """
-        int width = sizes[2], rows = count / blockDim.x;
-        long row = blockIdx.x, start = row * width;
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += b[start + at] * b[start + at];
-        float length = sqrtf(sum_of_block(total)), scale = a[row] / length;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            out[start + at] = b[start + at] * scale;
-        if (threadIdx.x == 0) out[long(rows) * width + row] = length;
-    """,
-    "fold_gradient": """
-        int width = sizes[2], rows = count / blockDim.x;
-        long row = blockIdx.x, start = row * width;
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += c[start + at] * b[start + at];
-        float along = sum_of_block(total) / d[row], scale = a[row] / d[row];
-        float share = along / d[row];
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            out[start + at] = scale * (c[start + at] - b[start + at] * share);
-        if (threadIdx.x == 0) out[long(rows) * width + row] = along;
     """,
     "distance": """
         int size = sizes[2], segment = sizes[3];
@@ -249,6 +152,112 @@ BRANCHES = {
     "distance_gradient": """
         float x = b[i] - a[i];
         out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);
+    """,
+}
+
+# Of a kernel of their own, that writes up to three arrays.
+BRANCHES_APART = {
+    "sum_and_leaky_relu": """
+        float x = a[i % sizes[3]] + (b[i] + c[i % sizes[2]]);
+        out[i] = x;
+        second[i] = x > 0 ? x : numbers[0] * x;
+    """,
+    "residual": """
+        int channels = sizes[2], row = i / channels;
+        long at = long(row) * 2 * channels + i % channels;
+        out[i] = (a[i] + b[at]) * c[row * sizes[4]];
+        second[i] = d[i % sizes[3]] + b[at + channels];
+    """,
+    "residual_gradient": """
+        int channels = sizes[2], row = i / channels;
+        long at = long(row) * 2 * channels + i % channels;
+        float x = a[i] * c[row * sizes[3]];
+        out[at] = x;
+        out[at + channels] = b[i];
+        second[i] = x;
+    """,
+    "attention_gradient": """
+        int length = sizes[2], keys = sizes[3], reach = sizes[5];
+        int row = blockIdx.x, query = row % length;
+        long start = long(row) * keys;
+        int step = sizes[6];
+        long seen = step * (long(row / length / sizes[4]) * length + query) * keys;
+        long band = long(row) * (2 * reach + 1);
+        float total = 0;
+        for (int at = threadIdx.x; at < keys; at += blockDim.x)
+            total += a[start + at] * b[start + at];
+        total = sum_of_block(total);
+        for (int at = threadIdx.x; at < keys; at += blockDim.x) {
+            bool is_seen = c[seen + at * step] != 0;
+            float x = is_seen ? b[start + at] * (a[start + at] - total) * numbers[0] : 0.0f;
+            int place = at - query + reach;
+            out[start + at] = x;
+            if (place >= 0 && place <= 2 * reach) second[band + place] = x;
+        }
+        for (int place = threadIdx.x; place <= 2 * reach; place += blockDim.x) {
+            int at = query + place - reach;
+            if (at < 0 || at >= keys) second[band + place] = 0.0f;
+        }
+    """,
+    "heads": """
+        int size = sizes[2], length = sizes[3], heads = sizes[4], row = i / size;
+        int head = row / length % heads, channels = heads * size;
+        long at = (long(row / length / heads) * length + row % length) * 3 * channels;
+        int channel = head * size + i % size;
+        out[i] = a[at + channel] + b[channel];
+        channel += channels;
+        second[i] = a[at + channel] + b[channel];
+        channel += channels;
+        third[i] = a[at + channel] + b[channel];
+    """,
+    "norm_of_sum": """
+        int width = sizes[2], of_bias = sizes[3];
+        long row = blockIdx.x, start = row * width;
+        auto sum = [&](int at) { return a[start + at] + (b[start + at] + c[at % of_bias]); };
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x) total += sum(at);
+        float mean = sum_of_block(total) / width;
+        total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x) {
+            float x = sum(at) - mean;
+            total += x * x;
+        }
+        float scale = 1 / sqrtf(sum_of_block(total) / width + 1.0f / sizes[4]);
+        for (int at = threadIdx.x; at < width; at += blockDim.x) {
+            float x = sum(at);
+            out[start + at] = (x - mean) * scale * numbers[at] + more[at];
+            second[start + at] = x;
+        }
+    """,
+    "adamw": """
+        float m = numbers[0] * c[i] + numbers[1] * b[i];
+        float v = numbers[2] * d[i] + numbers[3] * b[i] * b[i];
+        out[i] = a[i] * e[0] - e[1] * m / (sqrtf(v) * e[2] + numbers[4]);
+        second[i] = m;
+        third[i] = v;
+    """,
+    "fold": """
+        int width = sizes[2];
+        long row = blockIdx.x, start = row * width;
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            total += b[start + at] * b[start + at];
+        float length = sqrtf(sum_of_block(total)), scale = a[sizes[3] + row] / length;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            out[start + at] = b[start + at] * scale;
+        if (threadIdx.x == 0) second[row] = length;
+    """,
+    "fold_gradient": """
+        int width = sizes[2];
+        long row = blockIdx.x, start = row * width;
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            total += c[start + at] * b[start + at];
+        float along = sum_of_block(total) / d[row], scale = a[sizes[3] + row] / d[row];
+        float share = along / d[row];
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            out[start + at] = scale * (c[start + at] - b[start + at] * share);
+        if (threadIdx.x == 0) second[row] = along;
     """,
 }
 

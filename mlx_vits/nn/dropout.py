@@ -55,24 +55,26 @@ class KeyedDropout:
     def __call__(self, x: mx.array, p: float) -> mx.array:
         if p == 0.0:
             return x
-        key = self._next()
         if cuda.is_used(x):
-            return _dropout_on_cuda(p, key)(x, cuda.zero(x.dtype), cuda.one(x.dtype))
-        keep = mx.random.bernoulli(1.0 - p, x.shape, key=key)
+            return self.of_sum(x, p, cuda.zero(x.dtype), cuda.one(x.dtype))
+        start = self._next()
+        # A view; one number as an index would be a gather.
+        keep = mx.random.bernoulli(1.0 - p, x.shape, key=self._keys[start : start + 2])
         # One product, forward and backward: `where` on arrays takes zeros of their size besides.
         scale, zero = mx.array(1.0 / (1.0 - p), x.dtype), mx.array(0.0, x.dtype)
         return x * mx.where(keep, scale, zero)
 
     def of_sum(self, x: mx.array, p: float, bias: mx.array, mask: mx.array) -> mx.array:
         """As `dropped`, on CUDA; in place of bias and mask may be one number."""
-        return _dropout_on_cuda(p, self._next())(x, bias, mask)
+        start = self._next()
+        return _dropout_on_cuda(p, self._keys, start)(x, bias, mask)
 
-    def _next(self) -> mx.array:
+    def _next(self) -> int:
+        """Where the next key begins."""
         if self._taken == _KEYS - 1:
             self._keys, self._taken = _split(self._keys[-2:]), 0
         self._taken += 1
-        # A view; one number as an index would be a gather.
-        return self._keys[2 * (self._taken - 1) : 2 * self._taken]
+        return 2 * (self._taken - 1)
 
 
 def _split(key: mx.array) -> mx.array:
@@ -80,15 +82,18 @@ def _split(key: mx.array) -> mx.array:
     return mx.random.split(key, _KEYS).flatten()
 
 
-def _dropout_on_cuda(p: float, key: mx.array) -> Callable[..., mx.array]:
+def _dropout_on_cuda(p: float, keys: mx.array, start: int) -> Callable[..., mx.array]:
+    def forward(x: mx.array, bias: mx.array, mask: mx.array) -> mx.array:
+        return cuda.dropout(x, bias, mask, p, keys, start)
+
     def gradient(
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
     ) -> list[mx.array]:
         _, bias, mask = primals
-        of_x = cuda.dropout(cotangent, cuda.zero(cotangent.dtype), mask, p, key)
+        of_x = cuda.dropout(cotangent, cuda.zero(cotangent.dtype), mask, p, keys, start)
         return [of_x, sum_to(bias, of_x), mx.zeros_like(mask)]
 
-    return with_gradient(lambda x, bias, mask: cuda.dropout(x, bias, mask, p, key), gradient)
+    return with_gradient(forward, gradient)
 
 
 def dropped(

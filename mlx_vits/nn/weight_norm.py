@@ -180,13 +180,18 @@ def _cut_as(column: mx.array, matrices: Sequence[mx.array]) -> list[mx.array]:
     return cut_rows(column, list(itertools.accumulate(len(matrix) for matrix in matrices)))
 
 
+def _starts(matrices: Sequence[mx.array]) -> list[int]:
+    """The first row of each of several matrices one below the other."""
+    return list(itertools.accumulate((len(matrix) for matrix in matrices[:-1]), initial=0))
+
+
 _fold_rows = with_gradient(_rows_forward, _rows_gradient)
 
 
 def _rows_forward_on_cuda(g: mx.array, *matrices: mx.array) -> list[mx.array]:
     """As `_rows_forward`, the lengths of each matrix apart."""
-    pairs = zip(_cut_as(g, matrices), matrices, strict=True)
-    folded, lengths = zip(*(cuda.fold(own, v) for own, v in pairs), strict=True)
+    pairs = zip(matrices, _starts(matrices), strict=True)
+    folded, lengths = zip(*(cuda.fold(g, v, start) for v, start in pairs), strict=True)
     return [*folded, *lengths]
 
 
@@ -194,8 +199,9 @@ def _rows_gradient_on_cuda(
     primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
 ) -> list[mx.array]:
     (g, *matrices), count = primals, len(primals) - 1
-    of_each = zip(_cut_as(g, matrices), matrices, outputs[count:], cotangents[:count], strict=True)
-    of_matrices, along = zip(*(cuda.fold_gradient(*each) for each in of_each), strict=True)
+    arrays = matrices, outputs[count:], cotangents[:count], _starts(matrices)
+    of_each = zip(*arrays, strict=True)
+    of_matrices, along = zip(*(cuda.fold_gradient(g, *each) for each in of_each), strict=True)
     return [cuda.join(along).reshape(g.shape), *of_matrices]
 
 

@@ -97,17 +97,21 @@ def _compiled(
             arrays = [np.ascontiguousarray(array) for array in arrays]
         if library is None:
             types = [_C_TYPES[array.dtype] for array in inputs]
-            to = f"{_C_TYPES[output_dtypes[0]]}* {output_names[0]}"
+            to = [f"{_C_TYPES[output_dtypes[0]]}* {output}" for output in output_names]
             library = _build(folder, name, input_names, types, to, source)
         strides = [
             (ctypes.c_long * max(1, array.ndim))(*(s // array.itemsize for s in array.strides))
             for array in arrays
         ]
-        out = _numpy(mx.full(output_shapes[0], mx.nan, output_dtypes[0])).copy()
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, out)]
+        outputs = [
+            _numpy(mx.full(shape, mx.nan, dtype)).copy()
+            for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
+        ]
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, *outputs)]
         assert (*threadgroup, *grid[1:]) == (1,) * 5
         library.run(*pointers, *strides, ctypes.c_long(grid[0]))
-        return [mx.array(out).view(output_dtypes[0])]
+        pairs = zip(outputs, output_dtypes, strict=True)
+        return [mx.array(out).view(dtype) for out, dtype in pairs]
 
     return run
 
@@ -122,12 +126,13 @@ def _build(
     name: str,
     inputs: Sequence[str],
     types: Sequence[str],
-    output: str,
+    outputs: Sequence[str],
     source: str,
 ) -> Any:
     pointers = [f"const {kind}* {name}" for kind, name in zip(types, inputs, strict=True)]
-    declared = ", ".join([*pointers, output, *(f"const long* {i}_strides" for i in inputs)])
-    passed = ", ".join([*inputs, output.split()[-1], *(f"{i}_strides" for i in inputs)])
+    declared = ", ".join([*pointers, *outputs, *(f"const long* {i}_strides" for i in inputs)])
+    names = [*inputs, *(output.split()[-1] for output in outputs)]
+    passed = ", ".join([*names, *(f"{i}_strides" for i in inputs)])
     code = f"""{_PRELUDE}
         static void thread({declared}) {{ {source} }}
         extern "C" void run({declared}, long blocks) {{

@@ -105,8 +105,10 @@ def attention_gradient(
     return of_scores, narrow(of_scores, band.shape[-1] // 2)
 
 
-def dropout(x: mx.array, bias: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
-    keep = mx.random.bernoulli(1 - p, x.shape, key=key)
+def dropout(
+    x: mx.array, bias: mx.array, mask: mx.array, p: float, keys: mx.array, start: int = 0
+) -> mx.array:
+    keep = mx.random.bernoulli(1 - p, x.shape, key=keys[start : start + 2])
     return mx.where(keep, (x + bias) * mask / (1 - p), 0.0)
 
 
@@ -151,16 +153,17 @@ def adamw(
     return parameter * factors[0] - factors[1] * m / root, m, v
 
 
-def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+def fold(g: mx.array, v: mx.array, start: int = 0) -> tuple[mx.array, mx.array]:
     length = mx.sqrt(mx.sum(v * v, axis=1, keepdims=True))
-    return v * (g / length), length
+    return v * (g[start : start + len(v)] / length), length
 
 
 def fold_gradient(
-    g: mx.array, v: mx.array, length: mx.array, cotangent: mx.array
+    g: mx.array, v: mx.array, length: mx.array, cotangent: mx.array, start: int = 0
 ) -> tuple[mx.array, mx.array]:
     along = mx.sum(cotangent * v, axis=1, keepdims=True) / length
-    return (g / length) * (cotangent - v * (along / length)), along
+    scale = g[start : start + len(v)] / length
+    return scale * (cotangent - v * (along / length)), along
 
 
 def squares(x: mx.array) -> mx.array:
