@@ -116,13 +116,13 @@ class StepParts:
             with no_gradient():
                 return speaker.decode(codes, text, [style], noise=noise).wav
 
-        state = gan.state()
+        inputs, state = gan.inputs(), gan.state()
         self._forward_g: Any = forward_g
         self._step_d: Any = step_d
         self._synthesize: Any = synthesize
         if compiled:
-            self._forward_g = mx.compile(forward_g, inputs=state)
-            self._step_d = mx.compile(step_d, inputs=state, outputs=state)
+            self._forward_g = mx.compile(forward_g, inputs=inputs)
+            self._step_d = mx.compile(step_d, inputs=inputs, outputs=state)
             self._synthesize = mx.compile(synthesize, inputs=speaker.state)
 
     def graphs(self) -> Iterator[tuple[str, Any]]:
@@ -138,9 +138,9 @@ class StepParts:
             return gan.state()
 
         if self._is_compiled:
-            state = gan.state()
-            weight_norm = mx.compile(weight_norm, inputs=state)
-            update = mx.compile(update, inputs=state, outputs=state)
+            inputs, state = gan.inputs(), gan.state()
+            weight_norm = mx.compile(weight_norm, inputs=inputs)
+            update = mx.compile(update, inputs=inputs, outputs=state)
         work = {
             "forward_g": lambda: self._forward_g(self._key()),
             "step_d": lambda: [self._step_d(self._key()), gan.state()],

@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
+from functools import cache
 
 import mlx.core as mx
 
@@ -18,8 +19,12 @@ def view(flat: mx.array, start: int, shape: tuple[int, ...]) -> mx.array:
     Args:
         flat: one element after another in memory.
     """
-    strides = list(itertools.accumulate(shape[:0:-1], operator.mul, initial=1))[::-1]
-    return mx.as_strided(flat, shape, strides, start)
+    return mx.as_strided(flat, shape, _strides(shape), start)
+
+
+@cache
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    return list(itertools.accumulate(shape[:0:-1], operator.mul, initial=1))[::-1]
 
 
 def views(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:

@@ -76,11 +76,11 @@ class AccumulatingStep:
         self._update_d: Any = self._finish_d
         self._update_g: Any = self._finish_g
         if compiled:
-            state = step.state()
-            self._judge = mx.compile(self._gather_d, inputs=state)
-            self._generate = mx.compile(self._gather_g, inputs=state)
-            self._update_d = mx.compile(self._finish_d, inputs=state, outputs=state)
-            self._update_g = mx.compile(self._finish_g, inputs=state, outputs=state)
+            inputs, state = step.inputs(), step.state()
+            self._judge = mx.compile(self._gather_d, inputs=inputs)
+            self._generate = mx.compile(self._gather_g, inputs=inputs)
+            self._update_d = mx.compile(self._finish_d, inputs=inputs, outputs=state)
+            self._update_g = mx.compile(self._finish_g, inputs=inputs, outputs=state)
 
     def __call__(self, batch: Batch, key: mx.array) -> VITSLosses:
         """Updates both nets; the parts are computed one after the other.
@@ -102,7 +102,6 @@ class AccumulatingStep:
             loss_d, grads_d = _added(loss_d, loss), _added(grads_d, grads)
             mx.eval(loss_d, grads_d)  # what the part took is free again
         self._update_d(grads_d)
-        self._gan.parts()[1][0].note()
         mx.eval(self._gan.state())
         grads_g: Any = None
         named: Any = None
@@ -114,7 +113,8 @@ class AccumulatingStep:
             mx.eval(named, grads_g, peak)
         whole = named | {"loss_d": loss_d, "peak_fake": peak}
         losses = VITSLosses(**self._update_g(whole, grads_g, grads_d))
-        self._gan.parts()[0][0].note()
+        for packed, _ in self._gan.parts():
+            packed.show()
         return losses
 
     def _gather_d(self, part: Part) -> tuple[mx.array, Arrays]:

@@ -237,6 +237,10 @@ class Packed:
         """Takes new blocks, and gives the model its views into them."""
         for ours, theirs in zip(self.arrays, arrays, strict=True):
             ours.update(theirs)
+        self.show()
+
+    def show(self) -> None:
+        """Gives the model its views into the present blocks, in place of those into older ones."""
         for block in self.blocks:
             for slot, tensor in block.unpack(self.arrays[block.group][block.name]):
                 slot.module[slot.name] = tensor
@@ -247,18 +251,21 @@ class Packed:
         self._given = [slot.module[slot.name] for block in self.blocks for slot in block.slots]
 
     def adopt(self) -> None:
-        """Takes what others have put into the model since the last `replace` or `note`."""
-        held = iter(self._given)
+        """Takes what others have put into the model since the last `show` or `note`."""
+        given = iter(self._given)
         changed = []
         for block in self.blocks:
-            given = list(itertools.islice(held, len(block.slots)))
-            pairs = zip(block.slots, given, strict=True)
-            if any(slot.module[slot.name] is not array for slot, array in pairs):
-                changed.append(block)
+            present = [slot.module[slot.name] for slot in block.slots]
+            is_given = [array is next(given) for array in present]
+            if not all(is_given):
+                ours = block.unpack(self.arrays[block.group][block.name])
+                of_each = zip(present, is_given, ours, strict=True)
+                found = {slot.path: own if ok else array for array, ok, (slot, own) in of_each}
+                changed.append((block, found))
+        for block, found in changed:
+            self._take(found, [block])
         if changed:
-            slots = [slot for block in changed for slot in block.slots]
-            self._take({slot.path: slot.module[slot.name] for slot in slots}, changed)
-            self.replace(self.arrays)
+            self.show()
 
     def value_and_grad_in_use(
         self, function: Callable[[], mx.array], *, cast: bool = False
@@ -281,10 +288,7 @@ class Packed:
             return folded
 
         with no_gradient():
-            places = [
-                (block, slot, slot.module[slot.name] if tensor is None else tensor)
-                for block, slot, tensor in self._places(self.arrays, cast, fold)
-            ]
+            places = list(self._places(self.arrays, cast, fold))
 
         def of_tensors(tensors: list[mx.array]) -> mx.array:
             pairs = zip(places, tensors, strict=True)
@@ -335,7 +339,7 @@ class Packed:
         """
         with no_gradient(arrays is self.arrays):
             places = list(self._places(arrays, cast, fold_rows))
-        with _held([(block, slot, array) for block, slot, array in places if array is not None]):
+        with _held(places):
             yield
 
     def _weights(self) -> list[Block]:
@@ -349,19 +353,14 @@ class Packed:
 
     def _places(
         self, arrays: Arrays, cast: bool, fold: Fold
-    ) -> Iterator[tuple[Block, Slot, mx.array | None]]:
-        """What the model computes with; None where it holds that, a view into a present block."""
+    ) -> Iterator[tuple[Block, Slot, mx.array]]:
+        """What the model computes with, each a view."""
         weights = self.effective(arrays, fold)
         if cast:
             self._cast(weights, self._compute)
         for block in self._weights():
-            compute = block.compute if cast else mx.float32
-            is_present = arrays is self.arrays and block.role != "directions"
             for matrix, array in zip(block.matrices, weights[block.name], strict=True):
-                if is_present and compute == mx.float32:
-                    yield from ((block, slot, None) for slot in matrix.slots)
-                else:
-                    yield from ((block, slot, tensor) for slot, tensor in matrix.unpack(array))
+                yield from ((block, slot, tensor) for slot, tensor in matrix.unpack(array))
 
     def _cast(self, weights: dict[str, list[mx.array]], dtype: mx.Dtype) -> None:
         """Casts the matrices of the blocks that are not computed with in fp32."""

@@ -197,9 +197,10 @@ class GANStep:
         for packed, groups in self.parts():
             for optimizer, arrays in zip(groups, packed.arrays, strict=True):
                 optimizer.init(arrays)
-        state = self.state()
-        step: Callable[..., VITSLosses] = self._losses_only
-        self._step = mx.compile(step, inputs=state, outputs=state) if compiled else step
+        step: Any = self._losses_only
+        if compiled:
+            step = mx.compile(step, inputs=self.inputs(), outputs=self.state())
+        self._step: Callable[..., VITSLosses] = step
 
     def parts(self) -> list[tuple[Packed, list[optim.AdamW]]]:
         """Parameters of generator and discriminator, with the optimizer of each group."""
@@ -207,13 +208,19 @@ class GANStep:
         return [(self._packed_g, groups), (self._packed_d, [self.optimizers.discriminator])]
 
     def state(self) -> list[Any]:
-        """Everything a step changes: both nets and both optimizers."""
+        """Everything a step changes: the blocks of both nets, and both optimizers.
+
+        What the nets hold are views of the blocks, which a compiled step neither reads nor makes:
+        they are computed where they are read.
+        """
         return [
-            self.generator.state,
-            self.discriminator.state,
             *(packed.arrays for packed, _ in self.parts()),
             *(optimizer.state for _, groups in self.parts() for optimizer in groups),
         ]
+
+    def inputs(self) -> list[Any]:
+        """Everything a step reads besides a batch: its state, and what is frozen."""
+        return [self.generator.state, self.discriminator.state, *self.state()]
 
     def moments(self) -> Moments:
         """What another run needs to continue with, by the paths of the tensors."""
@@ -239,17 +246,31 @@ class GANStep:
 
     def __call__(self, batch: Batch, key: mx.array) -> VITSLosses:
         """Updates both nets; nothing is evaluated yet."""
+        named = self.advance(batch, key)
+        self.show()
+        return named
+
+    def advance(self, batch: Batch, key: mx.array) -> VITSLosses:
+        """As calling it, but the nets hold their former weights until `show`."""
         for packed, _ in self.parts():
             packed.adopt()
+        before = self.compilations
         named = self._step(batch, key)
-        for packed, _ in self.parts():
-            packed.note()
+        if self.compilations > before:  # recording it leaves arrays of the record in the nets
+            for packed, _ in self.parts():
+                packed.show()
         return named
+
+    def show(self) -> None:
+        """Gives both nets the weights that the last step left, or that others have set since."""
+        for packed, _ in self.parts():
+            packed.adopt()
+            packed.show()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """What is done within a `with` block changes neither the nets nor the optimizers."""
-        before = list(_places(self.state()))
+        before = list(_places(self.inputs()))
         try:
             yield
         finally:

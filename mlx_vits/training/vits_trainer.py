@@ -172,7 +172,7 @@ class VITSTrainer:
             compute=compute_type(config.precision),
             recomputes=self._recomputes(),
         )
-        self._run: Callable[[Batch, mx.array], VITSLosses] = self._step
+        self._run: Callable[[Batch, mx.array], VITSLosses] = self._step.advance
         if config.accumulate > 1:
             self._run = AccumulatingStep(self._step, config.accumulate, compiled=compiled)
 
@@ -273,6 +273,8 @@ class VITSTrainer:
         if broken:
             raise TrainingStopped(f"{broken[0]} is no longer a number", place.step)
         self.place, self.is_ahead = place, is_ahead
+        if not is_ahead:
+            self._step.show()  # they may be read
         values |= begun.rates | {"step": place.step, "epoch": place.epoch}
         return StepRecord(values, place)
 
@@ -286,6 +288,7 @@ class VITSTrainer:
     def trees(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as trees of arrays."""
         moments = self._step.moments()
+        self._step.show()
         return {
             "generator": self.generator.parameters(),
             "discriminator": self.discriminator.parameters(),
