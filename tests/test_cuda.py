@@ -18,11 +18,11 @@ from mlx_vits.benchmarking import work
 from mlx_vits.nn import cuda
 from mlx_vits.nn.activations import biased_sum, leaky_mean, leaky_relu, sum_and_leaky_relu
 from mlx_vits.nn.attention import _attend, _band_to_square, _heads_on_cuda, _square_to_band
-from mlx_vits.nn.conv import conv1d, conv_backend
+from mlx_vits.nn.conv import conv1d, conv_backend, planar
 from mlx_vits.nn.dropout import KeyedDropout, dropped
 from mlx_vits.nn.gradients import no_gradient
 from mlx_vits.nn.joining import cast_together, end_to_end
-from mlx_vits.nn.layers import Conv1d, Conv2d, LayerNorm
+from mlx_vits.nn.layers import Conv1d, Conv2d, ConvTranspose1d, LayerNorm
 from mlx_vits.nn.wavenet import _passed_on, gated
 from mlx_vits.nn.weight_norm import fold_rows
 from mlx_vits.training.losses import discriminator_loss, feature_loss, generator_loss
@@ -230,6 +230,29 @@ def test_what_follows_a_convolution(on_cuda: On, columns: bool) -> None:
         plain = onto_and_leaky(to, x, *weights)
         with on_cuda():
             np.testing.assert_allclose(onto_and_leaky(to, x, *weights), plain, **tolerance)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Conv1d(6, 6, 3, padding=1), Conv1d(6, 6, 1), Conv2d(6, 6, (5, 1), padding=(2, 0))],
+    ids=["Conv1d", "of one tap", "Conv2d"],
+)
+def test_planar_activations_and_weights(on_cuda: On, layer: Any) -> None:
+    """Through several layers, one of them transposed."""
+    up = ConvTranspose1d(6, 6, 4, stride=2, padding=1)
+
+    def run(x: mx.array, weight: mx.array, bias: mx.array, up_weight: mx.array) -> mx.array:
+        up["weight"], layer["bias"] = up_weight, bias
+        with conv_backend("planar"):
+            layer["weight"] = weight.reshape(layer.form("weight", weight.shape))
+            x = planar(x)
+            y = layer.onto(x, layer.leaky(x, 0.1))
+            return up.unbiased(y).reshape(2, -1, 6)
+
+    shapes = layer["weight"].shape, (6,), up["weight"].shape
+    weights = [0.1 * _normal(*shape, seed=n) for n, shape in enumerate(shapes)]
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if HAS_CUDA else {"rtol": 1e-4, "atol": 2e-6}
+    _assert_same(on_cuda, run, _normal(2, 9, 6, seed=5), *weights, **tolerance)
 
 
 @pytest.mark.parametrize("is_masked", [True, False])

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
+from mlx_vits.nn.conv import planar
 from mlx_vits.nn.layers import exact
 from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d
 
@@ -28,7 +29,8 @@ class Judgement(NamedTuple):
     Attributes:
         score: `(B, scores)`, near 1 for real speech.
         features: outputs of every layer, the last the raw scores. `(B, T, C)` over samples;
-            `(B P, H, C)` over a period, its P columns side by side in the batch.
+            `(B P, H, C)` over a period, its P columns side by side in the batch, or as
+            `conv.planar` gives it.
     """
 
     score: mx.array
@@ -96,7 +98,7 @@ class DiscriminatorP(nn.Module):
         """A waveform `(B, N, 1)`."""
         batch, period = x.shape[0], self.period
         x = _reflect_to_multiple(x[..., 0], period)
-        x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, -1, 1)
+        x = planar(x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, -1, 1))
         features = []
         for conv in self.convs:
             x = conv.leaky(x, SLOPE)

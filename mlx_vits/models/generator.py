@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx_vits.config import Config
 from mlx_vits.nn.activations import leaky_mean, leaky_relu
 from mlx_vits.nn.checkpointing import recomputed
+from mlx_vits.nn.conv import planar
 from mlx_vits.nn.layers import Conv1d, Convolution, exact
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d, build_conv_transpose1d
 
@@ -90,7 +91,7 @@ class Generator(nn.Module):
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
         """`(B, T, C)` and conditioning `(B, 1, G)` to a waveform `(B, N, 1)`."""
-        activated = leaky_relu(self.conv_pre(z) + self.cond(g), SLOPE)
+        activated = planar(leaky_relu(self.conv_pre(z) + self.cond(g), SLOPE))
         slopes = [*[SLOPE] * (len(self.ups) - 1), LAST_SLOPE]  # of what comes after a stage
         for stage, (up, slope) in enumerate(zip(self.ups, slopes, strict=True)):
             x, activated = up.onto_and_leaky(None, activated, SLOPE)
@@ -98,4 +99,4 @@ class Generator(nn.Module):
             blocks = self.resblocks[first : first + self.num_kernels]
             outputs = [recomputed([block], block, x, activated) for block in blocks]
             activated = leaky_mean(outputs, slope)
-        return mx.tanh(self.conv_post(activated))
+        return mx.tanh(self.conv_post(activated)).reshape(len(z), -1, 1)

@@ -96,8 +96,8 @@ class MultiHeadAttention(nn.Module):
 
     def _joined(self) -> tuple[mx.array, mx.array]:
         convs = self.conv_q, self.conv_k, self.conv_v
-        channels = self.conv_q["weight"].shape[2]
-        weight = joined(*(conv["weight"] for conv in convs)).reshape(-1, 1, channels)
+        channels = self.conv_q["weight"].shape[-1]
+        weight = joined(*(conv["weight"] for conv in convs)).reshape(-1, channels)
         return weight, joined(*(conv["bias"] for conv in convs))
 
     def hold(self) -> None:

@@ -5,13 +5,15 @@ Weights are in MLX's own layout: `(O, K, C / groups)`, transposed convolution `(
 
 On Metal these are MLX's own convolutions. On CUDA as well, but in two dimensions, of height 1:
 cuDNN has fast kernels for those, and MLX tells the gradient of a weight from a forward by their
-sizes along the second one. MLX's CPU backend has no fast path for dilated, transposed and grouped
+sizes along the second one. There activations may stay `(N, 1, T, C)` from one convolution to the
+next, see `planar`. MLX's CPU backend has no fast path for dilated, transposed and grouped
 ones (a naive loop: one dilated convolution of the decoder takes 735 ms where PyTorch takes 5), so
 on CPU all of them are matrix products: `matmul_conv.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -52,6 +54,35 @@ def _chosen() -> str:
     return ON_CUDA if mx.cuda.is_available() else "native"
 
 
+def planar(x: mx.array) -> mx.array:
+    """`(N, T, C)` as convolutions take it without another view: `(N, 1, T, C)` on CUDA, else as is.
+
+    Convolutions give what they take; everything element by element does so anyway.
+    """
+    return x[:, None] if _chosen() == "planar" and cuda.is_used(x) else x
+
+
+def weight_form(
+    shape: tuple[int, int, int], *, stride: int, padding: int, groups: int
+) -> tuple[int, ...]:
+    """The shape in which `conv1d` takes a weight `(O, K, C / groups)` without another view.
+
+    Returns:
+        `(O, C)` of a product, `(O, 1, K, C)` where convolutions are planar, else the shape.
+    """
+    outputs, taps, channels = shape
+    if groups > 1:
+        return shape
+    if _is_product(shape, stride, padding):
+        return (outputs, channels)
+    return (outputs, 1, taps, channels) if _chosen() == "planar" else shape
+
+
+def _is_product(shape: tuple[int, ...], stride: int, padding: int) -> bool:
+    """Whether a convolution of one group with a weight of this shape reads each step alone."""
+    return math.prod(shape[1:-1]) == 1 and stride == 1 and padding == 0
+
+
 def conv1d(
     x: mx.array,
     weight: mx.array,
@@ -65,28 +96,30 @@ def conv1d(
     """1-D convolution (cross-correlation, zero padding), as `torch.nn.functional.conv1d`.
 
     Args:
-        x: `(N, T, C)`.
-        weight: `(O, K, C / groups)`.
+        x: `(N, T, C)`, or as `planar` gives it.
+        weight: `(O, K, C / groups)`, or in the shape of `weight_form`.
         bias: `(O,)` or None.
 
     Returns:
-        `(N, (T + 2 padding - dilation (K - 1) - 1) // stride + 1, O)`.
+        `(N, (T + 2 padding - dilation (K - 1) - 1) // stride + 1, O)`, or planar as x is.
     """
     backend = _chosen()
     if groups > 1 and backend in ("planar", "cudnn"):
         # The gradient of MLX 0.32.4's own ends in an illegal memory access on CUDA.
         backend = "matmul"
-    if backend == "cudnn" and min(weight.shape[0], weight.shape[2]) == 1:
+    if backend == "cudnn" and min(weight.shape[0], weight.shape[-1]) == 1:
         backend = "planar"
-    if weight.shape[1] == 1 and stride == 1 and padding == 0 and groups == 1:
-        return _one_tap(x, weight[:, 0]) if bias is None else _one_tap(x, weight[:, 0], bias)
+    if groups == 1 and _is_product(weight.shape, stride, padding):
+        weight = weight.squeeze(1) if weight.ndim == 3 else weight
+        return _one_tap(x, weight) if bias is None else _one_tap(x, weight, bias)
     if backend == "native":
         y = mx.conv1d(x, weight, stride, padding, dilation, groups)
     elif backend == "planar":
         if on_cuda := geometry_on_cuda([x], weight, stride, padding, dilation):
             y = cuda_conv.alone(on_cuda)(x, weight)
         else:
-            y = cuda_conv.Geometry(stride, padding, dilation).convolve(x, weight).squeeze(1)
+            y = cuda_conv.Geometry(stride, padding, dilation).convolve(x, weight)
+            y = y.squeeze(1) if x.ndim == 3 else y
     elif backend == "cudnn":
         y = planar_conv.conv1d(x, weight, stride, padding, dilation)
     else:
@@ -98,8 +131,9 @@ def geometry_on_cuda(
     arrays: Sequence[mx.array], weight: mx.array, stride: int, padding: int, dilation: int
 ) -> cuda_conv.Geometry | None:
     """For what `cuda_conv.py` computes with these arrays and a weight of one group."""
-    is_product = weight.shape[1] == 1 and stride == 1 and padding == 0
-    if is_product or _chosen() != "planar" or not cuda.is_used(*arrays, weight):
+    if _chosen() != "planar" or _is_product(weight.shape, stride, padding):
+        return None
+    if not cuda.is_used(*arrays, weight):
         return None
     return cuda_conv.Geometry(stride, padding, dilation)
 
@@ -135,12 +169,12 @@ def conv_transpose1d(
     """1-D transposed convolution without output padding, as `torch.nn.functional.conv_transpose1d`.
 
     Args:
-        x: `(N, T, C)`.
+        x: `(N, T, C)`, or as `planar` gives it.
         weight: `(O / groups, K, C)`.
         bias: `(O,)` or None.
 
     Returns:
-        `(N, (T - 1) stride + dilation (K - 1) + 1 - 2 padding, O)`.
+        `(N, (T - 1) stride + dilation (K - 1) + 1 - 2 padding, O)`, or planar as x is.
     """
     pieces = zip(mx.split(x, groups, axis=-1), mx.split(weight, groups, axis=-1), strict=True)
     outputs, backend = [], _chosen()
@@ -149,8 +183,9 @@ def conv_transpose1d(
             outputs.append(mx.conv_transpose1d(part, w, stride, padding, dilation))
         elif backend == "planar":
             geometry = ((1, stride), (0, padding), (1, dilation))
-            y = mx.conv_transpose2d(part[:, None], w[:, None], *geometry)
-            outputs.append(y.squeeze(1))
+            tall = part[:, None] if part.ndim == 3 else part
+            y = mx.conv_transpose2d(tall, w[:, None], *geometry)
+            outputs.append(y.squeeze(1) if part.ndim == 3 else y)
         elif backend == "cudnn":
             outputs.append(planar_conv.conv_transpose1d(part, w, stride, padding, dilation))
         else:

@@ -251,8 +251,12 @@ def merge_heads(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array
 def windows(
     x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
 ) -> mx.array:
-    """What each step of a convolution of so many taps reads: `(N, T, C)` to `(N steps, K C)`."""
-    batch, length, channels = x.shape
+    """What each step of a convolution of so many taps reads: `(N, T, C)` to `(N steps, K C)`.
+
+    Args:
+        x: may have height 1, `(N, 1, T, C)`.
+    """
+    batch, (length, channels) = len(x), x.shape[-2:]
     sizes = [channels, kernel, length, steps, stride, dilation, padding]
     return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
 

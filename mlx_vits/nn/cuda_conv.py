@@ -3,8 +3,9 @@
 The two are one function with a gradient of its own, and what passes between them keeps the shape it
 comes in.
 
-Axes: N batch, T time of x, Y time of y, C channels of x, O of y, K taps. x is `(N, T, C)`,
-y is `(N, Y, O)`, w is `(O, K, C)` or `(O, K, 1, C)`; one group.
+Axes: N batch, T time of x, Y time of y, C channels of x, O of y, K taps. x is `(N, T, C)` and
+y is `(N, Y, O)`, or both have height 1: `(N, 1, T, C)` and `(N, 1, Y, O)`. w is `(O, K, C)`,
+`(O, K, 1, C)` or, without another view, `(O, 1, K, C)`; one group.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Geometry(NamedTuple):
     dilation: int
 
     def convolve(self, x: mx.array, w: mx.array) -> mx.array:
-        """`(N, T, C)` to `(N, 1, Y, O)`."""
-        return self._convolve(x[:, None], _planar(w))
+        """To `(N, 1, Y, O)`."""
+        return self._convolve(x[:, None] if x.ndim == 3 else x, _planar(w))
 
     def gradients(self, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
         """In x and in w, from that in y as `(N Y, O)`.
@@ -38,10 +39,10 @@ class Geometry(NamedTuple):
         In the weight it copies what it reads once. MLX's own pads the input and then copies its
         windows; of a dilated convolution it turns both arrays over.
         """
-        outputs, taps, channels = w.shape[0], w.shape[1], w.shape[-1]
-        cotangent, planar = [rows.reshape(len(x), 1, -1, outputs)], _planar(w)
-        of_x = mx.vjp(lambda x: self._convolve(x, planar), [x[:, None]], cotangent)[1][0].squeeze(1)
-        if len(rows) * taps * channels > _MOST:
+        outputs, cotangent, planar = len(w), [rows.reshape(len(x), 1, -1, len(w))], _planar(w)
+        (of_x,) = mx.vjp(lambda x: self.convolve(x, planar), [x], cotangent)[1]
+        taps = w.size // (outputs * w.shape[-1])
+        if len(rows) * w.size // outputs > _MOST:
             return [of_x, mx.vjp(lambda w: self.convolve(x, w), [w], cotangent)[1][0]]
         steps = cotangent[0].shape[2]
         read = cuda.windows(x, taps, steps, self.stride, self.dilation, self.padding)
@@ -53,12 +54,14 @@ class Geometry(NamedTuple):
 
 def _planar(w: mx.array) -> mx.array:
     """`(O, 1, K, C)`."""
-    return w[:, None] if w.ndim == 3 else w.swapaxes(1, 2)
+    if w.ndim == 3:
+        return w[:, None]
+    return w.swapaxes(1, 2) if w.shape[2] == 1 else w
 
 
-def _flat(y: mx.array) -> tuple[int, ...]:
-    """The shape of `(N, 1, Y, O)` without its height."""
-    return (y.shape[0], *y.shape[2:])
+def _shape_as(x: mx.array, y: mx.array) -> tuple[int, ...]:
+    """Of y `(N, 1, Y, O)`, without its height where x has none."""
+    return y.shape if x.ndim == 4 else (y.shape[0], *y.shape[2:])
 
 
 @cache
@@ -66,7 +69,8 @@ def alone(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
     """A function of x and w to y."""
 
     def forward(x: mx.array, w: mx.array) -> mx.array:
-        return at.convolve(x, w).squeeze(1)
+        y = at.convolve(x, w)
+        return y if x.ndim == 4 else y.squeeze(1)
 
     def gradient(
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
@@ -83,12 +87,12 @@ def leaky(at: Geometry, slope: float) -> Callable[..., mx.array]:
 
     def forward(x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
         y = at.convolve(x, w)
-        return cuda.leaky_relu(y, bias, slope, _flat(y))
+        return cuda.leaky_relu(y, bias, slope, _shape_as(x, y))
 
     def gradient(
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
     ) -> list[mx.array]:
-        shape = (output.size // output.shape[2], output.shape[2])
+        shape = (output.size // output.shape[-1], output.shape[-1])
         rows = cuda.leaky_relu_gradient(cotangent, output, slope, shape=shape)
         return [*at.gradients(primals[0], primals[1], rows), mx.sum(rows, axis=0)]
 
@@ -117,12 +121,12 @@ def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.arra
 
     def forward(to: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> Any:
         y = at.convolve(x, w)
-        return cuda.sum_and_leaky_relu(to, y, bias, slope, _flat(y))
+        return cuda.sum_and_leaky_relu(to, y, bias, slope, _shape_as(x, y))
 
     def gradient(
         primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
     ) -> list[mx.array]:
-        total, channels = outputs[0], outputs[0].shape[2]
+        total, channels = outputs[0], outputs[0].shape[-1]
         shape = (total.size // channels, channels)
         of_sum, of_leaky = cotangents
         rows = cuda.sum_and_leaky_relu_gradient(of_sum, of_leaky, total, slope, shape)

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from mlx_vits.nn import cuda, cuda_conv
 from mlx_vits.nn.activations import biased_sum, leaky_relu, sum_and_leaky_relu
-from mlx_vits.nn.conv import conv1d, conv_transpose1d, geometry_on_cuda
+from mlx_vits.nn.conv import conv1d, conv_transpose1d, geometry_on_cuda, weight_form
 from mlx_vits.nn.gradients import sum_to, with_gradient
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
@@ -39,6 +39,8 @@ def draw_uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
 
 class Convolution(nn.Module):
     """What all convolutions share: geometry, initial values, and a forward on the weight.
+
+    Activations may also be as `conv.planar` gives them, and come out alike.
 
     Args:
         stride, padding, dilation: in samples.
@@ -101,6 +103,17 @@ class Convolution(nn.Module):
         """The weight that the forward uses."""
         return self["weight"]
 
+    def form(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in which the forward takes a parameter of this name and shape as well.
+
+        Of a weight it is the one that it is read in, so that no other view of it is made.
+        """
+        if name not in ("weight", "weight_v") or self.kind == "conv_transpose1d":
+            return shape
+        outputs, taps, *_, channels = shape
+        geometry = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+        return weight_form((outputs, taps, channels), **geometry)
+
     def _weight_shape(self, inputs: int, outputs: int, kernel: int) -> tuple[int, ...]:
         if self.kind == "conv_transpose1d":
             return (outputs // self.groups, kernel, inputs)
@@ -117,6 +130,7 @@ class Convolution(nn.Module):
 
     def leaky(self, x: mx.array, slope: float) -> mx.array:
         """The convolution and a leaky ReLU, which takes the bias along."""
+        x = x.astype(self.effective_weight().dtype)
         if "bias" in self and (at := self._on_cuda(x)):
             return cuda_conv.leaky(at, slope)(x, self.effective_weight(), self["bias"])
         return leaky_relu(self._convolve(x, None), slope, self.get("bias"))
@@ -227,7 +241,9 @@ class ColumnConvolution(Convolution):
         return self._convolve(x, self.get("bias"))
 
     def _convolve(self, x: mx.array, bias: mx.array | None) -> mx.array:
-        weight = self.effective_weight().squeeze(2)
+        weight = self.effective_weight()
+        if weight.ndim == 4 and weight.shape[2] == 1:
+            weight = weight.squeeze(2)
         x = x.astype(weight.dtype)
         return conv1d(x, weight, bias, stride=self.stride, padding=self.padding)
 

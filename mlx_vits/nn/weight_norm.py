@@ -232,12 +232,12 @@ class WeightNormed(Convolution):
         self.weight_g, self.weight_v = split_weight(weight, self.kind)
 
     def weight(self) -> mx.array:
-        """The effective weight, in the shape of `weight_v`."""
+        """The effective weight, in the shape of `weight_v`, or as it is held."""
         held: mx.array | None = self.__dict__.get("_held")
         return fold_weight(self.weight_g, self.weight_v, self.kind) if held is None else held
 
     def hold(self, weight: mx.array | None) -> None:
-        """Sets an effective weight that was computed elsewhere, in the shape of `weight_v`.
+        """Sets an effective weight that was computed elsewhere, in a shape of `weight_v` or `form`.
 
         Args:
             weight: no parameter; None to compute it from `weight_g` and `weight_v` again.

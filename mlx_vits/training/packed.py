@@ -36,6 +36,7 @@ from mlx.utils import tree_flatten
 
 from mlx_vits.nn.gradients import no_gradient, with_gradient
 from mlx_vits.nn.joining import cast_together, end_to_end
+from mlx_vits.nn.layers import Convolution
 from mlx_vits.nn.viewing import view
 from mlx_vits.nn.weight_norm import Back, WeightNormed, fold_rows, fold_rows_and_back
 
@@ -85,11 +86,18 @@ class Slot(NamedTuple):
         """With its axes in the order of its rows."""
         return tensor.swapaxes(0, 2) if self.is_turned else tensor
 
-    def view(self, flat: mx.array, start: int) -> mx.array:
-        """The tensor whose rows begin at an element of `(N,)`."""
+    def view(self, flat: mx.array, start: int, in_form: bool = False) -> mx.array:
+        """The tensor whose rows begin at an element of `(N,)`.
+
+        Args:
+            in_form: in the shape that its module computes with it in, which may be another one.
+        """
         if self.is_turned:
             return view(flat, start, self.shape[::-1]).swapaxes(0, 2)
-        return view(flat, start, self.shape)
+        shape, module = self.shape, self.module
+        if in_form and isinstance(module, Convolution):
+            shape = module.form(self.name, shape)
+        return view(flat, start, shape)
 
 
 class Matrix:
@@ -105,7 +113,8 @@ class Matrix:
         self.rows = [slot.size // width for slot in slots]
         self.shape = (sum(self.rows), width)
         self._cut = with_gradient(
-            lambda array: list(self.views(array)), lambda _, cotangents, __: self.join(cotangents)
+            lambda array: list(self.views(array, in_form=True)),
+            lambda _, cotangents, __: self.join(cotangents),
         )
 
     @property
@@ -118,14 +127,16 @@ class Matrix:
         return mx.contiguous(self.join([tensors[slot.path] for slot in self.slots]))
 
     def unpack(self, array: mx.array) -> Iterator[tuple[Slot, mx.array]]:
-        """`(R, W)` to views in the shapes of the tensors, through which a gradient passes."""
+        """`(R, W)` to what the modules compute with, through which a gradient passes."""
         return zip(self.slots, self._cut(array), strict=True)
 
-    def views(self, array: mx.array, start: int = 0) -> Iterator[mx.array]:
-        """The tensors of an array in which the matrix begins at an element."""
+    def views(
+        self, array: mx.array, start: int = 0, *, in_form: bool = False
+    ) -> Iterator[mx.array]:
+        """The tensors of an array in which the matrix begins at an element; see `Slot.view`."""
         flat = array.flatten()
         for slot in self.slots:
-            yield slot.view(flat, start)
+            yield slot.view(flat, start, in_form)
             start += slot.size
 
     def join(self, tensors: Sequence[mx.array]) -> mx.array:

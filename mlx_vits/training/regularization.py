@@ -126,7 +126,7 @@ def _anchor_matrix(
         origins[slot.path] = origin
         shares.append(mx.broadcast_to(share, (rows, 1)))
     packed = matrix.pack(origins)
-    for slot, view in matrix.unpack(packed):
+    for slot, view in zip(matrix.slots, matrix.views(packed), strict=True):
         if slot.path in held:
             anchor[held[slot.path]] = view
     return packed, mx.concatenate(shares)

@@ -127,6 +127,7 @@ def merge_heads(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array
 def windows(
     x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
 ) -> mx.array:
+    x = x.reshape(len(x), *x.shape[-2:])
     padded = mx.pad(x, [(0, 0), (padding, padding + stride + dilation * kernel), (0, 0)])
     places = mx.arange(steps)[:, None] * stride + mx.arange(kernel) * dilation
     return padded[:, places].reshape(-1, kernel * x.shape[2])
