@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 from mlx_vits.nn import cuda, cuda_conv, matmul_conv, planar_conv
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.gradients import sum_to, with_gradient
 
 BACKENDS = ("auto", "native", "planar", "cudnn", "matmul")
 ON_CUDA = "planar"  # or "cudnn"
@@ -78,6 +78,14 @@ def weight_form(
     return (outputs, 1, taps, channels) if _chosen() == "planar" else shape
 
 
+def bias_form(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a bias `(O,)` is taken as well: `(1, O)` on CUDA.
+
+    MLX adds up rows to one row, of which `(O,)` is another view.
+    """
+    return (1, *shape) if _chosen() == "planar" else shape
+
+
 def _is_product(shape: tuple[int, ...], stride: int, padding: int) -> bool:
     """Whether a convolution of one group with a weight of this shape reads each step alone."""
     return math.prod(shape[1:-1]) == 1 and stride == 1 and padding == 0
@@ -98,7 +106,7 @@ def conv1d(
     Args:
         x: `(N, T, C)`, or as `planar` gives it.
         weight: `(O, K, C / groups)`, or in the shape of `weight_form`.
-        bias: `(O,)` or None.
+        bias: `(O,)`, or in that of `bias_form`, or None.
 
     Returns:
         `(N, (T + 2 padding - dilation (K - 1) - 1) // stride + 1, O)`, or planar as x is.
@@ -139,8 +147,11 @@ def geometry_on_cuda(
 
 
 def _product(x: mx.array, w: mx.array, bias: mx.array | None = None) -> mx.array:
-    """`(N, T, C)` with `(O, C)` and `(O,)` to `(N, T, O)`."""
-    return x @ w.T if bias is None else mx.addmm(bias, x, w.T)
+    """`(..., C)` with `(O, C)` and a bias to `(..., O)`."""
+    # Rows, as the gradient reads them; MLX would else multiply clip by clip with a bias `(1, O)`.
+    rows = x.flatten(0, -2)
+    y = rows @ w.T if bias is None else mx.addmm(bias, rows, w.T)
+    return mx.unflatten(y, 0, x.shape[:-1])
 
 
 def _product_gradient(
@@ -150,7 +161,8 @@ def _product_gradient(
     x, w = primals[:2]
     rows = cotangent.flatten(0, -2)
     of_x = mx.unflatten(rows @ w, 0, x.shape[:-1])
-    return [of_x, rows.T @ x.flatten(0, -2), mx.sum(rows, axis=0)][: len(primals)]
+    of_bias = [sum_to(bias, rows) for bias in primals[2:]]
+    return [of_x, rows.T @ x.flatten(0, -2), *of_bias]
 
 
 _one_tap = with_gradient(_product, _product_gradient)
@@ -171,7 +183,7 @@ def conv_transpose1d(
     Args:
         x: `(N, T, C)`, or as `planar` gives it.
         weight: `(O / groups, K, C)`.
-        bias: `(O,)` or None.
+        bias: `(O,)`, or in the shape of `bias_form`, or None.
 
     Returns:
         `(N, (T - 1) stride + dilation (K - 1) + 1 - 2 padding, O)`, or planar as x is.

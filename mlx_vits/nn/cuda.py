@@ -355,9 +355,9 @@ def error_gradient(x: mx.array, cotangent: mx.array, target: float, weight: floa
 
 
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
-    """In y, from the cotangent `()` of the whole sum."""
-    inputs = {"a": x, "b": y, "c": cotangent}
-    return _run("distance_gradient", inputs, y.shape, numbers=[weight])
+    """In y, from the cotangent `()` of the whole sum, which is fp32 whatever they are."""
+    inputs = {"a": x, "b": y}
+    return _run("distance_gradient", inputs, y.shape, numbers=[weight], more=cotangent)
 
 
 def _run(name: str, inputs: dict[str, mx.array], shape: Shape, **given: Any) -> mx.array:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_vits.nn import cuda
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.gradients import sum_to, with_gradient
 
 _MOST = 2**31 - 1  # elements that a kernel of `cuda.py` counts
 
@@ -94,7 +94,8 @@ def leaky(at: Geometry, slope: float) -> Callable[..., mx.array]:
     ) -> list[mx.array]:
         shape = (output.size // output.shape[-1], output.shape[-1])
         rows = cuda.leaky_relu_gradient(cotangent, output, slope, shape=shape)
-        return [*at.gradients(primals[0], primals[1], rows), mx.sum(rows, axis=0)]
+        x, w, bias = primals
+        return [*at.gradients(x, w, rows), sum_to(bias, rows)]
 
     return with_gradient(forward, gradient)
 
@@ -109,8 +110,8 @@ def onto(at: Geometry) -> Callable[..., mx.array]:
     def gradient(
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
     ) -> list[mx.array]:
-        rows = cotangent.flatten(0, -2)
-        return [cotangent, *at.gradients(primals[1], primals[2], rows), mx.sum(rows, axis=0)]
+        (_, x, w, bias), rows = primals, cotangent.flatten(0, -2)
+        return [cotangent, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
     return with_gradient(forward, gradient)
 
@@ -126,11 +127,11 @@ def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.arra
     def gradient(
         primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
     ) -> list[mx.array]:
-        total, channels = outputs[0], outputs[0].shape[-1]
+        (_, x, w, bias), total, channels = primals, outputs[0], outputs[0].shape[-1]
         shape = (total.size // channels, channels)
         of_sum, of_leaky = cotangents
         rows = cuda.sum_and_leaky_relu_gradient(of_sum, of_leaky, total, slope, shape)
         of_to = rows.reshape(total.shape)
-        return [of_to, *at.gradients(primals[1], primals[2], rows), mx.sum(rows, axis=0)]
+        return [of_to, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
     return with_gradient(forward, gradient)

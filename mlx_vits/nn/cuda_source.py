@@ -151,7 +151,7 @@ BRANCHES = {
     """,
     "distance_gradient": """
         float x = b[i] - a[i];
-        out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);
+        out[i] = ((x > 0) - (x < 0)) * (more[0] * numbers[0]);
     """,
 }
 

@@ -43,7 +43,14 @@ def with_gradient(forward: Callable[..., Any], gradient: Callable[..., Any]) -> 
 
 
 def sum_to(bias: mx.array, gradient: mx.array) -> mx.array:
-    """The gradient in a bias `(C,)`, or one number `(1,)`, from that in what it was added to."""
+    """The gradient in a bias, from that in what it was added to.
+
+    Args:
+        bias: `(C,)`, `(1, C)`, or one number `(1,)`.
+        gradient: `(..., C)`.
+    """
     if bias.size != gradient.shape[-1]:
         gradient = gradient.reshape(-1, bias.size)
+    if bias.ndim == 2:
+        return mx.sum(gradient.flatten(0, -2), axis=0, keepdims=True)
     return mx.sum(gradient, axis=tuple(range(gradient.ndim - 1)))

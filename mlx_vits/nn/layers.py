@@ -18,7 +18,13 @@ from typing_extensions import Self
 
 from mlx_vits.nn import cuda, cuda_conv
 from mlx_vits.nn.activations import biased_sum, leaky_relu, sum_and_leaky_relu
-from mlx_vits.nn.conv import conv1d, conv_transpose1d, geometry_on_cuda, weight_form
+from mlx_vits.nn.conv import (
+    bias_form,
+    conv1d,
+    conv_transpose1d,
+    geometry_on_cuda,
+    weight_form,
+)
 from mlx_vits.nn.gradients import sum_to, with_gradient
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
@@ -106,8 +112,10 @@ class Convolution(nn.Module):
     def form(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in which the forward takes a parameter of this name and shape as well.
 
-        Of a weight it is the one that it is read in, so that no other view of it is made.
+        It is the one that needs no other view, forward and backward.
         """
+        if name == "bias":
+            return bias_form(shape)
         if name not in ("weight", "weight_v") or self.kind == "conv_transpose1d":
             return shape
         outputs, taps, *_, channels = shape

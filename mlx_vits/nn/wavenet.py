@@ -13,10 +13,11 @@ import mlx.nn as nn
 
 from mlx_vits.nn import cuda
 from mlx_vits.nn.checkpointing import recomputed
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.nn.gradients import sum_to, with_gradient
 from mlx_vits.nn.joining import end_to_end
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.nn.masking import masked
+from mlx_vits.nn.viewing import views
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d
 
 
@@ -79,7 +80,7 @@ def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
 
     def forward(x: mx.array) -> list[mx.array]:
         rows = mx.contiguous(x.reshape(batch, count, -1).swapaxes(0, 1))
-        return [rows[number, :, None] for number in range(count)]
+        return views(rows.flatten(), [(batch, 1, channels // count)] * count)
 
     def gradient(
         primal: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
@@ -161,7 +162,7 @@ def _gradient_on_cuda(
 ) -> tuple[mx.array, mx.array, mx.array]:
     of_sum = cuda.gate_gradient(*primals, cotangent)
     of_condition = mx.sum(of_sum, axis=1, keepdims=True)
-    return of_sum, mx.sum(of_condition, axis=(0, 1)), of_condition
+    return of_sum, sum_to(primals[1], of_condition), of_condition
 
 
 _gate_on_cuda = with_gradient(_forward_on_cuda, _gradient_on_cuda)

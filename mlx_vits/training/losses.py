@@ -101,9 +101,7 @@ def _feature_loss_on_cuda(real: Sequence[mx.array]) -> Callable[..., mx.array]:
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
     ) -> list[mx.array]:
         of_each = zip(real, primals, weights, strict=True)
-        # What it is rounded to in bf16 is 1 in a training step, and exact.
-        of_type = {map_.dtype: cotangent.astype(map_.dtype) for map_ in real}
-        return [cuda.distance_gradient(r, g, of_type[r.dtype], w) for r, g, w in of_each]
+        return [cuda.distance_gradient(r, g, cotangent, w) for r, g, w in of_each]
 
     return with_gradient(forward, gradient)
 
