@@ -23,7 +23,7 @@ from mlx_vits.nn.dropout import KeyedDropout, dropped
 from mlx_vits.nn.gradients import no_gradient
 from mlx_vits.nn.joining import cast_together, end_to_end
 from mlx_vits.nn.layers import Conv1d, Conv2d, ConvTranspose1d, LayerNorm
-from mlx_vits.nn.wavenet import _passed_on, gated
+from mlx_vits.nn.wavenet import _gated_product, _passed_on, gated
 from mlx_vits.nn.weight_norm import fold_rows
 from mlx_vits.training.losses import discriminator_loss, feature_loss, generator_loss
 from mlx_vits.training.optimizers import SharedAdamW
@@ -93,6 +93,21 @@ def test_leaky_relu(on_cuda: On, shape: tuple[int, ...]) -> None:
 
 def test_the_gate_of_a_wavenet(on_cuda: On) -> None:
     _assert_same(on_cuda, gated, 3 * _normal(2, 5, 8), _normal(8, seed=1), _normal(2, 1, 8, seed=2))
+
+
+def test_a_layer_of_a_wavenet(on_cuda: On) -> None:
+    conv, product = Conv1d(4, 8, 3, padding=1), Conv1d(4, 6, 1)
+
+    def run(x: mx.array, condition: mx.array, *weights: mx.array) -> mx.array:
+        conv["weight"], conv["bias"], product["weight"], product["bias"] = weights
+        with conv_backend("planar"):
+            return _gated_product(conv, product, x, condition).reshape(2, 5, 6)
+
+    shapes = (8, 3, 4), (8,), (6, 1, 4), (6,)
+    weights = [_normal(*shape, seed=n) for n, shape in enumerate(shapes)]
+    tolerance = {"rtol": 2e-2, "atol": 5e-2} if HAS_CUDA else {"rtol": 1e-4, "atol": 1e-5}
+    inputs = _normal(2, 5, 4, seed=5), _normal(2, 1, 8, seed=6)
+    _assert_same(on_cuda, run, *inputs, *weights, **tolerance)
 
 
 def test_a_biased_sum(on_cuda: On) -> None:

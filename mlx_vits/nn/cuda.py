@@ -103,31 +103,33 @@ def mean(arrays: Sequence[mx.array], slope: float) -> mx.array:
     return _run("mean", inputs, arrays[0].shape, sizes=sizes, numbers=[slope])
 
 
-def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
+def gate(x: mx.array, bias: mx.array, condition: mx.array, shape: Shape | None = None) -> mx.array:
     """`tanh(u) * sigmoid(v)` of the halves of the channels of `x + bias + condition`.
 
     Args:
-        x: `(B, T, 2 C)`.
+        x: `(B, T, 2 C)`, or with height 1, `(B, 1, T, 2 C)`.
         bias: `(2 C,)`.
         condition: `(B, 1, 2 C)`.
-
-    Returns:
-        `(B, T, C)`.
+        shape: what comes out in; None for `(B, T, C)`.
     """
-    batch, length, channels = x.shape
-    shape = (batch, length, channels // 2)
+    batch, (length, channels) = len(x), x.shape[-2:]
+    shape = shape or (batch, length, channels // 2)
     inputs = {"a": x, "b": bias, "c": condition}
     sizes = [channels // 2, length]
     return _run("gate", inputs, shape, sizes=sizes)
 
 
 def gate_gradient(
-    x: mx.array, bias: mx.array, condition: mx.array, cotangent: mx.array
+    x: mx.array,
+    bias: mx.array,
+    condition: mx.array,
+    cotangent: mx.array,
+    shape: Shape | None = None,
 ) -> mx.array:
-    """In the sum of all three: the shape of `x`."""
+    """In the sum of all three."""
     inputs = {"a": x, "b": bias, "c": condition, "d": cotangent}
-    sizes = [x.shape[2] // 2, x.shape[1]]
-    return _run("gate_gradient", inputs, x.shape, count=cotangent.size, sizes=sizes)
+    sizes = [x.shape[-1] // 2, x.shape[-2]]
+    return _run("gate_gradient", inputs, shape or x.shape, count=cotangent.size, sizes=sizes)
 
 
 def residual(
@@ -137,7 +139,7 @@ def residual(
 
     Args:
         x: `(B, T, C)`.
-        y: `(B, T, 2 C)`.
+        y: `(B, T, 2 C)`, or `(B T, 2 C)`.
         mask: `(B, T, 1)`, or one number.
         total: as `x`, or one number.
     """
@@ -148,13 +150,11 @@ def residual(
 
 
 def residual_gradient(
-    cotangent: mx.array, of_total: mx.array, mask: mx.array
+    cotangent: mx.array, of_total: mx.array, mask: mx.array, shape: Shape
 ) -> tuple[mx.array, mx.array]:
-    """In x and in y."""
-    batch, length, channels = cotangent.shape
-    inputs, shape = {"a": cotangent, "b": of_total, "c": mask}, cotangent.shape
-    sizes, shapes = [channels, int(mask.size > 1)], [(batch, length, 2 * channels), shape]
-    count = cotangent.size
+    """In x and in y, which is of this shape."""
+    inputs, count = {"a": cotangent, "b": of_total, "c": mask}, cotangent.size
+    sizes, shapes = [cotangent.shape[-1], int(mask.size > 1)], [shape, cotangent.shape]
     of_y, of_x = _run_apart("residual_gradient", inputs, shapes, count=count, sizes=sizes)
     return of_x, of_y
 
@@ -342,10 +342,11 @@ def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
 
 
 def error(x: mx.array, target: float, weight: float) -> mx.array:
-    """`weight * (x - target)^2` of an fp32 array, added up in part: `(S,)`."""
+    """`weight * (x - target)^2` of an fp32 array, added up in part: `(S,)`, `()` for all of it."""
     segments = -(-x.size // _SEGMENT)
     threads, sizes, numbers = segments * _THREADS, [x.size, _SEGMENT], [target, weight]
-    return _run("error", {"a": x}, (segments,), count=threads, sizes=sizes, numbers=numbers)
+    shape = (segments,) if segments > 1 else ()
+    return _run("error", {"a": x}, shape, count=threads, sizes=sizes, numbers=numbers)
 
 
 def error_gradient(x: mx.array, cotangent: mx.array, target: float, weight: float) -> mx.array:
@@ -452,15 +453,18 @@ def _kernel(dtype: mx.Dtype, apart: bool) -> Any:
     )
 
 
-def join(arrays: Sequence[mx.array]) -> mx.array:
-    """The elements of all arrays one after another: `(N,)`."""
-    parts = [_join(arrays[first : first + _JOINED]) for first in range(0, len(arrays), _JOINED)]
-    return _join(parts) if len(parts) > 1 else parts[0]
+def join(arrays: Sequence[mx.array], shape: Shape | None = None) -> mx.array:
+    """The elements of all arrays one after another, in this shape; None for `(N,)`."""
+    shape = shape or (sum(array.size for array in arrays),)
+    while len(arrays) > _JOINED:
+        few = [arrays[first : first + _JOINED] for first in range(0, len(arrays), _JOINED)]
+        arrays = [join(some) for some in few]
+    return _join(arrays, shape)
 
 
-def _join(arrays: Sequence[mx.array]) -> mx.array:
+def _join(arrays: Sequence[mx.array], shape: Shape) -> mx.array:
     if len(arrays) == 1:
-        return arrays[0].reshape(-1)
+        return arrays[0].reshape(shape)
     ends = np.cumsum([array.size for array in arrays]).tolist()
     missing = _JOINED - len(arrays)
     dtype = arrays[0].dtype
@@ -468,7 +472,7 @@ def _join(arrays: Sequence[mx.array]) -> mx.array:
         inputs=[*arrays, *[arrays[0]] * missing, _sizes((*ends, *[ends[-1]] * missing))],
         grid=(ends[-1], 1, 1),
         threadgroup=(_THREADS, 1, 1),
-        output_shapes=[(ends[-1],)],
+        output_shapes=[shape],
         output_dtypes=[dtype],
     )
     return out

@@ -135,3 +135,37 @@ def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.arra
         return [of_to, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
     return with_gradient(forward, gradient)
+
+
+@cache
+def gated_product(at: Geometry) -> Callable[..., Sequence[mx.array]]:
+    """Of the gate of y and a condition, see `cuda.gate`: its product with a weight, `(N Y, P)`.
+
+    A function of x, w, its bias, a condition `(N, 1, O)`, a weight `(P, O / 2)` and its bias. What
+    comes out besides is for the gradient alone.
+    """
+
+    def forward(
+        x: mx.array,
+        w: mx.array,
+        bias: mx.array,
+        condition: mx.array,
+        weight: mx.array,
+        weight_bias: mx.array,
+    ) -> Any:
+        y = at.convolve(x, w)
+        rows = cuda.gate(y, bias, condition, (y.size // len(w), len(w) // 2))
+        return mx.addmm(weight_bias, rows, weight.T), rows, y
+
+    def gradient(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> list[mx.array]:
+        (x, w, bias, condition, weight, weight_bias), cotangent = primals, cotangents[0]
+        _, gated, y = outputs
+        of_gated, shape = cotangent @ weight, (y.size // len(w), len(w))
+        rows = cuda.gate_gradient(y, bias, condition, of_gated, shape)
+        of_condition = mx.sum(rows.reshape(y.shape), axis=2)
+        of_convolved = [*at.gradients(x, w, rows), sum_to(bias, of_condition), of_condition]
+        return [*of_convolved, cotangent.T @ gated, sum_to(weight_bias, cotangent)]
+
+    return with_gradient(forward, gradient)

@@ -14,11 +14,12 @@ from mlx_vits.nn.viewing import views
 _ALIGNED = 64  # elements, 128 bytes of bf16
 
 
-def end_to_end(arrays: Sequence[mx.array]) -> mx.array:
-    """The elements of arrays of any shapes, one after another: `(N,)`."""
+def end_to_end(arrays: Sequence[mx.array], shape: tuple[int, ...] | None = None) -> mx.array:
+    """The elements of arrays of any shapes, one after another, in this shape; None for `(N,)`."""
     if cuda.is_used(*arrays):
-        return cuda.join(arrays)
-    return mx.concatenate([array.reshape(-1) for array in arrays])
+        return cuda.join(arrays, shape)
+    flat = mx.concatenate([array.reshape(-1) for array in arrays])
+    return flat if shape is None else flat.reshape(shape)
 
 
 def _join(*arrays: mx.array) -> mx.array:

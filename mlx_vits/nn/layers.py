@@ -139,13 +139,13 @@ class Convolution(nn.Module):
     def leaky(self, x: mx.array, slope: float) -> mx.array:
         """The convolution and a leaky ReLU, which takes the bias along."""
         x = x.astype(self.effective_weight().dtype)
-        if "bias" in self and (at := self._on_cuda(x)):
+        if "bias" in self and (at := self.on_cuda(x)):
             return cuda_conv.leaky(at, slope)(x, self.effective_weight(), self["bias"])
         return leaky_relu(self._convolve(x, None), slope, self.get("bias"))
 
     def onto(self, x: mx.array, y: mx.array) -> mx.array:
         """`x` plus the convolution of `y`."""
-        if at := self._on_cuda(y, x):
+        if at := self.on_cuda(y, x):
             return cuda_conv.onto(at)(x, y, self.effective_weight(), self["bias"])
         return biased_sum(x, self._convolve(y, None), self["bias"])
 
@@ -153,7 +153,7 @@ class Convolution(nn.Module):
         self, x: mx.array | None, y: mx.array, slope: float
     ) -> tuple[mx.array, mx.array]:
         """`x`, where there is one, plus the convolution of `y`; and a leaky ReLU of that."""
-        if x is not None and (at := self._on_cuda(y, x)):
+        if x is not None and (at := self.on_cuda(y, x)):
             function = cuda_conv.onto_and_leaky(at, slope)
             total, activated = function(x, y, self.effective_weight(), self["bias"])
             return total, activated
@@ -163,7 +163,7 @@ class Convolution(nn.Module):
         """The convolution without its bias."""
         return self._convolve(x, None)
 
-    def _on_cuda(self, x: mx.array, *others: mx.array) -> cuda_conv.Geometry | None:
+    def on_cuda(self, x: mx.array, *others: mx.array) -> cuda_conv.Geometry | None:
         """Where `cuda_conv.py` computes this layer of `x` together with what follows."""
         if self.kind == "conv_transpose1d" or self.groups > 1:
             return None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_vits.nn import cuda
+from mlx_vits.nn import cuda, cuda_conv
 from mlx_vits.nn.checkpointing import recomputed
 from mlx_vits.nn.gradients import sum_to, with_gradient
 from mlx_vits.nn.joining import end_to_end
@@ -65,10 +65,11 @@ class WN(nn.Module):
         for layer, (conv, res_skip) in enumerate(
             zip(self.in_layers, self.res_skip_layers, strict=True)
         ):
-            y = res_skip(gated(conv.unbiased(x), conv["bias"], conditions[layer]))
+            y = _gated_product(conv, res_skip, x, conditions[layer])
             if layer < last:
                 x, total = _passed_on(x, y, mask, total)
             else:
+                y = y.reshape(x.shape)
                 total = y if total is None else total + y
         assert total is not None
         return masked(total, mask)
@@ -86,7 +87,7 @@ def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
         primal: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
     ) -> mx.array:
         # MLX's own gradient fills and adds up the whole array for some of the parts.
-        rows = end_to_end(cotangents).reshape(count, batch, -1)
+        rows = end_to_end(cotangents, (count, batch, channels // count))
         return rows.swapaxes(0, 1).reshape(batch, 1, channels)
 
     function = with_gradient(forward, gradient)
@@ -96,7 +97,14 @@ def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
 def _passed_on(
     x: mx.array, y: mx.array, mask: mx.array | None, total: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Adds the halves of a layer's output to its input and to the sum of what all layers say."""
+    """Adds the halves of a layer's output to its input and to the sum of what all layers say.
+
+    Args:
+        x: `(B, T, C)`.
+        y: `(B, T, 2 C)`; on CUDA it may be `(B T, 2 C)`.
+        mask: `(B, T, 1)` or None.
+        total: as `x`, or None.
+    """
     if cuda.is_used(x, y):
         ones, zeros = cuda.one(x.dtype), cuda.zero(x.dtype)
         passed, total = _passed_on_cuda(
@@ -110,11 +118,34 @@ def _passed_on(
 def _passed_on_cuda_gradient(
     primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
 ) -> list[mx.array]:
-    mask, (passed, total) = primals[2], cotangents
-    return [*cuda.residual_gradient(passed, total, mask), mx.zeros_like(mask), total]
+    (_, y, mask, _), (passed, total) = primals, cotangents
+    return [*cuda.residual_gradient(passed, total, mask, y.shape), mx.zeros_like(mask), total]
 
 
 _passed_on_cuda = with_gradient(lambda *arrays: cuda.residual(*arrays), _passed_on_cuda_gradient)
+
+
+def _gated_product(
+    conv: Convolution, product: Convolution, x: mx.array, condition: mx.array
+) -> mx.array:
+    """A layer of one tap on what `gated` makes of another one's output.
+
+    Args:
+        conv: C to 2 D channels.
+        product: D to P channels.
+        x: `(B, T, C)`.
+        condition: `(B, 1, 2 D)`.
+
+    Returns:
+        `(B, T, P)`, on CUDA `(B T, P)`.
+    """
+    weight, bias = product.effective_weight(), product["bias"]
+    if at := conv.on_cuda(x, condition, weight, bias):
+        weight = weight.squeeze(1) if weight.ndim == 3 else weight
+        own = conv.effective_weight(), conv["bias"]
+        found: mx.array = cuda_conv.gated_product(at)(x, *own, condition, weight, bias)[0]
+        return found
+    return product(gated(conv.unbiased(x), conv["bias"], condition))
 
 
 def _gate(x: mx.array) -> list[mx.array]:

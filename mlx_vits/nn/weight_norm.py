@@ -202,7 +202,7 @@ def _rows_gradient_on_cuda(
     arrays = matrices, outputs[count:], cotangents[:count], _starts(matrices)
     of_each = zip(*arrays, strict=True)
     of_matrices, along = zip(*(cuda.fold_gradient(g, *each) for each in of_each), strict=True)
-    return [cuda.join(along).reshape(g.shape), *of_matrices]
+    return [cuda.join(along, g.shape), *of_matrices]
 
 
 _fold_rows_on_cuda = with_gradient(_rows_forward_on_cuda, _rows_gradient_on_cuda)

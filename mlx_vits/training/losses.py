@@ -62,7 +62,7 @@ def _error(scores: mx.array, target: float) -> mx.array:
 def _error_on_cuda(target: float) -> Callable[[mx.array], mx.array]:
     def forward(scores: mx.array) -> mx.array:
         parts = cuda.error(scores, target, 1 / scores.size)
-        return parts.squeeze(0) if parts.size == 1 else mx.sum(parts)
+        return mx.sum(parts) if parts.ndim else parts
 
     def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
         return cuda.error_gradient(primal, cotangent, target, 1 / primal.size)

@@ -142,7 +142,7 @@ class Matrix:
     def join(self, tensors: Sequence[mx.array]) -> mx.array:
         """The inverse of `unpack`: tensors in the order of the slots to `(R, W)`."""
         pairs = zip(self.slots, tensors, strict=True)
-        return end_to_end([slot.turned(tensor) for slot, tensor in pairs]).reshape(self.shape)
+        return end_to_end([slot.turned(tensor) for slot, tensor in pairs], self.shape)
 
 
 class Block:
@@ -191,7 +191,7 @@ class Block:
         """The inverse of `split`."""
         if len(matrices) == 1:
             return matrices[0]
-        return end_to_end(matrices).reshape(-1, 1)
+        return end_to_end(matrices, (sum(matrix.size for matrix in matrices), 1))
 
     def _pieces(self, array: mx.array) -> list[mx.array]:
         flat, pairs = array.flatten(), zip(self.matrices, self._starts, strict=True)

@@ -49,31 +49,44 @@ def mean(arrays: Sequence[mx.array], slope: float) -> mx.array:
     return leaky_relu(mx.mean(mx.stack(list(arrays)), axis=0), mx.array(0.0), slope)
 
 
-def gate(x: mx.array, bias: mx.array, condition: mx.array) -> mx.array:
-    a, b = mx.split(x + bias + condition, 2, axis=-1)
-    return mx.tanh(a) * mx.sigmoid(b)
+def gate(
+    x: mx.array, bias: mx.array, condition: mx.array, shape: tuple[int, ...] | None = None
+) -> mx.array:
+    a, b = _halves_of_sum(x, bias, condition)
+    y = mx.tanh(a) * mx.sigmoid(b)
+    return y.reshape(shape or y.shape)
 
 
 def gate_gradient(
-    x: mx.array, bias: mx.array, condition: mx.array, cotangent: mx.array
+    x: mx.array,
+    bias: mx.array,
+    condition: mx.array,
+    cotangent: mx.array,
+    shape: tuple[int, ...] | None = None,
 ) -> mx.array:
-    a, b = mx.split(x + bias + condition, 2, axis=-1)
+    a, b = _halves_of_sum(x, bias, condition)
     a, b = mx.tanh(a), mx.sigmoid(b)
+    cotangent = cotangent.reshape(a.shape)
     parts = [cotangent * b * (1 - a * a), cotangent * a * b * (1 - b)]
-    return mx.concatenate(parts, axis=-1)
+    return mx.concatenate(parts, axis=-1).reshape(shape or x.shape)
+
+
+def _halves_of_sum(x: mx.array, bias: mx.array, condition: mx.array) -> list[mx.array]:
+    return mx.split(x.reshape(len(x), *x.shape[-2:]) + bias + condition, 2, axis=-1)
 
 
 def residual(
     x: mx.array, y: mx.array, mask: mx.array, total: mx.array
 ) -> tuple[mx.array, mx.array]:
-    a, b = mx.split(y, 2, axis=-1)
+    a, b = mx.split(y.reshape(*x.shape[:-1], -1), 2, axis=-1)
     return (x + a) * mask, total + b
 
 
 def residual_gradient(
-    cotangent: mx.array, of_total: mx.array, mask: mx.array
+    cotangent: mx.array, of_total: mx.array, mask: mx.array, shape: tuple[int, ...]
 ) -> tuple[mx.array, mx.array]:
-    return cotangent * mask, mx.concatenate([cotangent * mask, of_total], axis=-1)
+    of_y = mx.concatenate([cotangent * mask, of_total], axis=-1)
+    return cotangent * mask, of_y.reshape(shape)
 
 
 def widen(band: mx.array) -> mx.array:
@@ -179,12 +192,12 @@ def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: flo
     return mx.sign(y - x) * cotangent * weight
 
 
-def join(arrays: Sequence[mx.array]) -> mx.array:
-    return mx.concatenate([array.reshape(-1) for array in arrays])
+def join(arrays: Sequence[mx.array], shape: tuple[int, ...] | None = None) -> mx.array:
+    return mx.concatenate([array.reshape(-1) for array in arrays]).reshape(shape or -1)
 
 
 def error(x: mx.array, target: float, weight: float) -> mx.array:
-    return mx.sum(mx.square(x - target)).reshape(1) * weight
+    return mx.sum(mx.square(x - target)) * weight
 
 
 def error_gradient(x: mx.array, cotangent: mx.array, target: float, weight: float) -> mx.array:
