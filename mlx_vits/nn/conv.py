@@ -55,9 +55,10 @@ def _chosen() -> str:
 
 
 def planar(x: mx.array) -> mx.array:
-    """`(N, T, C)` as convolutions take it without another view: `(N, 1, T, C)` on CUDA, else as is.
+    """`(N, T, C)` as convolutions take it without another view: `(N, 1, T, C)` on CUDA.
 
-    Convolutions give what they take; everything element by element does so anyway.
+    Convolutions give back what they take, and so does all that computes element by element. On
+    other devices it stays as it is.
     """
     return x[:, None] if _chosen() == "planar" and cuda.is_used(x) else x
 
@@ -79,9 +80,9 @@ def weight_form(
 
 
 def bias_form(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a bias `(O,)` is taken as well: `(1, O)` on CUDA.
+    """The shape in which a bias `(O,)` is taken as well: `(1, O)` where convolutions are planar.
 
-    MLX adds up rows to one row, of which `(O,)` is another view.
+    Its gradient is a sum over rows: to MLX that is one row, and `(O,)` another view of it.
     """
     return (1, *shape) if _chosen() == "planar" else shape
 
