@@ -34,6 +34,7 @@ CHANGEABLE_TRAINING = (
     "epochs",
     "steps",
     "blend",
+    "blend_prior",
     "precision",
     "compiled",
     "checkpoint_activations",

@@ -172,7 +172,8 @@ class FinetuneRun:
             screen.warn(self.base_warning)
         freeze_for(self.generator, options.training.train)
         self.anchor = take_anchor(self.generator)
-        self.blend = Blend(self.generator, options.training.blend)
+        training = options.training
+        self.blend = Blend(self.generator, training.blend, training.blend_prior)
         prepared = self.folder / info.prepared
         self.trainer = VITSTrainer(
             self.generator,

@@ -68,7 +68,13 @@ PULL = _option(
 BLEND = _option(
     "The voice goes this share of the way from the pretrained weights to the trained ones.",
     _DEFAULT.blend,
-    min=0.01,
+    min=0,
+    max=1,
+)
+BLEND_PRIOR = _option(
+    "The same for enc_p, enc_q and flow, which is worth more to a small base.",
+    "as --blend",
+    min=0,
     max=1,
 )
 SEGMENT = _option("Samples decoded of each clip, at 32 kHz.", _DEFAULT.segment_size, min=1280)
@@ -129,6 +135,7 @@ def main(
     text_low_lr_rate: float | None = TEXT_RATE,
     pretrained_reg: float | None = PULL,
     blend: float | None = BLEND,
+    blend_prior: float | None = BLEND_PRIOR,
     segment_size: int | None = SEGMENT,
     log_every: int | None = LOG_EVERY,
     save_every: int | None = SAVE_EVERY,

@@ -41,16 +41,20 @@ def _train(model: SynthesizerTrn) -> None:
 
 
 @pytest.mark.parametrize("train", ["all", "decoder"])
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_what_is_trained_goes_its_share_of_the_way(train: Any, share: float) -> None:
+@pytest.mark.parametrize(("share", "prior"), [(0.25, None), (1.0, None), (0.5, 0.1), (1, 0)])
+def test_what_is_trained_goes_its_share_of_the_way(
+    train: Any, share: float, prior: float | None
+) -> None:
     model = _generator(train)
     before = _leaves(model)
-    blend = Blend(model, share)
+    blend = Blend(model, share, prior)
     for _ in range(2):  # each time from the pretrained weights, not from the last blend
         _train(model)
         trained, blended = _leaves(model), _leaves(blend.model())
         for path, array in blended.items():
-            wanted = before[path] + share * (trained[path] - before[path])
+            is_prior = prior is not None and path.split(".")[0] in ("enc_p", "enc_q", "flow")
+            way = prior if is_prior else share
+            wanted = before[path] + way * (trained[path] - before[path])
             assert np.allclose(array, wanted, rtol=1e-6, atol=1e-6), path
     frozen = {path for path in before if np.array_equal(before[path], trained[path])}
     assert any(path.startswith("quantizer") for path in frozen)
@@ -62,12 +66,12 @@ def test_the_whole_way_is_the_generator_itself() -> None:
     assert Blend(model, 1).model() is model
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_what_is_no_share(share: float) -> None:
     with pytest.raises(ValueError, match="blend is"):
         VITSTrainingConfig(blend=share)
-    with pytest.raises(ValueError, match="blend is"):
-        Blend(_generator(), share)
+    with pytest.raises(ValueError, match="blend_prior is"):
+        VITSTrainingConfig(blend_prior=share)
 
 
 def test_a_run_saves_and_scores_the_blend_and_trains_on_without_it(tmp_path: Path) -> None:

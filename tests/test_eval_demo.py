@@ -137,8 +137,7 @@ def _make_place(root: Path) -> Place:
         "base_sha256": {},
         "clips_sha256": {},
         "seeds": [7, 8],
-        "steps": 2,
-        "batch_size": 2,
+        "training": {"steps": 2, "batch_size": 2, "blend": 0.5},
         "probe_every": 1,
         "probed": names[3],
         "pictured": names[4],
@@ -194,9 +193,15 @@ def test_the_shipped_settings() -> None:
         train="decoder",
         weight_norm="plan",
         bias_correction=False,
+        blend_prior=1.0,
     )
     default = choose_recipe(settings, Run("ljspeech-1", DEFAULT, 1), base)
-    assert default == (base, VITSTrainingConfig(steps=200, batch_size=2, seed=1), VITSTrainer)
+    own = json.loads((ROOT / "weights" / "demo" / "voice" / "finetune.json").read_text())
+    assert default == (base, VITSTrainingConfig(seed=1, **own), VITSTrainer)
+    assert settings.training == own
+    for name, changes in settings.cells.items():
+        if name not in (DEFAULT, "blend-0.5"):  # what they do shows whole
+            assert changes["blend"] == changes["blend_prior"] == 1
 
 
 @pytest.mark.parametrize(
@@ -337,7 +342,7 @@ def test_from_runs_to_tables(place: Place, monkeypatch: Any) -> None:
     assert "is 0.0 points above the recordings'" in tables
     assert "| first | mel distance |" in tables
 
-    _change(place, steps=3)
+    _change(place, training={"steps": 3, "batch_size": 2, "blend": 0.5})
     with pytest.raises(UserError, match="made with another base"):
         gather(place.settings(), place.output)
 

@@ -5,8 +5,9 @@
 for every trained tensor, length and direction of a weight norm each by itself. A few hundred
 updates on one minute bring a voice nearer to its speaker, and cost it some of the clarity that the
 base has learnt from hours: on the way back most of the clarity returns before most of the likeness
-is gone (`docs/evaluation.md`). Source: Wortsman et al. 2022, arXiv:2109.01903 (WiSE-FT), whose
-alpha is the share.
+is gone. The encoders and the flow, which learn from the KL divergence, have a share of their own,
+as they cost most of the one and bring least of the other (`docs/evaluation.md`). Source: Wortsman
+et al. 2022, arXiv:2109.01903 (WiSE-FT), whose alpha is the share.
 
 The training itself goes on from the trained weights; only what is spoken and saved as the voice is
 blended.
@@ -22,45 +23,48 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_vits.models.vits import SynthesizerTrn
 
+_PRIOR_SIDE = ("enc_p.", "enc_q.", "flow.")
+
 
 class Blend:
     """The blended twin of a generator that is being trained.
 
     Args:
         trained: with the pretrained weights, its frozen parts frozen; it is not changed.
-        share: of the way to the trained weights, above 0; at 1 the twin is the generator itself.
-
-    Raises:
-        ValueError: the share is not above 0 and at most 1.
+        share: of the way to the trained weights; at 1 the twin is the generator itself.
+        prior_share: of `enc_p`, `enc_q` and `flow`; None for the same.
     """
 
-    def __init__(self, trained: SynthesizerTrn, share: float):
-        check_share(share)
-        self._trained, self._share = trained, share
-        self._twin = trained if share == 1 else copy.deepcopy(trained)
-        self._origin = _leaves(self._twin) if share < 1 else {}
+    def __init__(self, trained: SynthesizerTrn, share: float, prior_share: float | None = None):
+        self._share, self._prior_share = share, share if prior_share is None else prior_share
+        is_whole = self._share == self._prior_share == 1
+        self._trained, self._twin = trained, trained if is_whole else copy.deepcopy(trained)
+        self._origin = {} if is_whole else _leaves(self._twin)
 
     def model(self) -> SynthesizerTrn:
         """The twin, with what the trained weights are now."""
         if self._origin:
             weights = _leaves(self._trained)
             blended = [
-                (path, origin + self._share * (weights[path] - origin))
+                (path, origin + self._share_of(path) * (weights[path] - origin))
                 for path, origin in self._origin.items()
             ]
             self._twin.update(tree_unflatten(blended))
             mx.eval(self._twin.parameters())
         return self._twin
 
+    def _share_of(self, path: str) -> float:
+        return self._prior_share if path.startswith(_PRIOR_SIDE) else self._share
 
-def check_share(share: float) -> None:
-    """Refuses what is no share of the way.
+
+def check_share(name: str, share: float | None) -> None:
+    """Refuses what is no share of the way; None is one that is not given.
 
     Raises:
-        ValueError: it is not above 0 and at most 1.
+        ValueError: it is not from 0 to 1.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"blend is {share!r}, not above 0 and at most 1")
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share!r}, not from 0 to 1")
 
 
 def _leaves(model: SynthesizerTrn) -> dict[str, mx.array]:

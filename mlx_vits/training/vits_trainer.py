@@ -48,6 +48,7 @@ class VITSTrainingConfig:
         pretrained_reg_strength: of the pull toward the pretrained weights.
         blend: share of the way from the pretrained weights to the trained ones at which the voice
             lies, see `blending.py`; training itself does not know of it.
+        blend_prior: of `enc_p`, `enc_q` and `flow`; None for `blend`.
         segment_size: samples that are decoded of each clip, a multiple of the hop length.
         seed: of batches, noise, slices and dropout.
         train: "all" as upstream, "decoder" for `dec` and `ref_enc` alone.
@@ -68,6 +69,7 @@ class VITSTrainingConfig:
     text_low_lr_rate: float = 0.4
     pretrained_reg_strength: float = 0.001
     blend: float = 1.0
+    blend_prior: float | None = None
     segment_size: int = 20480
     seed: int = 1234
     train: TrainedPart = "all"
@@ -94,7 +96,8 @@ class VITSTrainingConfig:
             if not fits:
                 raise ValueError(f"{spec.name} is {value!r}")
         compute_type(self.precision)
-        check_share(self.blend)
+        check_share("blend", self.blend)
+        check_share("blend_prior", self.blend_prior)
         if self.accumulate < 1:
             raise ValueError(f"accumulate is {self.accumulate}")
         if self.checkpoint_activations not in CHECKPOINTING:

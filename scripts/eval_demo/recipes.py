@@ -40,9 +40,7 @@ def choose_recipe(settings: Settings, run: Run, base: Base) -> Recipe:
     changes = dict(settings.cells[run.cell])
     is_fresh = changes.pop("fresh_discriminator", False)
     has_units = changes.pop("unit_directions", False)
-    training = VITSTrainingConfig(
-        seed=run.seed, steps=settings.steps, **({"batch_size": settings.batch_size} | changes)
-    )
+    training = VITSTrainingConfig(seed=run.seed, **(settings.training | changes))
     return Recipe(
         base=replace(base, discriminator=None) if is_fresh else base,
         training=training,

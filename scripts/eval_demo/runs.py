@@ -34,6 +34,7 @@ from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.synthesis.scoring import FULL_SCALE, Listening, Score, read_listening, score_voice
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.training.batches import PreparedVoice
+from mlx_vits.training.blending import Blend
 from mlx_vits.training.regularization import relative_drift, take_anchor
 from mlx_vits.training.vits_trainer import freeze_for
 
@@ -222,7 +223,8 @@ def _fine_tune(settings: Settings, run: Run, prepared: Path) -> tuple[list[Speec
     anchor = take_anchor(nets.generator)
     voice = PreparedVoice(prepared, file.config)
     trainer = recipe.trainer(nets.generator, nets.discriminator, voice, training, anchor)
-    speaker = Speaker(nets.generator, prepared)
+    blend = Blend(nets.generator, training.blend, training.blend_prior)
+    speaker = Speaker(blend.model(), prepared)
     is_probed = run.minute == settings.ablation  # other minutes may well train on these clips
     probes = [_probe(speaker, settings, 0)] if is_probed else []
     found: dict[str, Any] = {"probes": probes}
@@ -230,10 +232,11 @@ def _fine_tune(settings: Settings, run: Run, prepared: Path) -> tuple[list[Speec
         for record in trainer.steps():
             step = record.place.step
             if is_probed and step % settings.probe_every == 0:
+                blend.model()  # brings what the speaker holds up to date
                 probes.append(_probe(speaker, settings, step))
     except TrainingStopped as stopped:
         return [], found | {"stopped": str(stopped)}
-    drift = relative_drift(nets.generator, anchor)
+    drift = relative_drift(blend.model(), anchor)
     found["drift"] = sum(drift.values()) / len(drift)
     return speaker.speak(), found
 

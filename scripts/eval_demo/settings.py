@@ -71,7 +71,7 @@ class Settings:
         base_sha256: of its files, by their path within it; empty until it is frozen.
         clips_sha256: of each minute's clips and transcripts; empty until frozen.
         seeds: of each cell of the ablation; other minutes are trained with the first.
-        steps, batch_size: of every run.
+        training: the options of every run that a cell does not change, the demo voice's own.
         probe_every: steps between two measurements of the loudness.
         probed: held-out clips of the ablation's minute that they are made on.
         pictured: held-out clips whose spectrograms are drawn.
@@ -86,8 +86,7 @@ class Settings:
     base_sha256: dict[str, str]
     clips_sha256: dict[str, str]
     seeds: tuple[int, ...]
-    steps: int
-    batch_size: int
+    training: dict[str, Any]
     probe_every: int
     probed: tuple[str, ...]
     pictured: tuple[str, ...]
@@ -116,8 +115,7 @@ class Settings:
             return made
         return made | {
             "seed": run.seed,
-            "steps": self.steps,
-            "batch_size": self.batch_size,
+            "training": self.training,
             "probe_every": self.probe_every,
             "probed": list(self.probed),
             "changes": self.cells[run.cell],
