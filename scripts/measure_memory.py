@@ -84,9 +84,9 @@ class WatchedStep(GANStep):
         self.shapes: set[tuple[tuple[int, ...], ...]] = set()
         super().__init__(*args, **options)
 
-    def __call__(self, batch: Any, *args: Any) -> Any:
+    def advance(self, batch: Any, *args: Any) -> Any:
         self.shapes.add(tuple(array.shape for array in batch))
-        return super().__call__(batch, *args)
+        return super().advance(batch, *args)
 
 
 class WatchedTrainer(VITSTrainer):

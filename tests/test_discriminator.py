@@ -47,7 +47,8 @@ def _upstream_order(features: mx.array, batch: int, period: int | None) -> mx.ar
     """[B, C, T], or [B, C, H, P] of a period's columns."""
     if period is None:
         return last(features)
-    return features.reshape(batch, period, *features.shape[1:]).transpose(0, 3, 2, 1)
+    *_, height, channels = features.shape  # planar on CUDA
+    return features.reshape(batch, period, height, channels).transpose(0, 3, 2, 1)
 
 
 def test_width_scales_channels_and_groups() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -273,6 +274,38 @@ def test_unit_directions_leave_the_effective_weights() -> None:
     for name, weight in effective_weights(model).items():
         np.testing.assert_allclose(np.array(weight), before[name], rtol=1e-5, atol=1e-7)
     assert np.array_equal(np.array(model.enc_q.enc.in_layers[0].weight_v), frozen)
+
+
+UNIT_AFTER_A_STEP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mlx_vits
+import mlx.core as mx
+from eval_demo.recipes import UnitDirectionStep
+from mlx_vits.benchmarking import work
+from mlx_vits.compilation import stop_fusing
+from tests.support.tiny import tiny_config
+
+assert stop_fusing()
+work.Work.config = property(lambda self: tiny_config(self.version))
+work.GANStep = UnitDirectionStep
+size = work.Work("v2", 2, 1.0)
+step = work.make_step(size, compiled=sys.argv[2] == "recorded")
+for number in range(2):
+    step.advance(work.make_batch(size), mx.random.key(number))
+step.show()
+v = step.generator.dec.ups[0].weight_v  # (O, K, C), a length for each C
+lengths = mx.sqrt(mx.sum(mx.square(v), axis=(0, 1)))
+assert mx.allclose(lengths, mx.ones_like(lengths), rtol=1e-5).item(), lengths
+"""
+
+
+@pytest.mark.parametrize("kind", ["eager", "recorded"])
+def test_directions_are_unit_after_a_step(kind: str) -> None:
+    """Also where the step is recorded and played back, as on a GPU; what is told to MLX stays."""
+    command = [sys.executable, "-c", UNIT_AFTER_A_STEP, str(ROOT / "scripts"), kind]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
 
 
 # Runs, scores and tables
