@@ -195,7 +195,9 @@ class FinetuneRun:
         self.last_score: tuple[int, Score] | None = None
 
     def _advise(self) -> None:
-        """Says before the first step that memory may not do."""
+        """Says before the first step what the voice will be, and that memory may not do."""
+        if words := self.blend.describe():
+            self.screen.say(words)
         memory, clips, again = usable_memory(), self._largest_batch(), self.trainer.recomputes
         if again and self.options.training.checkpoint_activations == "auto":
             self.screen.say("Memory is short: activations are computed twice instead of kept.")

@@ -64,6 +64,13 @@ def test_what_is_trained_goes_its_share_of_the_way(
 def test_the_whole_way_is_the_generator_itself() -> None:
     model = _generator()
     assert Blend(model, 1).model() is model
+    assert Blend(model, 1).describe() == ""
+
+
+def test_it_says_where_the_voice_lies() -> None:
+    words = "The voice lies at 0.5 of the way from the base to what is trained{}; --blend chooses."
+    assert Blend(_generator(), 0.5).describe() == words.format("")
+    assert Blend(_generator(), 0.5, 0.1).describe() == words.format(" (0.1 for encoders and flow)")
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

@@ -41,6 +41,16 @@ class Blend:
         self._trained, self._twin = trained, trained if is_whole else copy.deepcopy(trained)
         self._origin = {} if is_whole else _leaves(self._twin)
 
+    def describe(self) -> str:
+        """A sentence for the screen; empty where nothing is blended."""
+        if not self._origin:
+            return ""
+        beside = f" ({self._prior_share:g} for encoders and flow)"
+        return (
+            f"The voice lies at {self._share:g} of the way from the base to what is trained"
+            f"{beside if self._prior_share != self._share else ''}; --blend chooses."
+        )
+
     def model(self) -> SynthesizerTrn:
         """The twin, with what the trained weights are now."""
         if self._origin:

@@ -11,7 +11,6 @@ Axes: T spectrogram frames, L phonemes.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from mlx.utils import tree_flatten
 from mlx_vits.config import Config, TrainSection
 from mlx_vits.memory import free_memory
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
-from mlx_vits.nn import cuda
 
 _BYTES = 4  # of a number, fp32
 
@@ -67,15 +65,13 @@ class Parts(NamedTuple):
 # by one.
 FACTORS = Parts(state=1.0, gradients=2.44, decoder=1.80, judge=3.07, frames=0.81, pairs=2.85)
 # Of what the forward leaves. On an H100 (MLX 0.32.4, CUDA, compiled) the full-size v2 peaks at
-# 3.16, 4.01, 5.80 and 9.26 GB for 1, 2, 4 and 8 clips of 10 s; no Apple GPU has been measured.
+# 3.21, 3.10, 5.49 and 7.63 GB for 1, 2, 4 and 8 clips of 10 s, with CUDA graphs at 3.16, 4.01, 5.80
+# and 9.26; no Apple GPU has been measured.
 _ON_GPU = 1.8
-# Again, where CUDA launches kernels one by one (`_backend.py`): up to 160 of them hold what they
-# read. On an H100 the same peaks are 3.48, 4.05, 6.21 and 11.65 GB.
-_ONE_BY_ONE = 1.3
 _MARGIN = 1.2  # what estimates may be short of
-# Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model; one by
-# one 3.23, 3.71, 4.66 and 6.40 GB for 1, 2, 4 and 8 of those clips.
-_RECOMPUTED, _RECOMPUTED_ONE_BY_ONE = 0.4, 0.5
+# Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model. Those
+# clips then peak at 2.73, 3.08, 3.90 and 5.39 GB.
+_RECOMPUTED = 0.4
 
 
 def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> int:
@@ -90,14 +86,10 @@ def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> 
     parts = [part * factor for part, factor in zip(counted, FACTORS, strict=True)]
     left = sum(parts[2:])
     if mx.default_device().type == mx.DeviceType.gpu:
-        left *= _ON_GPU * (_ONE_BY_ONE if _launches_one_by_one() else 1)
+        left *= _ON_GPU
     if recomputes:
-        left *= _RECOMPUTED_ONE_BY_ONE if _launches_one_by_one() else _RECOMPUTED
+        left *= _RECOMPUTED
     return int(sum(parts[:2]) + left)
-
-
-def _launches_one_by_one() -> bool:
-    return cuda.is_on_cuda() and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
 
 
 def batch_that_fits(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> int:
