@@ -149,10 +149,10 @@ def geometry_on_cuda(
 
 def _product(x: mx.array, w: mx.array, bias: mx.array | None = None) -> mx.array:
     """`(..., C)` with `(O, C)` and a bias to `(..., O)`."""
-    # Rows, as the gradient reads them; MLX would else multiply clip by clip with a bias `(1, O)`.
-    rows = x.flatten(0, -2)
-    y = rows @ w.T if bias is None else mx.addmm(bias, rows, w.T)
-    return mx.unflatten(y, 0, x.shape[:-1])
+    if bias is not None and bias.ndim == 2:
+        # Rows: MLX would else multiply clip by clip with a bias `(1, O)`.
+        return mx.unflatten(mx.addmm(bias, x.flatten(0, -2), w.T), 0, x.shape[:-1])
+    return x @ w.T if bias is None else mx.addmm(bias, x, w.T)
 
 
 def _product_gradient(
@@ -163,7 +163,11 @@ def _product_gradient(
     rows = cotangent.flatten(0, -2)
     of_x = mx.unflatten(rows @ w, 0, x.shape[:-1])
     of_bias = [sum_to(bias, rows) for bias in primals[2:]]
-    return [of_x, rows.T @ x.flatten(0, -2), *of_bias]
+    # Not the view that the forward takes: MLX 0.32.4 makes one of the two when it records a step in
+    # parts, and cannot play that back (`IndexError: _Map_base::at`).
+    is_flat = len(primals) > 2 and primals[2].ndim == 2
+    of_w = rows.T @ (x.reshape(-1, x.shape[-1]) if is_flat else x.flatten(0, -2))
+    return [of_x, of_w, *of_bias]
 
 
 _one_tap = with_gradient(_product, _product_gradient)
