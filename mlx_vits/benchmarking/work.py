@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx_vits.config import Config
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.gradients import no_gradient
+from mlx_vits.synthesis import pieces
 from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.training.step import (
     Batch,
@@ -111,19 +112,25 @@ class StepParts:
         speaker = fold_model(generator)  # as a voice speaks: weight norm is not computed again
         mx.eval(speaker.parameters(), noise, codes, style)
 
-        def synthesize(key: mx.array) -> mx.array:
-            text = batch.text[:1]
-            with no_gradient():
-                return speaker.decode(codes, text, [style], noise=noise).wav
+        def synthesis_by(model: SynthesizerTrn) -> Any:
+            def synthesize(key: mx.array) -> mx.array:
+                text = batch.text[:1]
+                with no_gradient():
+                    return model.decode(codes, text, [style], noise=noise).wav
+
+            return synthesize
 
         inputs, state = gan.inputs(), gan.state()
         self._forward_g: Any = forward_g
         self._step_d: Any = step_d
-        self._synthesize: Any = synthesize
+        self._synthesis = self._synthesize = synthesis_by(speaker)
+        if pieces.pays() and not compiled:
+            self._synthesize = synthesis_by(pieces.in_pieces(speaker))
         if compiled:
             self._forward_g = mx.compile(forward_g, inputs=inputs)
             self._step_d = mx.compile(step_d, inputs=inputs, outputs=state)
-            self._synthesize = mx.compile(synthesize, inputs=speaker.state)
+            self._synthesize = mx.compile(self._synthesis, inputs=speaker.state)
+            self._synthesis = self._synthesize
 
     def graphs(self) -> Iterator[tuple[str, Any]]:
         """Arrays of each part that are not computed; the nets stay as they are."""
@@ -145,7 +152,7 @@ class StepParts:
             "forward_g": lambda: self._forward_g(self._key()),
             "step_d": lambda: [self._step_d(self._key()), gan.state()],
             "step": lambda: [gan(self.batch, self._key()), gan.state()],
-            "synthesis": lambda: self._synthesize(self._key()),
+            "synthesis": lambda: self._synthesis(self._key()),  # as a whole
             "weight_norm": weight_norm,
             "update": update,
         }

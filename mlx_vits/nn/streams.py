@@ -8,17 +8,24 @@ BLAS for all cores. Each number is computed as before. As memory is shared, two 
 the time of one; of a full-size step on two cores it saves three percent.
 
 On a GPU, and where there is one core, everything stays on the default stream.
+
+Synthesis goes further (`synthesis/pieces.py`): there each core has a stream, whose products as well
+stay on it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
 
 import mlx.core as mx
 
+from mlx_vits._backend import BLAS
+
+_MOST_LANES = 8
 _LEAST = 100_000  # elements; below, handing work over takes as long as doing it
 
 
@@ -33,6 +40,53 @@ def _cores() -> int:
 def _second() -> mx.ThreadLocalStream | None:
     """The other stream, in every thread that computes another one; None with a single core."""
     return mx.new_thread_local_stream(mx.cpu) if _cores() > 1 else None
+
+
+@cache
+def lanes() -> list[Callable[[], AbstractContextManager]]:
+    """A stream for each core of a CPU: functions, each to a context that computes on its own."""
+    streams = [mx.new_thread_local_stream(mx.cpu) for _ in range(min(_cores(), _MOST_LANES))]
+    return [partial(mx.stream, stream) for stream in streams]
+
+
+@contextmanager
+def one_core_a_product() -> Iterator[None]:
+    """Has the BLAS keep to one core within a `with` block, so that each stream can have its own.
+
+    It is what is computed within the block that counts, not what is described there. Without effect
+    on a BLAS that cannot be told, as Accelerate.
+    """
+    threads = _blas_threads()
+    if threads is None:
+        yield
+        return
+    read, write = threads
+    before = read()
+    write(1)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+# Of MKL and OpenBLAS. The package threadpoolctl tells MKL for the calling thread alone, which is
+# not one of those that compute.
+_THREADS = (
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
+    ("openblas_get_num_threads", "openblas_set_num_threads"),
+)
+
+
+@cache
+def _blas_threads() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """How many threads MLX's BLAS uses: to read and to write."""
+    if not BLAS.path:
+        return None
+    library = ctypes.CDLL(BLAS.path)
+    for read, write in _THREADS:
+        if hasattr(library, read) and hasattr(library, write):
+            return library[read], library[write]
+    return None
 
 
 def side_by_side(sizes: Sequence[int]) -> Iterator[AbstractContextManager]:

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_vits.compilation import plays_synthesis_back
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.gradients import no_gradient
+from mlx_vits.synthesis import pieces
 from mlx_vits.synthesis.folding import Folding
 
 LIMIT = 16  # shapes that are remembered
@@ -45,7 +46,7 @@ Function = Callable[[Spoken], mx.array]
 
 
 class Playback:
-    """Speaks with a model, at once or played back.
+    """Speaks with a model, at once or played back; on a CPU at once and in pieces.
 
     A shape is recorded when it is met for the second time: most sentences are said once.
 
@@ -58,13 +59,23 @@ class Playback:
     def __init__(self, folding: Folding, *, plays_back: bool | None = None, limit: int = LIMIT):
         self._folding, self._plays_back, self._limit = folding, plays_back, limit
         self._model: SynthesizerTrn | None = None
+        self._in_pieces: tuple[SynthesizerTrn, SynthesizerTrn] | None = None  # of which, which
         self._met: OrderedDict[Hashable, Function | None] = OrderedDict()
 
     def decode(self, spoken: Spoken, speed: float) -> mx.array:
         """A waveform `(B, N, 1)`; see `SynthesizerTrn.decode`."""
         model = self._folding.model()
         play = plays_synthesis_back() if self._plays_back is None else self._plays_back
-        return self._of(model, spoken, speed)(spoken) if play else speak(model, spoken, speed)
+        if play:
+            return self._of(model, spoken, speed)(spoken)
+        return speak(self._at_once(model), spoken, speed)
+
+    def _at_once(self, model: SynthesizerTrn) -> SynthesizerTrn:
+        if not pieces.pays():
+            return model
+        if self._in_pieces is None or self._in_pieces[0] is not model:
+            self._in_pieces = model, pieces.in_pieces(model)
+        return self._in_pieces[1]
 
     def _of(self, model: SynthesizerTrn, spoken: Spoken, speed: float) -> Function:
         if model is not self._model:

@@ -1,0 +1,168 @@
+"""The decoder in pieces: the sound of the whole, and one core for each piece's products."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_vits._backend import BLAS
+from mlx_vits.config import Config
+from mlx_vits.models.generator import Generator
+from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.nn import streams
+from mlx_vits.synthesis import pieces
+from mlx_vits.synthesis.folding import Folding, fold_model
+from mlx_vits.synthesis.pieces import PiecewiseGenerator
+from mlx_vits.synthesis.playback import Playback
+from mlx_vits.synthesis.voice import Voice
+from tests.support.tiny import tiny_config
+
+TOLD = pytest.mark.skipif(BLAS.name not in ("mkl", "openblas"), reason=f"BLAS is {BLAS.name}")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu() -> Iterator[None]:
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+def make_generator(config: Config) -> Generator:
+    mx.random.seed(7)
+    generator = Generator(config)
+    # Biases that are seen: padding with zeros is not padding with what zeros would give.
+    for layer in generator.modules():
+        if "bias" in layer:
+            layer.bias = mx.random.normal(layer.bias.shape) * 0.3
+    return generator
+
+
+def inputs(config: Config, batch: int, frames: int) -> tuple[mx.array, mx.array]:
+    keys = mx.random.split(mx.random.key(frames))
+    z = mx.random.normal((batch, frames, config.model.inter_channels), key=keys[0])
+    return z, mx.random.normal((batch, 1, config.model.gin_channels), key=keys[1])
+
+
+def assert_close(found: mx.array, wished: mx.array) -> None:
+    assert found.shape == wished.shape
+    np.testing.assert_allclose(np.array(found), np.array(wished), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 40])
+@pytest.mark.parametrize("elements", [64, 1000, 1 << 18])
+def test_pieces_are_the_whole(frames: int, elements: int) -> None:
+    config = tiny_config("v2")
+    generator = make_generator(config)
+    z, g = inputs(config, 2, frames)
+    assert_close(PiecewiseGenerator(generator, elements)(z, g), generator(z, g))
+
+
+@pytest.mark.parametrize("rates", [(5, 3), (4, 4, 2), (3,)])
+def test_other_rates_and_kernels(rates: tuple[int, ...]) -> None:
+    base = tiny_config("v2")
+    kernels = tuple(2 * rate + 1 for rate in rates)  # not of the rate's parity: lengths differ
+    model = replace(base.model, upsample_rates=rates, upsample_kernel_sizes=kernels)
+    config = replace(base, model=model)
+    generator = make_generator(config)
+    z, g = inputs(config, 1, 60)
+    wished = generator(z, g)
+    assert_close(PiecewiseGenerator(generator, 64)(z, g), wished)
+
+
+def test_the_work_is_cut_and_shared_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("v2")
+    spans: list[tuple[int, int, int, mx.Stream]] = []
+    real = PiecewiseGenerator._computed
+
+    def computed(self: PiecewiseGenerator, stage: int, x: mx.array, a: int, b: int) -> mx.array:
+        spans.append((stage, a, b, mx.default_stream(mx.cpu)))
+        return real(self, stage, x, a, b)
+
+    monkeypatch.setattr(PiecewiseGenerator, "_computed", computed)
+    monkeypatch.setattr(streams, "_cores", lambda: 3)
+    of_three = streams.lanes.__wrapped__()
+    monkeypatch.setattr(pieces, "lanes", lambda: of_three)
+    PiecewiseGenerator(make_generator(config), 64)(*inputs(config, 1, 60))
+    last = [span for span in spans if span[0] == len(config.model.upsample_rates) - 1]
+    assert len(last) > 3
+    assert [start for _, start, _, _ in last[1:]] == [end for _, _, end, _ in last[:-1]]
+    assert last[0][1] == 0
+    assert len({str(stream) for *_, stream in spans}) == 3
+
+
+@TOLD
+def test_products_keep_to_one_core_and_get_the_others_back() -> None:
+    threads = streams._blas_threads()
+    assert threads is not None
+    before = threads[0]()
+    with streams.one_core_a_product():
+        assert threads[0]() == 1
+        # Threads that compute are others than this one.
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(threads[0]).result() == 1
+    with pytest.raises(ZeroDivisionError), streams.one_core_a_product():
+        _ = 1 / 0
+    assert threads[0]() == before
+
+
+def make_voice() -> Voice:
+    mx.random.seed(1)
+    return Voice(SynthesizerTrn(tiny_config("v2")))
+
+
+def say(voice: Voice) -> np.ndarray:
+    refer = mx.random.uniform(shape=(1, 1025, 40), key=mx.random.key(3))
+    return voice.decode(np.arange(12)[None, None], np.arange(7)[None], refer)
+
+
+def test_a_voice_speaks_in_pieces_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Generator] = []
+
+    class Counted(PiecewiseGenerator):
+        def __init__(self, generator: Generator):
+            super().__init__(generator, 500)
+            made.append(generator)
+
+    monkeypatch.setattr(pieces, "PiecewiseGenerator", Counted)
+    monkeypatch.setattr(pieces, "pays", lambda: False)
+    whole = say(make_voice())
+    assert not made
+    monkeypatch.setattr(pieces, "pays", lambda: True)
+    voice = make_voice()
+    np.testing.assert_allclose(say(voice), whole, rtol=0, atol=2e-6)
+    say(voice)
+    assert len(made) == 1
+    voice.model.dec.conv_post.weight = voice.model.dec.conv_post.weight * 1
+    say(voice)
+    assert len(made) == 2, "the weights were replaced"
+
+
+def test_played_back_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    voice = make_voice()
+    voice._playback = Playback(Folding(voice.model), plays_back=True)
+    monkeypatch.setattr(pieces, "in_pieces", None)
+    assert np.array_equal(say(voice), say(voice))
+
+
+def test_the_folded_model_stays_as_it_is() -> None:
+    model = fold_model(SynthesizerTrn(tiny_config("v2")))
+    twin = pieces.in_pieces(model)
+    assert isinstance(model.dec, Generator)
+    assert isinstance(twin.dec, PiecewiseGenerator)
+
+
+def test_it_pays_on_a_cpu_under_linux_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert pieces.pays()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not pieces.pays()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert not pieces.pays()
