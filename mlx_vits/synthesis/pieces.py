@@ -72,7 +72,9 @@ class _Conv:
     """A convolution as a sum of products of one tap, each `(C, O)` in the order BLAS reads."""
 
     def __init__(self, layer: Convolution):
-        self.taps = _apart(layer.effective_weight().transpose(1, 2, 0))
+        weight = layer.effective_weight()  # of one tap maybe `(O, C)`
+        weight = weight.reshape(weight.shape[0], -1, weight.shape[-1])
+        self.taps = _apart(weight.transpose(1, 2, 0))
         self.bias: mx.array = layer.get("bias", mx.array(0.0))
         self.reach, self.dilation = layer.padding, layer.dilation
 
