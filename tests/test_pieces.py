@@ -101,15 +101,26 @@ def test_the_work_is_cut_and_shared_by_the_cores(monkeypatch: pytest.MonkeyPatch
 def test_products_keep_to_one_core_and_get_the_others_back() -> None:
     threads = streams._blas_threads()
     assert threads is not None
-    before = threads[0]()
+    before = threads.read()
     with streams.one_core_a_product():
-        assert threads[0]() == 1
+        assert threads.read() == 1
         # Threads that compute are others than this one.
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(threads[0]).result() == 1
+            assert pool.submit(threads.read).result() == 1
     with pytest.raises(ZeroDivisionError), streams.one_core_a_product():
         _ = 1 / 0
-    assert threads[0]() == before
+    assert threads.read() == before
+
+
+def test_blocks_of_threads_may_overlap() -> None:
+    count = [4]
+    threads = streams._Threads(lambda: count[0], lambda number: count.__setitem__(0, number))
+    threads.take()
+    threads.take()
+    threads.give_back()
+    assert count == [1], "the other block goes on"
+    threads.give_back()
+    assert count == [4]
 
 
 def make_voice() -> Voice:

@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
+from threading import Lock
 
 import mlx.core as mx
 
@@ -53,20 +54,46 @@ def lanes() -> list[Callable[[], AbstractContextManager]]:
 def one_core_a_product() -> Iterator[None]:
     """Has the BLAS keep to one core within a `with` block, so that each stream can have its own.
 
-    It is what is computed within the block that counts, not what is described there. Without effect
-    on a BLAS that cannot be told, as Accelerate.
+    It is what is computed within the block that counts, not what is described there. Blocks of
+    several threads may overlap: the last one gives the cores back. Without effect on a BLAS that
+    cannot be told, as Accelerate.
     """
     threads = _blas_threads()
     if threads is None:
         yield
         return
-    read, write = threads
-    before = read()
-    write(1)
+    threads.take()
     try:
         yield
     finally:
-        write(before)
+        threads.give_back()
+
+
+class _Threads:
+    """How many threads a BLAS uses.
+
+    Args:
+        read, write: the library's own functions.
+    """
+
+    def __init__(self, read: Callable[[], int], write: Callable[[int], None]):
+        self.read, self._write = read, write
+        self._lock, self._blocks, self._before = Lock(), 0, 1
+
+    def take(self) -> None:
+        """One thread, until it was given back as often."""
+        with self._lock:
+            if not self._blocks:
+                self._before = self.read()
+                self._write(1)
+            self._blocks += 1
+
+    def give_back(self) -> None:
+        """As many as before."""
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks:
+                self._write(self._before)
 
 
 # Of MKL and OpenBLAS. The package threadpoolctl tells MKL for the calling thread alone, which is
@@ -78,14 +105,14 @@ _THREADS = (
 
 
 @cache
-def _blas_threads() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """How many threads MLX's BLAS uses: to read and to write."""
+def _blas_threads() -> _Threads | None:
+    """Those of MLX's BLAS; None where it cannot be told."""
     if not BLAS.path:
         return None
     library = ctypes.CDLL(BLAS.path)
     for read, write in _THREADS:
         if hasattr(library, read) and hasattr(library, write):
-            return library[read], library[write]
+            return _Threads(library[read], library[write])
     return None
 
 
