@@ -62,6 +62,11 @@ class _Piece(NamedTuple):
         start, end = max(start, 0), min(end, self.total)
         return self._replace(x=self.x[start - self.start : end - self.start], start=start, end=end)
 
+    def within(self, steps: int) -> tuple[int, int]:
+        """Start and end of what has so many steps around it, or the whole's own."""
+        start = self.start and self.start + steps
+        return start, self.end if self.end == self.total else self.end - steps
+
     def padded(self, steps: int) -> mx.array:
         """With zeros where the whole begins or ends."""
         before, after = steps * (self.start == 0), steps * (self.end == self.total)
@@ -85,8 +90,7 @@ class _Conv:
             piece: `(N, C)`.
             onto: what the result is added to, without the bias; else the bias is left out.
         """
-        start = piece.start and piece.start + self.reach
-        end = piece.end if piece.end == piece.total else piece.end - self.reach
+        start, end = piece.within(self.reach)
         y = _sum_of_taps(piece.padded(self.reach), self.taps, self.dilation, onto)
         return piece._replace(x=y, start=start, end=end)
 
@@ -131,18 +135,13 @@ class _Block:
         ]
         self.reach = sum(conv.reach for pair in self.pairs for conv in pair)
 
-    def __call__(self, piece: _Piece, activated: _Piece | None) -> _Piece:
+    def __call__(self, piece: _Piece, activated: _Piece) -> _Piece:
         for dilated, plain in self.pairs:
-            if activated is None:
-                activated = piece._replace(x=leaky_relu(piece.x, SLOPE))
             y = dilated(activated)
             y = y._replace(x=leaky_relu(y.x + dilated.bias, SLOPE))
-            margin = plain.reach
-            start = y.start and y.start + margin
-            end = y.end if y.end == y.total else y.end - margin
-            onto = piece.cut(start, end)
+            onto = piece.cut(*y.within(plain.reach))
             piece = plain(y, onto.x + plain.bias)
-            activated = None
+            activated = piece._replace(x=leaky_relu(piece.x, SLOPE))
         return piece
 
 
