@@ -22,7 +22,7 @@ K taps. Here x is `(G, N, T, C)`, y is `(G, N, Y, O)`, w is `(G, O, K, C)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -228,6 +228,22 @@ def _take_steps(x: mx.array, steps: mx.array) -> mx.array:
     return taken.reshape(groups, batch, *steps.shape, channels)
 
 
+def sum_of_taps(
+    rows: mx.array,
+    taps: mx.array | Sequence[mx.array],
+    dilation: int = 1,
+    onto: mx.array | None = None,
+) -> mx.array:
+    """`(N, C)` with K taps `(C, O)` to `(N - dilation (K - 1), O)`, added onto an array or not."""
+    count = len(rows) - dilation * (len(taps) - 1)
+    y = onto
+    for tap in range(len(taps)):
+        part = rows[tap * dilation : tap * dilation + count]
+        y = part @ taps[tap] if y is None else mx.addmm(y, part, taps[tap])
+    assert y is not None
+    return y
+
+
 def _sum_of_taps(x: mx.array, taps: mx.array, dilation: int) -> mx.array:
     """Padded `(1, N, T, C)` with `(K, C, O)` to `(1, N, Y, O)`, stride 1.
 
@@ -235,12 +251,7 @@ def _sum_of_taps(x: mx.array, taps: mx.array, dilation: int) -> mx.array:
     """
     _, batch, length, channels = x.shape
     kernel, _, outputs = taps.shape
-    rows = x.reshape(batch * length, channels)
-    count = len(rows) - dilation * (kernel - 1)
-    y = rows[:count] @ taps[0]
-    for tap in range(1, kernel):
-        start = tap * dilation
-        y = mx.addmm(y, rows[start : start + count], taps[tap])
+    y = sum_of_taps(x.reshape(batch * length, channels), taps, dilation)
     shape = (1, batch, length - dilation * (kernel - 1), outputs)
     return mx.as_strided(y, shape, (0, length * outputs, outputs, 1))
 

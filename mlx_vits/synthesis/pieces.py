@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -24,6 +23,7 @@ from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.activations import leaky_mean, leaky_relu
 from mlx_vits.nn.layers import Convolution
+from mlx_vits.nn.matmul_conv import sum_of_taps
 from mlx_vits.nn.streams import lanes, one_core_a_product
 
 _ELEMENTS = 230_000  # that come out of a piece, about: 1 MB
@@ -91,7 +91,7 @@ class _Conv:
             onto: what the result is added to, without the bias; else the bias is left out.
         """
         start, end = piece.within(self.reach)
-        y = _sum_of_taps(piece.padded(self.reach), self.taps, self.dilation, onto)
+        y = sum_of_taps(piece.padded(self.reach), self.taps, self.dilation, onto)
         return piece._replace(x=y, start=start, end=end)
 
 
@@ -117,7 +117,7 @@ class _Up:
         first, last = ((step + self.padding) // self.stride for step in (start, end - 1))
         whole = _Piece(x, 0, len(x), len(x))
         piece = whole.cut(first - self.blocks + 1, last + 1)
-        y = _sum_of_taps(piece.padded(self.blocks - 1), self.taps)
+        y = sum_of_taps(piece.padded(self.blocks - 1), self.taps)
         y = y.reshape(-1, y.shape[1] // self.stride)
         begins = piece.start and piece.start + self.blocks - 1
         begins = begins * self.stride - self.padding
@@ -160,6 +160,7 @@ class PiecewiseGenerator:
         blocks = [_Block(block) for block in generator.resblocks]
         count = generator.num_kernels
         self._stages = [blocks[at : at + count] for at in range(0, len(blocks), count)]
+        self._reaches = [max(block.reach for block in stage) for stage in self._stages]
         self._post = _Conv(generator.conv_post)
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
@@ -181,9 +182,8 @@ class PiecewiseGenerator:
         """`(N, C)` to `(N', O)`, from one stage to what the next reads; behind the last, sound."""
         up, streams = self._ups[index], lanes()
         total, width = up.length(len(x)), up.bias.size
-        reach = max(block.reach for block in self._stages[index])
         count = max(1, round(total * width / self._elements / len(streams))) * len(streams)
-        count = max(1, min(count, total // (2 * reach + 1)))
+        count = max(1, min(count, total // (2 * self._reaches[index] + 1)))
         pieces: list[mx.array] = []
         for at in range(count):
             start, end = (total * step // count for step in (at, at + 1))
@@ -198,8 +198,7 @@ class PiecewiseGenerator:
         """Steps `start` to `end` of a stage."""
         up, blocks, is_last = self._ups[index], self._stages[index], index + 1 == len(self._ups)
         total, more = up.length(len(x)), self._post.reach if is_last else 0
-        inner = max(start - more, 0), min(end + more, total)
-        reach = max(block.reach for block in blocks)
+        inner, reach = (max(start - more, 0), min(end + more, total)), self._reaches[index]
         piece = up(x, max(inner[0] - reach, 0), min(inner[1] + reach, total))
         activated = piece._replace(x=leaky_relu(piece.x, SLOPE))
         outputs: list[mx.array] = []
@@ -217,16 +216,3 @@ def _apart(taps: mx.array) -> list[mx.array]:
     apart = list(mx.contiguous(taps))
     mx.eval(apart)
     return apart
-
-
-def _sum_of_taps(
-    x: mx.array, taps: Sequence[mx.array], dilation: int = 1, onto: mx.array | None = None
-) -> mx.array:
-    """`(N, C)` to `(N - dilation (K - 1), O)`, every window within x."""
-    count = len(x) - dilation * (len(taps) - 1)
-    y = onto
-    for tap, weight in enumerate(taps):
-        rows = x[tap * dilation : tap * dilation + count]
-        y = rows @ weight if y is None else mx.addmm(y, rows, weight)
-    assert y is not None
-    return y
