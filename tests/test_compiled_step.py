@@ -16,7 +16,7 @@ import mlx_vits
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_vits.benchmarking import kernels, work
-from mlx_vits.compilation import stop_fusing
+from mlx_vits.accel.compilation import stop_fusing
 from tests.support.repeating import same
 from tests.support.tiny import tiny_config
 

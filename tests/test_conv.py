@@ -1,11 +1,12 @@
-"""The formulations of every convolution against MLX's own, values and gradients."""
+"""Every backend's convolutions against MLX's own, values and gradients."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import pytest
 
-from mlx_vits.nn.conv import conv1d, conv_backend, conv_transpose1d
+from mlx_vits import accel
+from mlx_vits.nn.ops import conv1d, conv_transpose1d
 from tests.support.goldens import assert_near
 
 # in, out, kernel, stride, padding, dilation, groups, length: all that the models have, and edges
@@ -48,14 +49,15 @@ def assert_backends_agree(
         return mx.sum(mx.sin(function(x, w, bias, **geometry)))
 
     found = {}
-    for backend in ("native", "planar", "cudnn", "matmul"):
-        with conv_backend(backend):
+    backends: tuple[accel.Backend, ...] = ("off", "cpu", "cuda")
+    for backend in backends:
+        with accel.use(backend):
             y = function(x, w, bias, **geometry)
             grads = mx.grad(objective, argnums=(0, 1, 2))(x, w, bias)
             mx.eval(y, grads)
             found[backend] = (y, *grads)
-    for backend in ("planar", "cudnn", "matmul"):
-        for ours, reference in zip(found[backend], found["native"], strict=True):
+    for backend in backends[1:]:
+        for ours, reference in zip(found[backend], found["off"], strict=True):
             assert ours.shape == reference.shape, backend
             assert_near(ours, reference, 2e-5)
 
@@ -92,10 +94,5 @@ def test_the_cpu_formulation_compiles_to_the_same_numbers() -> None:
 
         return mx.grad(objective)(w)
 
-    with conv_backend("matmul"):
+    with accel.use("cpu"):
         assert_near(mx.compile(gradient)(x, w), gradient(x, w), 1e-6)
-
-
-def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="not one of"), conv_backend("cufft"):
-        pass

@@ -283,7 +283,7 @@ import mlx_vits
 import mlx.core as mx
 from eval_demo.recipes import UnitDirectionStep
 from mlx_vits.benchmarking import work
-from mlx_vits.compilation import stop_fusing
+from mlx_vits.accel.compilation import stop_fusing
 from tests.support.tiny import tiny_config
 
 assert stop_fusing()

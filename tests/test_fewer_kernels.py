@@ -11,7 +11,7 @@ import pytest
 
 from mlx_vits import compilation
 from mlx_vits.benchmarking.kernels import count_graph
-from mlx_vits.compilation import compiles_step
+from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.models.posterior import Flip
 from mlx_vits.nn.attention import _band_to_square, _square_to_band
 from mlx_vits.nn.conv import conv1d

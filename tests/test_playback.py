@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_vits.compilation import stop_fusing
+from mlx_vits.accel.compilation import stop_fusing
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.synthesis import playback
 from mlx_vits.synthesis.folding import Folding

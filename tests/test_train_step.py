@@ -18,7 +18,8 @@ from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.models.vits import slice_segments
 from mlx_vits.nn.layout import to_torch, torch_name
-from mlx_vits.training.step import Batch, Draws, GANStep, build_optimizers, set_learning_rates
+from mlx_vits.training.optimizers import build_optimizers, set_learning_rates
+from mlx_vits.training.step import Batch, Draws, GANStep
 from mlx_vits.training.vits_trainer import freeze_for
 from tests.support.goldens import (
     assert_close,
@@ -79,15 +80,14 @@ class Trained:
                 mx.random.key(0),
             )
             result = step.run(batch, draws)
-            mx.eval(result.losses, step.state())
+            mx.eval(result.losses, step.state)
             if number == 1:
-                gradients = step.gradients(result)
                 self.gradients = {
-                    "g": _by_name(self.generator, gradients.generator),
-                    "d": _by_name(self.discriminator, gradients.discriminator),
+                    "g": _by_name(self.generator, result.grads_g),
+                    "d": _by_name(self.discriminator, result.grads_d),
                 }
                 mx.eval(self.gradients)
-            self.losses.append({k: v.item() for k, v in result.losses._asdict().items()})
+            self.losses.append({k: v.item() for k, v in result.losses.items()})
             self.states.append(self._states())
             del result
 

@@ -26,7 +26,7 @@ from mlx_vits.benchmarking.machine import (
 )
 from mlx_vits.benchmarking.operations import count_operations
 from mlx_vits.benchmarking.work import StepParts, Work
-from mlx_vits.compilation import compiles_step
+from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.errors import UserError
 from mlx_vits.training.precision import compute_type
 

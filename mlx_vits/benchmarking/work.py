@@ -7,23 +7,23 @@ time of a step depends on shapes alone. Axes: B batch, T spectrogram frames, N s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
 
+from mlx_vits import accel
 from mlx_vits.config import Config
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
-from mlx_vits.nn.gradients import no_gradient
-from mlx_vits.synthesis import pieces
+from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.synthesis.folding import fold_model
-from mlx_vits.training.step import (
-    Batch,
-    GANStep,
-    build_optimizers,
-    draw_step,
-    set_learning_rates,
-)
+from mlx_vits.training.optimizers import build_optimizers, set_learning_rates, update_state
+from mlx_vits.training.regularization import effective_weights
+from mlx_vits.training.step import Batch, GANStep, draw_step
 from mlx_vits.training.vits_trainer import freeze_for
 
 _SEED = 20742
@@ -101,68 +101,57 @@ class StepParts:
         style = mx.random.normal((1, 1, gin))
 
         def forward_g(key: mx.array) -> list[mx.array]:
-            arrays = gan.parts()[0][0].arrays
-            out = gan.forward(arrays, batch, draw_step(key, batch, config))
+            out = gan.forward(batch, draw_step(key, batch, config))
             return [out.y_hat, out.z_p, out.m_p, out.logs_p]
 
         def step_d(key: mx.array) -> mx.array:
             real = batch.wav[:, :samples]
-            return gan._update_discriminator(real, real[:, ::-1])[0]
+            loss, grads = gan.discriminator_gradients(real, real[:, ::-1])
+            gan.optimizers.discriminator.update(gan.discriminator, grads)
+            return loss
+
+        def weight_norm() -> list[Any]:
+            return [effective_weights(net) for net in (gan.generator, gan.discriminator)]
+
+        def update() -> list[Any]:
+            for optimizer, net in zip(gan.optimizers, gan.state[:2], strict=True):
+                optimizer.update(net, net.trainable_parameters())
+            return gan.state
+
+        def synthesize(model: SynthesizerTrn, style: mx.array) -> mx.array:
+            return model.decode(codes, batch.text[:1], [style], noise=noise).wav
 
         speaker = fold_model(generator)  # as a voice speaks: weight norm is not computed again
         mx.eval(speaker.parameters(), noise, codes, style)
-
-        def synthesis_by(model: SynthesizerTrn) -> Any:
-            def synthesize(key: mx.array) -> mx.array:
-                text = batch.text[:1]
-                with no_gradient():
-                    return model.decode(codes, text, [style], noise=noise).wav
-
-            return synthesize
-
-        inputs, state = gan.inputs(), gan.state()
         self._forward_g: Any = forward_g
         self._step_d: Any = step_d
-        self._synthesis = self._synthesize = synthesis_by(speaker)
-        if pieces.pays() and not compiled:
-            self._synthesize = synthesis_by(pieces.in_pieces(speaker))
+        self._weight_norm: Any = weight_norm
+        self._update: Any = update
         if compiled:
-            self._forward_g = mx.compile(forward_g, inputs=inputs)
-            self._step_d = mx.compile(step_d, inputs=inputs, outputs=state)
-            self._synthesize = mx.compile(self._synthesis, inputs=speaker.state)
-            self._synthesis = self._synthesize
+            self._forward_g = mx.compile(forward_g, inputs=gan.state)
+            self._step_d = mx.compile(step_d, inputs=gan.state, outputs=gan.state)
+            self._weight_norm = mx.compile(weight_norm, inputs=gan.state)
+            self._update = mx.compile(update, inputs=gan.state, outputs=gan.state)
+        self._synthesize = partial(accel.inference(synthesize), speaker, style)
 
     def graphs(self) -> Iterator[tuple[str, Any]]:
         """Arrays of each part that are not computed; the nets stay as they are."""
         gan = self.gan
-
-        def weight_norm() -> list[Any]:
-            return [packed.effective(packed.arrays) for packed, _ in gan.parts()]
-
-        def update() -> list[Any]:
-            for packed, _ in gan.parts():
-                gan.update(packed, packed.arrays)
-            return gan.state()
-
-        if self._is_compiled:
-            inputs, state = gan.inputs(), gan.state()
-            weight_norm = mx.compile(weight_norm, inputs=inputs)
-            update = mx.compile(update, inputs=inputs, outputs=state)
         work = {
             "forward_g": lambda: self._forward_g(self._key()),
-            "step_d": lambda: [self._step_d(self._key()), gan.state()],
-            "step": lambda: [gan(self.batch, self._key()), gan.state()],
-            "synthesis": lambda: self._synthesis(self._key()),  # as a whole
-            "weight_norm": weight_norm,
-            "update": update,
+            "step_d": lambda: [self._step_d(self._key()), gan.state],
+            "step": lambda: [gan(self.batch, self._key()), gan.state],
+            "synthesis": lambda: self._synthesize(),
+            "weight_norm": self._weight_norm,
+            "update": self._update,
         }
         for name, build in work.items():
-            with gan.kept():
+            with _kept(gan.state):
                 yield name, build()
 
     def step(self) -> None:
         """A whole training step."""
-        mx.eval(self.gan(self.batch, self._key()), self.gan.state())
+        mx.eval(self.gan(self.batch, self._key()), self.gan.state)
 
     def forward_g(self) -> None:
         """The generator's forward of training."""
@@ -170,11 +159,11 @@ class StepParts:
 
     def step_d(self) -> None:
         """The discriminator on real and generated, and its update."""
-        mx.eval(self._step_d(self._key()), self.gan.state())
+        mx.eval(self._step_d(self._key()), self.gan.state)
 
     def synthesize(self) -> None:
         """One clip from codes."""
-        mx.eval(self._synthesize(self._key()))
+        mx.eval(self._synthesize())
 
     def _key(self) -> mx.array:
         self._steps += 1
@@ -196,9 +185,26 @@ def make_step(work: Work, *, compiled: bool = False, compute: mx.Dtype = mx.floa
     discriminator = MultiPeriodDiscriminator(work.config)
     optimizers = build_optimizers(work.config)
     set_learning_rates(optimizers, _LEARNING_RATE, _LEARNING_RATE, 0.4)
-    step = GANStep(generator, discriminator, optimizers, compiled=compiled, compute=compute)
-    mx.eval(step.state())
+    for net in (generator, discriminator):
+        set_compute_dtype(net, compute)
+        accel.apply(net)
+    step = GANStep(generator, discriminator, optimizers, compiled=compiled)
+    mx.eval(step.state)
     return step
+
+
+@contextmanager
+def _kept(state: list[Any]) -> Iterator[None]:
+    """Restore the arrays of a state at the end of a `with` block."""
+    before = [tree_map(lambda array: array, tree) for tree in state]
+    try:
+        yield
+    finally:
+        for tree, kept in zip(state, before, strict=True):
+            if isinstance(tree, nn.Module):
+                tree.update(kept)
+            else:
+                update_state(tree, kept)
 
 
 def make_batch(work: Work) -> Batch:

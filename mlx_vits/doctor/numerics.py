@@ -15,11 +15,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_vits import accel
 from mlx_vits.audio.spectrogram import mel_spectrogram
 from mlx_vits.config import DataSection
 from mlx_vits.nn.attention import MultiHeadAttention
-from mlx_vits.nn.conv import conv1d, conv_backend, conv_transpose1d
-from mlx_vits.nn.dropout import no_dropout
+from mlx_vits.nn.ops import conv1d, conv_transpose1d
 
 FP32_TOLERANCE = 1e-4
 # Products of 10-bit mantissas are off by up to 5e-4 each; the sums average much of it out.
@@ -85,7 +85,7 @@ def _difference(check: Check) -> Difference:
     if check.plain is not None:
         expected = check.plain()
     else:
-        with mx.stream(mx.cpu), conv_backend("native"):
+        with mx.stream(mx.cpu), accel.use("off"):
             expected = check.run()
             mx.eval(expected)
     try:
@@ -214,7 +214,7 @@ def _attention() -> Arrays:
 
     def run(x: mx.array, position: mx.array) -> mx.array:
         layer.emb_rel_k = position
-        return layer(x, x, mask, no_dropout)
+        return layer(x, x, mask)
 
     position = 0.2 * _normal(14, *layer.emb_rel_k.shape)
     return _with_gradients(run, {"input": _normal(10, 2, 24, 32), "position": position})

@@ -3,7 +3,7 @@
 Source: GPT-SoVITS `module/models.py` (`DiscriminatorS`, `DiscriminatorP`), as in HiFi-GAN,
 arXiv:2010.05646. Axes: B batch, N samples, P period, H steps of a period, C channels.
 
-What reads the waveform and what gives the scores, one channel on one side, is exact: fp32 always.
+The layers that read the waveform and those that return the scores compute in fp32 always.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.conv import planar
-from mlx_vits.nn.layers import exact
+from mlx_vits.nn.layers import keep_fp32
 from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d
 
 SLOPE = 0.1
@@ -23,14 +22,13 @@ _KERNEL = 5  # of the period discriminators, along the height
 _STRIDE = 3
 
 
-class Judgement(NamedTuple):
-    """What one sub-discriminator says of a batch of waveforms.
+class DiscriminatorOutput(NamedTuple):
+    """Scores and feature maps of one sub-discriminator.
 
     Attributes:
         score: `(B, scores)`, near 1 for real speech.
         features: outputs of every layer, the last the raw scores. `(B, T, C)` over samples;
-            `(B P, H, C)` over a period, its P columns side by side in the batch, or as
-            `conv.planar` gives it.
+            `(B P, H, C)` over a period, its P columns side by side in the batch.
     """
 
     score: mx.array
@@ -58,18 +56,18 @@ class DiscriminatorS(nn.Module):
             )
             for inputs, outputs, kernel, stride, groups in shapes
         ]
-        self.conv_post = exact(WeightNormConv1d(c1024, 1, 3, padding=1))
-        exact(self.convs[0])
+        self.conv_post = keep_fp32(WeightNormConv1d(c1024, 1, 3, padding=1))
+        keep_fp32(self.convs[0])
 
-    def __call__(self, x: mx.array) -> Judgement:
+    def __call__(self, x: mx.array) -> DiscriminatorOutput:
         """A waveform `(B, N, 1)`."""
         features = []
         for conv in self.convs:
-            x = conv.leaky(x, SLOPE)
+            x = nn.leaky_relu(conv(x), SLOPE)
             features.append(x)
         x = self.conv_post(x)
         features.append(x)
-        return Judgement(x.reshape(x.shape[0], -1), features)
+        return DiscriminatorOutput(x.reshape(x.shape[0], -1), features)
 
 
 class DiscriminatorP(nn.Module):
@@ -91,25 +89,25 @@ class DiscriminatorP(nn.Module):
             conv(inputs, outputs, _KERNEL, stride)
             for inputs, outputs, stride in zip(channels[:-1], channels[1:], strides, strict=True)
         ]
-        self.conv_post = exact(conv(channels[-1], 1, 3))
-        exact(self.convs[0])
+        self.conv_post = keep_fp32(conv(channels[-1], 1, 3))
+        keep_fp32(self.convs[0])
 
-    def __call__(self, x: mx.array) -> Judgement:
+    def __call__(self, x: mx.array) -> DiscriminatorOutput:
         """A waveform `(B, N, 1)`."""
         batch, period = x.shape[0], self.period
         x = _reflect_to_multiple(x[..., 0], period)
-        x = planar(x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, -1, 1))
+        x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, -1, 1)
         features = []
         for conv in self.convs:
-            x = conv.leaky(x, SLOPE)
+            x = nn.leaky_relu(conv.columns(x), SLOPE)
             features.append(x)
         x = self.conv_post.columns(x)
         features.append(x)
         score = x.reshape(batch, period, -1).swapaxes(1, 2).reshape(batch, -1)
-        return Judgement(score, features)
+        return DiscriminatorOutput(score, features)
 
 
-Judge = DiscriminatorS | DiscriminatorP
+SubDiscriminator = DiscriminatorS | DiscriminatorP
 
 
 class MultiPeriodDiscriminator(nn.Module):
@@ -129,8 +127,8 @@ class MultiPeriodDiscriminator(nn.Module):
             *(DiscriminatorP(period, width) for period in periods),
         ]
 
-    def __call__(self, x: mx.array) -> list[Judgement]:
-        """A waveform `(B, N, 1)`; one judgement for each sub-discriminator."""
+    def __call__(self, x: mx.array) -> list[DiscriminatorOutput]:
+        """A waveform `(B, N, 1)`; one output for each sub-discriminator."""
         return [discriminator(x) for discriminator in self.discriminators]
 
 

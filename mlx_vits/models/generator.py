@@ -10,10 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.activations import leaky_mean, leaky_relu
-from mlx_vits.nn.checkpointing import recomputed
-from mlx_vits.nn.conv import planar
-from mlx_vits.nn.layers import Conv1d, Convolution, exact
+from mlx_vits.nn.layers import Conv1d, Convolution, keep_fp32
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d, build_conv_transpose1d
 
 SLOPE = 0.1
@@ -36,15 +33,11 @@ class ResBlock1(nn.Module):
         self.convs1 = [conv(dilation) for dilation in dilations]
         self.convs2 = [conv(1) for _ in dilations]
 
-    def __call__(self, x: mx.array, activated: mx.array) -> mx.array:
-        """`(B, N, C)` and its leaky ReLU, which all blocks of a stage share, to `(B, N, C)`."""
-        pairs, last = zip(self.convs1, self.convs2, strict=True), self.convs2[-1]
-        for dilated, plain in pairs:
-            y = dilated.leaky(activated, SLOPE)
-            if plain is last:
-                x = plain.onto(x, y)
-            else:
-                x, activated = plain.onto_and_leaky(x, y, SLOPE)
+    def __call__(self, x: mx.array) -> mx.array:
+        """`(B, N, C)` to `(B, N, C)`."""
+        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
+            y = dilated(nn.leaky_relu(x, SLOPE))
+            x = x + plain(nn.leaky_relu(y, SLOPE))
         return x
 
 
@@ -53,7 +46,7 @@ class Generator(nn.Module):
 
     Args:
         config: `inter_channels`, `gin_channels`, `upsample_*` and `resblock_*` of `model`.
-        norm_scheme: which layers hold their weight as length and direction.
+        norm_scheme: which layers hold their weight as magnitude and direction.
     """
 
     def __init__(self, config: Config | None = None, norm_scheme: NormScheme = "upstream"):
@@ -84,19 +77,17 @@ class Generator(nn.Module):
                     model.resblock_kernel_sizes, model.resblock_dilation_sizes, strict=True
                 )
             ]
-        self.conv_post = exact(
+        self.conv_post = keep_fp32(
             build_conv1d("conv_post", norm_scheme, width, 1, 7, padding=3, bias=False)
         )
         self.cond = Conv1d(model.gin_channels, model.upsample_initial_channel, 1)
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
         """`(B, T, C)` and conditioning `(B, 1, G)` to a waveform `(B, N, 1)`."""
-        activated = planar(leaky_relu(self.conv_pre(z) + self.cond(g), SLOPE))
-        slopes = [*[SLOPE] * (len(self.ups) - 1), LAST_SLOPE]  # of what comes after a stage
-        for stage, (up, slope) in enumerate(zip(self.ups, slopes, strict=True)):
-            x, activated = up.onto_and_leaky(None, activated, SLOPE)
+        x = self.conv_pre(z) + self.cond(g)
+        for stage, up in enumerate(self.ups):
+            x = up(nn.leaky_relu(x, SLOPE))
             first = stage * self.num_kernels
             blocks = self.resblocks[first : first + self.num_kernels]
-            outputs = [recomputed([block], block, x, activated) for block in blocks]
-            activated = leaky_mean(outputs, slope)
-        return mx.tanh(self.conv_post(activated)).reshape(len(z), -1, 1)
+            x = sum(block(x) for block in blocks) / self.num_kernels
+        return mx.tanh(self.conv_post(nn.leaky_relu(x, LAST_SLOPE)))

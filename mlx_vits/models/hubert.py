@@ -17,8 +17,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.errors import CheckpointError
-from mlx_vits.nn.conv import conv1d
 from mlx_vits.nn.layers import Conv1d
+from mlx_vits.nn.ops import conv1d
+from mlx_vits.nn.weight_norm import weight_norm
 
 # What a file states is believed up to here.
 _LARGEST = 1 << 20
@@ -156,7 +157,7 @@ class _FeatureProjection(nn.Module):
 
 
 class _PositionalWeight(nn.Module):
-    """A grouped convolution, normed over all axes but time: one length for each tap.
+    """A grouped convolution, normed over all axes but time: one magnitude for each tap.
 
     Attributes:
         weight_g: `(1, K, 1)`.
@@ -175,8 +176,7 @@ class _PositionalWeight(nn.Module):
         self.weight_v = mx.random.normal((channels, kernel, channels // groups))
 
     def effective_weight(self) -> mx.array:
-        length = mx.sqrt(mx.sum(self.weight_v * self.weight_v, axis=(0, 2), keepdims=True))
-        return self.weight_v * (self.weight_g / length)
+        return weight_norm(self.weight_g, self.weight_v, (0, 2))
 
     def __call__(self, x: mx.array) -> mx.array:
         weight = self.effective_weight()

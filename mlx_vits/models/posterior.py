@@ -12,8 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.gradients import with_gradient
-from mlx_vits.nn.layers import Conv1d, exact
+from mlx_vits.nn.layers import Conv1d, keep_fp32
 from mlx_vits.nn.masking import masked
 from mlx_vits.nn.wavenet import WN
 from mlx_vits.nn.weight_norm import NormScheme
@@ -41,7 +40,7 @@ class PosteriorEncoder(nn.Module):
             model.gin_channels,
             norm_scheme,
         )
-        self.proj = exact(Conv1d(model.hidden_channels, 2 * model.inter_channels, 1))
+        self.proj = keep_fp32(Conv1d(model.hidden_channels, 2 * model.inter_channels, 1))
 
     def __call__(self, spec: mx.array, mask: mx.array, g: mx.array, noise: mx.array) -> Posterior:
         """Samples with given noise.
@@ -74,7 +73,7 @@ class ResidualCouplingLayer(nn.Module):
             model.gin_channels,
             norm_scheme,
         )
-        self.post = exact(Conv1d(model.hidden_channels, half, 1))
+        self.post = keep_fp32(Conv1d(model.hidden_channels, half, 1))
         # Untrained, the layer is the identity.
         self.post["weight"] = mx.zeros_like(self.post["weight"])
         self.post["bias"] = mx.zeros_like(self.post["bias"])
@@ -96,15 +95,7 @@ class Flip(nn.Module):
     def __call__(
         self, x: mx.array, mask: mx.array | None, g: mx.array, reverse: bool = False
     ) -> mx.array:
-        return _reverse(x)
-
-
-def _reversed(x: mx.array) -> mx.array:
-    return x[..., ::-1]
-
-
-# A view; MLX's own gradient fills an array and copies into it.
-_reverse = with_gradient(_reversed, lambda primal, cotangent, output: _reversed(cotangent))
+        return x[..., ::-1]
 
 
 class ResidualCouplingBlock(nn.Module):

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.dropout import Dropout
+from mlx_vits.nn.dropout import Key, dropout, split_key
 from mlx_vits.nn.layers import Conv1d, Linear
 
 
@@ -42,10 +42,10 @@ class Conv1dGLU(nn.Module):
             "conv", Conv1d(channels, 2 * channels, kernel_size, padding=kernel_size // 2)
         )
 
-    def __call__(self, x: mx.array, dropout: Dropout, p_dropout: float) -> mx.array:
+    def __call__(self, x: mx.array, p_dropout: float, key: Key) -> mx.array:
         """`(B, T, C)` to `(B, T, C)`."""
         value, gate = mx.split(self.conv1(x), 2, axis=-1)
-        return x + dropout(value * mx.sigmoid(gate), p_dropout)
+        return x + dropout(value * mx.sigmoid(gate), p_dropout, key)
 
 
 class StyleAttention(nn.Module):
@@ -59,19 +59,20 @@ class StyleAttention(nn.Module):
         self.w_vs = Linear(channels, channels)
         self.fc = Linear(channels, channels)
 
-    def __call__(self, x: mx.array, mask: mx.array, dropout: Dropout, p_dropout: float) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array, p_dropout: float, key: Key) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` of the keys to `(B, T, C)`."""
         batch, length, channels = x.shape
-        query, key, value = (
+        query, k, v = (
             layer(x).reshape(batch, length, self.n_heads, -1).swapaxes(1, 2)
             for layer in (self.w_qs, self.w_ks, self.w_vs)
         )
-        scores = (query @ key.swapaxes(-1, -2)) * channels**-0.5
+        scores = (query @ k.swapaxes(-1, -2)) * channels**-0.5
         scores = scores.astype(mx.float32)
         scores = mx.where(mask.swapaxes(1, 2)[:, None] == 0, -mx.inf, scores)
-        weights = dropout(mx.softmax(scores, axis=-1).astype(value.dtype), p_dropout)
-        merged = (weights @ value).swapaxes(1, 2).reshape(batch, length, channels)
-        return dropout(self.fc(merged), p_dropout) + x
+        of_weights, of_output = split_key(key, 2)
+        weights = dropout(mx.softmax(scores, axis=-1).astype(v.dtype), p_dropout, of_weights)
+        merged = (weights @ v).swapaxes(1, 2).reshape(batch, length, channels)
+        return dropout(self.fc(merged), p_dropout, of_output) + x
 
 
 class MelStyleEncoder(nn.Module):
@@ -93,17 +94,19 @@ class MelStyleEncoder(nn.Module):
         self.slf_attn = StyleAttention(width, dims.style_heads)
         self.fc = _linear(width, config.model.gin_channels)
 
-    def embed_frames(self, spec: mx.array, dropout: Dropout) -> mx.array:
+    def embed_frames(self, spec: mx.array, key: Key = None) -> mx.array:
         """`(B, T, F)` to `(B, T, C)`: two layers on each frame alone."""
-        for layer in (self.spectral[0], self.spectral[3]):
-            spec = dropout(nn.mish(layer(spec)), self.p_dropout)
+        layers = (self.spectral[0], self.spectral[3])
+        for layer, layer_key in zip(layers, split_key(key, 2), strict=True):
+            spec = dropout(nn.mish(layer(spec)), self.p_dropout, layer_key)
         return spec
 
-    def __call__(self, spec: mx.array, mask: mx.array, dropout: Dropout) -> mx.array:
+    def __call__(self, spec: mx.array, mask: mx.array, key: Key = None) -> mx.array:
         """A spectrogram `(B, T, F)` and its mask `(B, T, 1)` to a style `(B, 1, G)`."""
-        x = self.embed_frames(spec[..., : self.bins] * mask, dropout)
-        for block in self.temporal:
-            x = block(x, dropout, self.p_dropout)
-        x = self.slf_attn(x * mask.astype(x.dtype), mask, dropout, self.p_dropout)
+        of_frames, *of_blocks, of_attention = split_key(key, 2 + len(self.temporal))
+        x = self.embed_frames(spec[..., : self.bins] * mask, of_frames)
+        for block, block_key in zip(self.temporal, of_blocks, strict=True):
+            x = block(x, self.p_dropout, block_key)
+        x = self.slf_attn(x * mask.astype(x.dtype), mask, self.p_dropout, of_attention)
         x = self.fc(x).astype(mx.float32) * mask
         return mx.sum(x / mx.sum(mask, axis=1, keepdims=True), axis=1, keepdims=True)

@@ -13,8 +13,8 @@ import mlx.nn as nn
 
 from mlx_vits.config import Config
 from mlx_vits.nn.attention import Encoder, MultiHeadAttention
-from mlx_vits.nn.dropout import Dropout, no_dropout
-from mlx_vits.nn.layers import Conv1d, exact
+from mlx_vits.nn.dropout import Key, split_key
+from mlx_vits.nn.layers import Conv1d, keep_fp32
 from mlx_vits.nn.masking import masked, pairs_of
 
 
@@ -61,9 +61,7 @@ class MRTE(nn.Module):
         pairs = pairs_of(ssl_mask, text_mask)
         ssl = self.c_pre(masked(ssl, ssl_mask))
         text = self.text_pre(masked(text, text_mask))
-        attended = self.cross_attention(
-            masked(ssl, ssl_mask), masked(text, text_mask), pairs, no_dropout
-        )
+        attended = self.cross_attention(masked(ssl, ssl_mask), masked(text, text_mask), pairs)
         return self.c_post(masked(attended + ssl + g.astype(ssl.dtype), ssl_mask))
 
 
@@ -93,7 +91,7 @@ class TextEncoder(nn.Module):
         self.text_embedding.weight = mx.random.normal((dims.text_vocab, width))
         self.mrte = MRTE(config)
         self.encoder2 = encoder(model.n_layers // 2)
-        self.proj = exact(Conv1d(width, 2 * model.inter_channels, 1))
+        self.proj = keep_fp32(Conv1d(width, 2 * model.inter_channels, 1))
 
     def __call__(
         self,
@@ -104,7 +102,7 @@ class TextEncoder(nn.Module):
         g: mx.array,
         *,
         speed: float = 1.0,
-        dropout: Dropout = no_dropout,
+        key: Key = None,
     ) -> Prior:
         """Encodes content.
 
@@ -115,12 +113,14 @@ class TextEncoder(nn.Module):
             text_mask: `(B, L, 1)`, or None.
             g: style, `(B, 1, mrte_hidden)`.
             speed: 2.0 halves the length; int(T / speed) + 1 frames unless 1.
+            key: of the dropout.
         """
+        of_ssl, of_text, of_both = split_key(key, 3)
         y = self.ssl_proj(masked(quantized, mask))
-        y = self.encoder_ssl(masked(y, mask), mask, dropout)
-        embedded = self.encoder_text(self.text_embedding(text), text_mask, dropout)
+        y = self.encoder_ssl(masked(y, mask), mask, of_ssl)
+        embedded = self.encoder_text(self.text_embedding(text), text_mask, of_text)
         y = self.mrte(y, mask, embedded, text_mask, g)
-        y = self.encoder2(y, mask, dropout)
+        y = self.encoder2(y, mask, of_both)
         if speed != 1:
             length = int(y.shape[1] / speed) + 1
             y = _resize_linear(y, length)

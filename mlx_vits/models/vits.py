@@ -4,7 +4,7 @@ Source: GPT-SoVITS `module/models.py`. Axes: B batch, S SSL frames, T spectrogra
 L phonemes, K semantic codes, N samples, C latent channels, G style channels, V speaker vector.
 
 Activations are channels-last throughout. The model draws no random number: noise, slice starts and
-dropout come in as arguments.
+the key of the dropout are arguments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlx_vits.models.posterior import PosteriorEncoder, ResidualCouplingBlock
 from mlx_vits.models.quantizer import ResidualVectorQuantizer
 from mlx_vits.models.style_encoder import MelStyleEncoder
 from mlx_vits.models.text_encoder import TextEncoder, length_mask
-from mlx_vits.nn.dropout import Dropout, no_dropout
+from mlx_vits.nn.dropout import Key, split_key
 from mlx_vits.nn.layers import Conv1d, Linear
 from mlx_vits.nn.masking import masked
 from mlx_vits.nn.weight_norm import NormScheme
@@ -85,8 +85,6 @@ class Decoded(NamedTuple):
 class _PReLU(nn.Module):
     """One slope for each channel."""
 
-    is_exact = True
-
     def __init__(self, channels: int):
         super().__init__()
         self.weight = mx.full((channels,), 0.25)
@@ -100,7 +98,7 @@ class SynthesizerTrn(nn.Module):
 
     Args:
         config: sizes and version.
-        norm_scheme: which layers hold their weight as length and direction.
+        norm_scheme: which layers hold their weight as magnitude and direction.
     """
 
     def __init__(self, config: Config, norm_scheme: NormScheme = "upstream"):
@@ -126,7 +124,7 @@ class SynthesizerTrn(nn.Module):
         spec: mx.array,
         mask: mx.array,
         sv_emb: mx.array | None = None,
-        dropout: Dropout = no_dropout,
+        key: Key = None,
     ) -> mx.array:
         """Style of a reference.
 
@@ -138,7 +136,7 @@ class SynthesizerTrn(nn.Module):
         Returns:
             `(B, 1, G)`.
         """
-        g = self.ref_enc(spec, mask, dropout)
+        g = self.ref_enc(spec, mask, key)
         if self.config.model.is_pro:
             if sv_emb is None:
                 raise ValueError(f"{self.config.version} needs a speaker vector `sv_emb`")
@@ -165,7 +163,7 @@ class SynthesizerTrn(nn.Module):
         noise: mx.array,
         ids_slice: mx.array,
         sv_emb: mx.array | None = None,
-        dropout: Dropout = no_dropout,
+        key: Key = None,
     ) -> SynthesizerOutput:
         """The training forward: whole utterances through the encoders, a segment to the decoder.
 
@@ -178,12 +176,14 @@ class SynthesizerTrn(nn.Module):
             noise: `(B, T, C)`, standard normal, for the posterior.
             ids_slice: `(B,)`, first frame of each decoded segment.
             sv_emb: `(B, V)`, for v2Pro and v2ProPlus.
+            key: of the dropout; None for none.
         """
+        of_style, of_prior = split_key(key, 2)
         mask = length_mask(spec_lengths, spec.shape[1])
         text_mask = length_mask(text_lengths, text.shape[1])
-        g = self.embed_style(spec, mask, sv_emb, dropout)
+        g = self.embed_style(spec, mask, sv_emb, of_style)
         quantized = self._double(self.quantizer(self.ssl_proj(ssl)).values)
-        prior = self.enc_p(quantized, mask, text, text_mask, self._text_style(g), dropout=dropout)
+        prior = self.enc_p(quantized, mask, text, text_mask, self._text_style(g), key=of_prior)
         posterior = self.enc_q(spec, mask, mx.stop_gradient(g), noise)
         z_p = self.flow(posterior.z, mask, g)
         segment = slice_segments(posterior.z, ids_slice, self.config.segment_frames)

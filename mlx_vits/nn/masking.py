@@ -1,4 +1,4 @@
-"""Masks of what is padded, absent where nothing is: a product with ones is a pass for nothing.
+"""Masks of padded frames; `None` means that nothing is padded, and skips the multiply.
 
 Axes: B batch, T and S time.
 """
@@ -9,12 +9,12 @@ import mlx.core as mx
 
 
 def masked(x: mx.array, mask: mx.array | None) -> mx.array:
-    """`(B, T, C)`, 0 where a mask `(B, T, 1)` is."""
+    """Zero `(B, T, C)` where a mask `(B, T, 1)` is 0."""
     return x if mask is None else x * mask.astype(x.dtype)
 
 
 def pairs_of(queries: mx.array | None, keys: mx.array | None) -> mx.array | None:
-    """Of two masks, which query may see which key: `(B, 1, T, S)`."""
+    """Combine two masks into which query may see which key: `(B, 1, T, S)` booleans."""
     if queries is None or keys is None:
         return None
-    return (queries @ keys.swapaxes(1, 2))[:, None]
+    return ((queries @ keys.swapaxes(1, 2))[:, None]).astype(mx.bool_)

@@ -1,8 +1,7 @@
 """Weight norm folded once, for a model that only speaks.
 
-Synthesis with a full-size voice would else compute `g * v / ||v||` of 24 million numbers in 131
-layers for every sentence, always with the same result: 0.1 s on two CPU cores. Each weight is held
-in the shape in which its convolution reads it, which spares the host of a GPU a view of each.
+Synthesis with a full-size voice would otherwise compute `g * v / ||v||` of 24 million numbers in
+131 layers for every sentence, always with the same result: 0.1 s on two CPU cores.
 """
 
 from __future__ import annotations
@@ -13,20 +12,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_vits import accel
 from mlx_vits.models.vits import SynthesizerTrn
-from mlx_vits.nn.attention import MultiHeadAttention
-from mlx_vits.nn.layers import Convolution
-from mlx_vits.nn.weight_norm import (
-    WeightNormConv1d,
-    WeightNormConv2d,
-    WeightNormConvTranspose1d,
-)
-
-_NORMED = (WeightNormConv1d, WeightNormConv2d, WeightNormConvTranspose1d)
+from mlx_vits.nn.weight_norm import WeightNormed
 
 
 def fold_model(model: SynthesizerTrn) -> SynthesizerTrn:
-    """A model with the same output whose convolutions all hold a plain weight.
+    """Build a model with the same output whose convolutions all hold a plain weight.
 
     It shares every other array with `model`, which stays as it is, and lacks the posterior encoder,
     which synthesis does not use.
@@ -35,7 +27,7 @@ def fold_model(model: SynthesizerTrn) -> SynthesizerTrn:
     folded.pop("enc_q", None)
     _fold_children(folded)
     mx.eval(folded.parameters())
-    return folded
+    return accel.apply(folded, inference=True)
 
 
 def _fold_children(module: nn.Module) -> None:
@@ -44,29 +36,19 @@ def _fold_children(module: nn.Module) -> None:
 
 
 def _folded(child: Any) -> Any:
-    if isinstance(child, _NORMED):
-        return _as_read(child.fold())
-    if isinstance(child, Convolution):
-        return _as_read(copy.copy(child))
+    if isinstance(child, WeightNormed):
+        return child.fold()
     if isinstance(child, nn.Module):
         twin = copy.copy(child)
         _fold_children(twin)
-        if isinstance(twin, MultiHeadAttention):
-            twin.hold()
         return twin
     if isinstance(child, list):
         return [_folded(one) for one in child]
     return child
 
 
-def _as_read(layer: Convolution) -> Convolution:
-    weight = layer["weight"]
-    layer["weight"] = weight.reshape(layer.form("weight", weight.shape))
-    return layer
-
-
 class Folding:
-    """A model's folded twin, made when it is first asked for and again when a weight was replaced.
+    """A model's folded twin, built at its first use and again when a weight was replaced.
 
     Args:
         model: may be trained on meanwhile.
@@ -78,7 +60,7 @@ class Folding:
         self._seen: list[tuple[nn.Module, str, mx.array]] = []
 
     def model(self) -> SynthesizerTrn:
-        """The twin, with the weights that the model has now."""
+        """Return the twin, with the weights that the model has now."""
         is_current = all(module.get(name) is array for module, name, array in self._seen)
         if self._folded is None or not is_current:
             self._folded = fold_model(self._model)

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_vits import accel
 from mlx_vits.audio.files import read_speech, resample
 from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.checkpoints.state_dict import state_of
@@ -23,8 +24,8 @@ from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layout import channels_last
 from mlx_vits.preprocessing.features import speech_features
+from mlx_vits.synthesis.decoding import Request, decode
 from mlx_vits.synthesis.folding import Folding
-from mlx_vits.synthesis.playback import Playback, Spoken
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Array = np.ndarray | mx.array
@@ -64,7 +65,7 @@ class Voice:
         speaker_vector: np.ndarray | None = None,
     ):
         self.model, self.info, self.name = model, info, name
-        self._playback = Playback(Folding(model))
+        self._folding, self._decode = Folding(model), accel.inference(decode)
         self.content_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
 
@@ -125,17 +126,15 @@ class Voice:
         if noise is None:
             noise = mx.random.normal(shape, key=mx.random.key(_DEFAULT_SEED))
         specs, vectors = self._styles(refer, sv_emb)
-        wav = self._playback.decode(
-            Spoken(
-                codes[0],
-                text,
-                channels_last(_floats(noise, shape, "noise")),
-                mx.array(noise_scale, mx.float32),
-                specs,
-                vectors,
-            ),
-            speed,
+        request = Request(
+            codes[0],
+            text,
+            channels_last(_floats(noise, shape, "noise")),
+            mx.array(noise_scale, mx.float32),
+            specs,
+            vectors,
         )
+        wav = self._decode(self._folding.model(), request, speed)
         return np.array(wav[0, :, 0], dtype=np.float32)
 
     def _styles(self, refer: Any, sv_emb: Any) -> tuple[list[mx.array], list[mx.array]]:

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_map
 
-from mlx_vits.training.packed import Arrays
-from mlx_vits.training.step import Batch, Draws, GANStep, VITSLosses, draw_step
+from mlx_vits.training.optimizers import add_gradients
+from mlx_vits.training.step import Batch, Draws, GANStep, Losses, draw_step
 
 
 class Part(NamedTuple):
@@ -38,7 +39,7 @@ class Part(NamedTuple):
 
 
 def split_batch(batch: Batch, draws: Draws, count: int) -> Iterator[Part]:
-    """A batch in parts of as many clips.
+    """Split a batch into parts of as many clips.
 
     Args:
         count: parts; divides the number of clips.
@@ -50,7 +51,9 @@ def split_batch(batch: Batch, draws: Draws, count: int) -> Iterator[Part]:
     if clips % count:
         raise ValueError(f"{clips} clips cannot be split into {count} parts alike")
     size = clips // count
-    keys = mx.random.split(draws.dropout_key, count)
+    keys: Any = [None] * count
+    if draws.dropout_key is not None:
+        keys = mx.random.split(draws.dropout_key, count)
     frames = mx.sum(batch.spec_lengths).astype(mx.float32)
     for index in range(count):
         rows = slice(index * size, (index + 1) * size)
@@ -76,78 +79,64 @@ class AccumulatingStep:
         self._update_d: Any = self._finish_d
         self._update_g: Any = self._finish_g
         if compiled:
-            inputs, state = step.inputs(), step.state()
-            self._judge = mx.compile(self._gather_d, inputs=inputs)
-            self._generate = mx.compile(self._gather_g, inputs=inputs)
-            self._update_d = mx.compile(self._finish_d, inputs=inputs, outputs=state)
-            self._update_g = mx.compile(self._finish_g, inputs=inputs, outputs=state)
+            state = step.state
+            self._judge = mx.compile(self._gather_d, inputs=state)
+            self._generate = mx.compile(self._gather_g, inputs=state)
+            self._update_d = mx.compile(self._finish_d, inputs=state, outputs=state)
+            self._update_g = mx.compile(self._finish_g, inputs=state, outputs=state)
 
-    def __call__(self, batch: Batch, key: mx.array) -> VITSLosses:
-        """Updates both nets; the parts are computed one after the other.
+    def __call__(self, batch: Batch, key: mx.array) -> Losses:
+        """Update both nets; the parts are computed one after the other.
 
         Args:
             batch: of a multiple of `count` clips.
         """
-        for packed, _ in self._gan.parts():
-            packed.adopt()
         return self.run(batch, draw_step(key, batch, self._gan.config))
 
-    def run(self, batch: Batch, draws: Draws) -> VITSLosses:
-        """The step with given random numbers."""
+    def run(self, batch: Batch, draws: Draws) -> Losses:
+        """Update both nets with given random numbers."""
         parts = list(split_batch(batch, draws, self._count))
-        grads_d: Any = None
-        loss_d: Any = None
+        loss_d = grads_d = terms = grads_g = peak = None
         for part in parts:
             loss, grads = self._judge(part)
             loss_d, grads_d = _added(loss_d, loss), _added(grads_d, grads)
             mx.eval(loss_d, grads_d)  # what the part took is free again
         self._update_d(grads_d)
-        mx.eval(self._gan.state())
-        grads_g: Any = None
-        named: Any = None
-        peak: Any = None
+        mx.eval(self._gan.state)
         for part in parts:
-            losses, part_peak, grads = self._generate(part)
-            named, grads_g = _added(named, losses), _added(grads_g, grads)
+            own, part_peak, grads = self._generate(part)
+            terms, grads_g = _added(terms, own), _added(grads_g, grads)
             peak = part_peak if peak is None else mx.maximum(peak, part_peak)
-            mx.eval(named, grads_g, peak)
-        whole = named | {"loss_d": loss_d, "peak_fake": peak}
-        losses = VITSLosses(**self._update_g(whole, grads_g, grads_d))
-        for packed, _ in self._gan.parts():
-            packed.show()
-        return losses
+            mx.eval(terms, grads_g, peak)
+        return self._update_g({"loss_d": loss_d, **terms, "peak_fake": peak}, grads_g, grads_d)
 
-    def _gather_d(self, part: Part) -> tuple[mx.array, Arrays]:
+    def _gather_d(self, part: Part) -> tuple[mx.array, Any]:
         gan = self._gan
-        fake = gan.forward(gan.parts()[0][0].arrays, part.batch, part.draws).y_hat
-        loss, grads = gan._gradients_d(gan._real_segment(part.batch, part.draws), fake)
+        real, fake = gan.real_segment(part.batch, part.draws), gan.forward(*part[:2]).y_hat
+        loss, grads = gan.discriminator_gradients(real, fake)
         return part.clip_share * loss, tree_map(lambda grad: part.clip_share * grad, grads)
 
-    def _gather_g(self, part: Part) -> tuple[dict[str, mx.array], mx.array, Arrays]:
+    def _gather_g(self, part: Part) -> tuple[Losses, mx.array, Any]:
         gan = self._gan
-        found: dict[str, mx.array] = {}
-        peaks: list[mx.array] = []
 
-        def objective() -> mx.array:
-            out = gan.generated(part.batch, part.draws)
-            real = gan._real_segment(part.batch, part.draws)
-            for name, loss in gan._generator_losses(out, real, part.batch, part.draws).items():
-                found[name] = loss * (part.frame_share if name == "loss_kl" else part.clip_share)
-            peaks.append(mx.stop_gradient(mx.max(mx.abs(out.y_hat))))
-            return sum(found.values(), start=mx.array(0.0))
+        def objective() -> Any:
+            out, real = gan.forward(*part[:2]), gan.real_segment(part.batch, part.draws)
+            terms = {
+                name: loss * (part.frame_share if name == "loss_kl" else part.clip_share)
+                for name, loss in gan.generator_terms(out, real, part.batch, part.draws).items()
+            }
+            return sum(terms.values()), terms, mx.stop_gradient(mx.max(mx.abs(out.y_hat)))
 
-        _, grads = gan.parts()[0][0].value_and_grad_in_use(objective, cast=True)
-        return found, peaks[0], grads
+        (_, terms, peak), grads = nn.value_and_grad(gan.generator, objective)()
+        return terms, peak, grads
 
-    def _finish_d(self, grads: Arrays) -> list[mx.array]:
-        self._gan.update(self._gan.parts()[1][0], grads)
+    def _finish_d(self, grads: Any) -> list[mx.array]:
+        self._gan.optimizers.discriminator.update(self._gan.discriminator, grads)
         return []
 
-    def _finish_g(
-        self, named: dict[str, mx.array], grads_g: Arrays, grads_d: Arrays
-    ) -> dict[str, mx.array]:
-        return self._gan.finish(named, grads_g, grads_d).losses._asdict()
+    def _finish_g(self, terms: Losses, grads_g: Any, grads_d: Any) -> Losses:
+        return self._gan.update_generator(terms, grads_g, grads_d).losses
 
 
 def _added(total: Any, more: Any) -> Any:
-    return more if total is None else tree_map(lambda a, b: a + b, total, more)
+    return more if total is None else add_gradients(total, more)

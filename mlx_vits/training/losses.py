@@ -7,32 +7,26 @@ function returns a scalar. Mel and KL are weighted in `step.py` by the configura
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_vits.models.discriminator import Judgement
-from mlx_vits.nn import cuda
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.models.discriminator import DiscriminatorOutput
 
 FEATURE_WEIGHT = 2.0
-_LONG = 1024  # elements that a CPU adds up one after the other
+_ROW = 1024  # elements
 
 
 def total(x: mx.array) -> mx.array:
-    """Sum over all elements, axis by axis on a CPU.
+    """Sum over all elements, in two stages.
 
-    One long fp32 sum there loses three digits over the five million elements of the largest
-    tensors; short ones do not. A GPU adds up pairs of sums, and every axis is a kernel to it.
+    MLX's CPU backend adds up one element after the other, which loses three digits of fp32 over the
+    five million elements of the largest tensors.
     """
-    if mx.default_device().type == mx.DeviceType.gpu:
+    x = x.reshape(-1)
+    if x.size <= _ROW:
         return mx.sum(x)
-    while x.ndim:
-        if x.ndim == 1 and x.size > _LONG:
-            x = mx.pad(x, (0, -x.size % _LONG)).reshape(-1, _LONG)
-        x = mx.sum(x, axis=-1)
-    return x
+    return mx.sum(mx.sum(mx.pad(x, (0, -x.size % _ROW)).reshape(-1, _ROW), axis=1))
 
 
 def mean(x: mx.array) -> mx.array:
@@ -43,31 +37,12 @@ def mean(x: mx.array) -> mx.array:
 def discriminator_loss(real: Sequence[mx.array], generated: Sequence[mx.array]) -> mx.array:
     """Least squares: real scores to 1, generated ones to 0, summed over sub-discriminators."""
     pairs = zip(real, generated, strict=True)
-    return _added(_error(r, 1.0) + _error(g, 0.0) for r, g in pairs)
+    return sum(mean(mx.square(1.0 - r)) + mean(mx.square(g)) for r, g in pairs)
 
 
 def generator_loss(generated: Sequence[mx.array]) -> mx.array:
     """Least squares: generated scores to 1, summed over sub-discriminators."""
-    return _added(_error(g, 1.0) for g in generated)
-
-
-def _error(scores: mx.array, target: float) -> mx.array:
-    """Mean of the squared distances."""
-    if scores.dtype == mx.float32 and cuda.is_used(scores):
-        return _error_on_cuda(target)(scores)
-    return mean(mx.square(scores - target if target else scores))
-
-
-@cache
-def _error_on_cuda(target: float) -> Callable[[mx.array], mx.array]:
-    def forward(scores: mx.array) -> mx.array:
-        parts = cuda.error(scores, target, 1 / scores.size)
-        return mx.sum(parts) if parts.ndim else parts
-
-    def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-        return cuda.error_gradient(primal, cotangent, target, 1 / primal.size)
-
-    return with_gradient(forward, gradient)
+    return sum(mean(mx.square(1.0 - g)) for g in generated)
 
 
 def feature_loss(
@@ -75,35 +50,11 @@ def feature_loss(
 ) -> mx.array:
     """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
     pairs = [
-        (r, g)
+        (mx.stop_gradient(r).astype(mx.float32), g.astype(mx.float32))
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
     ]
-    if all(cuda.is_used(*pair) for pair in pairs):
-        return _feature_loss_on_cuda([r for r, _ in pairs])(*(g for _, g in pairs))
-    totals = [
-        total(mx.abs(g.astype(mx.float32) - mx.stop_gradient(r).astype(mx.float32)))
-        for r, g in pairs
-    ]
-    # Divided and added up together: a scalar costs a GPU as much as a map.
-    return FEATURE_WEIGHT * mx.sum(mx.stack(totals) / mx.array([float(g.size) for _, g in pairs]))
-
-
-def _feature_loss_on_cuda(real: Sequence[mx.array]) -> Callable[..., mx.array]:
-    real = [mx.stop_gradient(map_) for map_ in real]
-    weights = [FEATURE_WEIGHT / map_.size for map_ in real]
-
-    def forward(*maps: mx.array) -> mx.array:
-        of_each = zip(real, maps, weights, strict=True)
-        return mx.sum(cuda.join([cuda.distance(*each) for each in of_each]))
-
-    def gradient(
-        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
-    ) -> list[mx.array]:
-        of_each = zip(real, primals, weights, strict=True)
-        return [cuda.distance_gradient(r, g, cotangent, w) for r, g, w in of_each]
-
-    return with_gradient(forward, gradient)
+    return FEATURE_WEIGHT * sum(mean(mx.abs(g - r)) for r, g in pairs)
 
 
 def kl_loss(
@@ -124,16 +75,11 @@ def mel_loss(target: mx.array, generated: mx.array) -> mx.array:
     return mean(mx.abs(generated - target))
 
 
-def scores(judgements: Sequence[Judgement]) -> list[mx.array]:
+def scores(outputs: Sequence[DiscriminatorOutput]) -> list[mx.array]:
     """The scores of all sub-discriminators."""
-    return [judgement.score for judgement in judgements]
+    return [output.score for output in outputs]
 
 
-def features(judgements: Sequence[Judgement]) -> list[list[mx.array]]:
+def features(outputs: Sequence[DiscriminatorOutput]) -> list[list[mx.array]]:
     """The feature maps of all sub-discriminators."""
-    return [judgement.features for judgement in judgements]
-
-
-def _added(terms: Iterable[mx.array]) -> mx.array:
-    first, *others = terms
-    return sum(others, start=first)
+    return [output.features for output in outputs]

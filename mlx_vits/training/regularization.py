@@ -2,7 +2,7 @@
 
     loss_reg = strength * sum_l ||w_l - w0_l||^2 / ||w0_l||^2 / n
 
-over the n trained weight tensors, the effective weight where a layer holds length and direction.
+over the n trained weight tensors, the effective weight where a layer is weight-normed.
 Biases, norms, embeddings and buffers are left alone; so is a tensor that is zero in the base, which
 has no relative distance. Compare L2-SP, Li et al. 2018, arXiv:1802.01483.
 
@@ -21,7 +21,6 @@ import mlx.nn as nn
 
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import total
-from mlx_vits.training.packed import Arrays, Matrix, Packed
 
 Anchor = dict[str, mx.array]
 
@@ -42,12 +41,12 @@ def _weight(layer: nn.Module) -> mx.array:
 
 
 def effective_weights(model: nn.Module) -> Anchor:
-    """Trained weight tensors by layer path, length and direction multiplied out."""
+    """Return the trained weight tensors by layer path, weight norm applied."""
     return {path: _weight(layer) for path, layer in sorted(_weight_layers(model))}
 
 
 def take_anchor(model: nn.Module) -> Anchor:
-    """The weights to be pulled toward: those the model has now, zero tensors left out."""
+    """Copy the weights to be pulled toward: those the model has now, zero tensors left out."""
     weights = effective_weights(model)
     # Copies: a plain layer's weight is the model's own array, which a compiled step takes over.
     anchor = {path: mx.array(w) for path, w in weights.items() if mx.any(w != 0).item()}
@@ -56,7 +55,7 @@ def take_anchor(model: nn.Module) -> Anchor:
 
 
 def relative_drift(model: nn.Module, anchor: Anchor) -> dict[str, float]:
-    """||w - w0|| / ||w0|| of every anchored layer."""
+    """Return ||w - w0|| / ||w0|| of every anchored layer."""
     weights = effective_weights(model)
     drift = {
         path: mx.sqrt(total(mx.square(weights[path] - origin)) / total(mx.square(origin)))
@@ -67,66 +66,10 @@ def relative_drift(model: nn.Module, anchor: Anchor) -> dict[str, float]:
 
 
 def pretrained_regularization(model: nn.Module, anchor: Anchor, strength: float) -> mx.array:
-    """`loss_reg`, a scalar; 0 where nothing is anchored."""
+    """Return `loss_reg`, a scalar; 0 where nothing is anchored."""
     weights = effective_weights(model)
     terms = [
         total(mx.square(weights[path] - origin)) / total(mx.square(origin))
         for path, origin in anchor.items()
     ]
     return strength * sum(terms, start=mx.array(0.0)) / max(1, len(terms))
-
-
-class PackedPull:
-    """`pretrained_regularization` over blocks: a few operations in place of a few a layer.
-
-    Args:
-        packed: the model's trained parameters.
-        model: what they belong to.
-        anchor: not empty; taken over, its arrays become views into blocks.
-        strength: of the pull.
-    """
-
-    def __init__(self, packed: Packed, model: nn.Module, anchor: Anchor, strength: float):
-        self._packed, self._strength, self._count = packed, strength, len(anchor)
-        # Origins `(R, W)`, and shares `(R, 1)`: one over ||w0||^2, 0 where nothing is anchored.
-        self._origins: dict[str, list[mx.array]] = {}
-        self._shares: dict[str, list[mx.array]] = {}
-        layers = {path: module for path, module in model.named_modules() if path in anchor}
-        for block in packed.blocks:
-            found = [_anchor_matrix(matrix, anchor, layers) for matrix in block.matrices]
-            if block.role != "lengths" and any(mx.any(shares).item() for _, shares in found):
-                self._origins[block.name] = [origin for origin, _ in found]
-                self._shares[block.name] = [shares for _, shares in found]
-        mx.eval(self._origins, self._shares, anchor)
-
-    def __call__(self, arrays: Arrays) -> mx.array:
-        """`loss_reg` of these blocks, a scalar."""
-        weights = self._packed.effective(arrays)
-        terms = [
-            total(shares * mx.sum(mx.square(weight - origin), -1, keepdims=True))
-            for name in self._origins
-            for weight, origin, shares in zip(
-                weights[name], self._origins[name], self._shares[name], strict=True
-            )
-        ]
-        return self._strength / self._count * sum(terms, start=mx.array(0.0))
-
-
-def _anchor_matrix(
-    matrix: Matrix, anchor: Anchor, layers: dict[str, nn.Module]
-) -> tuple[mx.array, mx.array]:
-    """Origins and shares of one matrix; what the anchor holds of it becomes views into it."""
-    origins, shares, held = {}, [], {}
-    for slot, rows in zip(matrix.slots, matrix.rows, strict=True):
-        path, _, name = slot.path.rpartition(".")
-        share, origin = mx.array(0.0), mx.zeros(slot.shape)
-        if path in layers and name in ("weight", "weight_v"):
-            held[slot.path], origin = path, anchor[path]
-            share = 1 / total(mx.square(origin))
-        origins[slot.path] = origin
-        shares.append(mx.broadcast_to(share, (rows, 1)))
-    packed = matrix.pack(origins)
-    for slot, view in zip(matrix.slots, matrix.views(packed), strict=True):
-        if slot.path in held:
-            anchor[held[slot.path]] = view
-    return packed, mx.concatenate(shares)

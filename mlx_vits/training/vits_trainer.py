@@ -9,29 +9,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_vits import accel
+from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.checkpoints.run import Place, RunState
-from mlx_vits.compilation import compiles_step
 from mlx_vits.errors import CheckpointError, TrainingStopped
+from mlx_vits.models.discriminator import DiscriminatorP, DiscriminatorS
+from mlx_vits.models.generator import ResBlock1
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.nn.attention import FFN, MultiHeadAttention
+from mlx_vits.nn.checkpointing import checkpoint_blocks
+from mlx_vits.nn.layers import set_compute_dtype
+from mlx_vits.nn.wavenet import WN
 from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.blending import check_share
 from mlx_vits.training.footprint import is_short, usable_memory
+from mlx_vits.training.optimizers import (
+    build_optimizers,
+    check_state,
+    set_learning_rates,
+    update_state,
+)
 from mlx_vits.training.precision import compute_type
-from mlx_vits.training.regularization import Anchor
-from mlx_vits.training.step import Batch, GANStep, VITSLosses, build_optimizers, set_learning_rates
+from mlx_vits.training.regularization import Anchor, pretrained_regularization
+from mlx_vits.training.step import Batch, GANStep, Losses
 
-__all__ = ["StepRecord", "VITSLosses", "VITSTrainer", "VITSTrainingConfig"]
+__all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig"]
 
 TrainedPart = Literal["all", "decoder"]
 CHECKPOINTING = ("auto", "on", "off")
+# Blocks whose activations are recomputed where memory is short.
+CHECKPOINTED = (ResBlock1, WN, MultiHeadAttention, FFN, DiscriminatorS, DiscriminatorP)
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,7 @@ class VITSTrainer:
     Attributes:
         place: where the run stands after the last step whose losses were read.
         is_ahead: whether the weights are of the step after it, see `steps`.
+        recomputes: whether activations are checkpointed.
         waited_seconds: for batches, so far.
     """
 
@@ -164,20 +181,29 @@ class VITSTrainer:
         self.is_ahead = False
         self.waited_seconds = 0.0
         freeze_for(generator, config.train)
-        compiled = compiles_step(config.compiled)
-        self._step = self.step_class(
-            generator,
-            discriminator,
-            build_optimizers(generator.config, bias_correction=config.bias_correction),
-            anchor=anchor,
-            reg_strength=config.pretrained_reg_strength,
-            compiled=compiled,
-            compute=compute_type(config.precision),
-            recomputes=self._recomputes(),
+        self.recomputes = self._recomputes()
+        self._step, self._run = self._build_step(anchor)
+
+    def _build_step(self, anchor: Anchor | None) -> tuple[GANStep, Callable[..., Losses]]:
+        """Build the step, and what takes it: in one go, or in parts."""
+        config, nets = self.config, (self.generator, self.discriminator)
+        for net in nets:
+            set_compute_dtype(net, compute_type(config.precision))
+            accel.apply(net)
+            if self.recomputes:
+                checkpoint_blocks(net, CHECKPOINTED)
+        penalty = None
+        if anchor and config.pretrained_reg_strength:
+            strength = config.pretrained_reg_strength
+            penalty = partial(pretrained_regularization, anchor=anchor, strength=strength)
+        optimizers = build_optimizers(
+            self.generator.config, bias_correction=config.bias_correction
         )
-        self._run: Callable[[Batch, mx.array], VITSLosses] = self._step.advance
+        compiled = compiles_step(config.compiled)
+        step = self.step_class(*nets, optimizers, penalty=penalty, compiled=compiled)
         if config.accumulate > 1:
-            self._run = AccumulatingStep(self._step, config.accumulate, compiled=compiled)
+            return step, AccumulatingStep(step, config.accumulate, compiled=compiled)
+        return step, step
 
     def _recomputes(self) -> bool:
         wish = self.config.checkpoint_activations
@@ -185,11 +211,6 @@ class VITSTrainer:
             return wish == "on"
         clips = self.voice.largest_batch(self.config.batch_size)
         return is_short(self.generator.config, clips, usable_memory())
-
-    @property
-    def recomputes(self) -> bool:
-        """Whether activations are checkpointed."""
-        return self._step.recomputes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -255,10 +276,10 @@ class VITSTrainer:
         rates = self._set_rates(place.epoch)
         batch = Batch(**{name: mx.array(array) for name, array in arrays.items()})
         losses = self._run(batch, mx.random.key((self.config.seed << 32) + place.step))
-        together = mx.stack(list(losses))  # one transfer from the device, not one a loss
-        mx.async_eval(together, self._step.state())
+        together = mx.stack(list(losses.values()))  # one transfer from the device, not one a loss
+        mx.async_eval(together, self._step.state)
         after = replace(place, step=place.step + 1, batch=place.batch + 1)
-        return _Begun(losses._fields, together, rates, after)
+        return _Begun(tuple(losses), together, rates, after)
 
     def _read(self, begun: _Begun, *, is_ahead: bool = False) -> StepRecord:
         """Waits for a step, and moves to its place.
@@ -276,8 +297,6 @@ class VITSTrainer:
         if broken:
             raise TrainingStopped(f"{broken[0]} is no longer a number", place.step)
         self.place, self.is_ahead = place, is_ahead
-        if not is_ahead:
-            self._step.show()  # they may be read
         values |= begun.rates | {"step": place.step, "epoch": place.epoch}
         return StepRecord(values, place)
 
@@ -290,13 +309,12 @@ class VITSTrainer:
 
     def trees(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as trees of arrays."""
-        moments = self._step.moments()
-        self._step.show()
+        optimizers = self._step.optimizers
         return {
             "generator": self.generator.parameters(),
             "discriminator": self.discriminator.parameters(),
-            "optimizer_g": moments.generator,
-            "optimizer_d": moments.discriminator,
+            "optimizer_g": optimizers.generator.state,
+            "optimizer_d": optimizers.discriminator.state,
         }
 
     def restore(self, state: RunState, source: str) -> None:
@@ -307,9 +325,13 @@ class VITSTrainer:
         """
         try:
             # The moments first: they tell another kind of run before anything is changed.
-            self._step.set_moments(state.trees["optimizer_g"], state.trees["optimizer_d"])
+            optimizers = self._step.optimizers
+            check_state(optimizers.generator.state, state.trees["optimizer_g"])
+            check_state(optimizers.discriminator.state, state.trees["optimizer_d"])
             self.generator.update(state.trees["generator"], strict=True)
             self.discriminator.update(state.trees["discriminator"], strict=True)
+            update_state(optimizers.generator.state, state.trees["optimizer_g"])
+            update_state(optimizers.discriminator.state, state.trees["optimizer_d"])
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{source}: belongs to a run with other settings ({error}); start a new run"

@@ -11,7 +11,7 @@ import mlx_vits  # noqa: F401  (chooses the BLAS before mlx is imported)
 import mlx.core as mx
 import typer
 
-from mlx_vits.compilation import stop_fusing
+from mlx_vits.accel.compilation import stop_fusing
 from mlx_vits.errors import UserError
 from mlx_vits.files import make_folder
 from mlx_vits.screen import report_errors

@@ -57,14 +57,3 @@ def compiles_step(choice: bool | None = None) -> bool:
     if mx.default_device().type != mx.DeviceType.gpu:
         return False
     return mx.metal.is_available() or stop_fusing()
-
-
-def plays_synthesis_back() -> bool:
-    """Whether synthesis of a shape that was met before is played back: on CUDA alone.
-
-    There describing the operations takes longer than computing them, and without fusing the result
-    is the same to the last bit. On an Apple GPU `mx.compile` fuses, as the training step has it do,
-    and its rounding would differ between the first and the second time that something is said; on
-    a CPU g++ takes longer than it saves.
-    """
-    return not mx.metal.is_available() and compiles_step()

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products: what MLX's CPU backend runs, for want of fast ones of its own.
+"""Convolutions as matrix products, for MLX's CPU backend, whose own are naive loops.
 
 A convolution and a transposed one are each other's gradient, so three linear maps serve both:
 
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.accel.custom_vjp import custom_vjp
 
 _FEW, _NARROW = 4, 128  # channels: below the one windows are cheap, up to the other taps are
 _MOST_BLOCKS = 4  # strides that a kernel may span to be added up as columns
@@ -48,7 +48,7 @@ class _Geometry(NamedTuple):
 def conv1d(
     x: mx.array, weight: mx.array, stride: int, padding: int, dilation: int, groups: int
 ) -> mx.array:
-    """`(N, T, G C)` with `(G O, K, C)` to `(N, Y, G O)`; see `conv.conv1d`."""
+    """`(N, T, G C)` with `(G O, K, C)` to `(N, Y, G O)`; see `nn/ops.py`."""
     if stride > 1:
         weight, dilation = dilate(weight, dilation), 1
     function = _convolution(_Geometry(stride, padding, dilation))
@@ -56,11 +56,14 @@ def conv1d(
     return _join(function(_split(x, groups), w))
 
 
-def conv_transpose1d(x: mx.array, weight: mx.array, stride: int, padding: int) -> mx.array:
-    """`(N, Y, O)` with `(C, K, O)` to `(N, T, C)`, T = (Y - 1) stride + K - 2 padding.
+def conv_transpose1d(
+    x: mx.array, weight: mx.array, stride: int, padding: int, dilation: int
+) -> mx.array:
+    """`(N, Y, O)` with `(C, K, O)` to `(N, T, C)`; see `nn/ops.py`.
 
-    In the names of `_spread`, as whose input this x is a y: one group, no dilation.
+    In the names of `_spread`, as whose input this x is a y: one group.
     """
+    weight = dilate(weight, dilation)
     function = _transposed(_Geometry(stride, padding, 1))
     return function(x[None], weight.swapaxes(0, 2)[None]).squeeze(0)
 
@@ -100,7 +103,7 @@ def _convolution(at: _Geometry) -> Callable[[mx.array, mx.array], mx.array]:
         grad_x = _spread(cotangent, w, at, x.shape[2])
         return grad_x, _correlate(x, cotangent, w.shape[2], at)
 
-    return with_gradient(forward, gradient)
+    return custom_vjp(forward, gradient)
 
 
 @cache
@@ -115,7 +118,7 @@ def _transposed(at: _Geometry) -> Callable[[mx.array, mx.array], mx.array]:
         y, w = primals
         return _gather(cotangent, w, at), _correlate(cotangent, y, w.shape[2], at)
 
-    return with_gradient(forward, gradient)
+    return custom_vjp(forward, gradient)
 
 
 def _gather(x: mx.array, w: mx.array, at: _Geometry) -> mx.array:

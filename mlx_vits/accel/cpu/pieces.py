@@ -13,41 +13,15 @@ N steps, C channels in, O out, K taps, G conditioning.
 
 from __future__ import annotations
 
-import copy
-import sys
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
+from mlx_vits.accel.cpu.convolution import sum_of_taps
+from mlx_vits.accel.cpu.streams import lanes, one_core_a_product
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
-from mlx_vits.models.vits import SynthesizerTrn
-from mlx_vits.nn.activations import leaky_mean, leaky_relu
 from mlx_vits.nn.layers import Convolution
-from mlx_vits.nn.matmul_conv import sum_of_taps
-from mlx_vits.nn.streams import lanes, one_core_a_product
-
-_ELEMENTS = 230_000  # that come out of a piece, about: 1 MB
-
-
-def pays() -> bool:
-    """Whether synthesis is faster so: on a CPU, under Linux.
-
-    On macOS the units of a CPU that multiply are shared by its cores, and were not measured.
-    """
-    is_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return is_cpu and sys.platform.startswith("linux")
-
-
-def in_pieces(model: SynthesizerTrn) -> SynthesizerTrn:
-    """A model with the same output, within rounding, that decodes in pieces.
-
-    Args:
-        model: with its weights folded; stays as it is, and shares all others with the result.
-    """
-    twin = copy.copy(model)
-    twin["dec"] = PiecewiseGenerator(model.dec)
-    return twin
-
 
 class _Piece(NamedTuple):
     """Steps `start` to `end` of `total`."""
@@ -77,8 +51,7 @@ class _Conv:
     """A convolution as a sum of products of one tap, each `(C, O)` in the order BLAS reads."""
 
     def __init__(self, layer: Convolution):
-        weight = layer.effective_weight()  # of one tap maybe `(O, C)`
-        weight = weight.reshape(weight.shape[0], -1, weight.shape[-1])
+        weight = layer.effective_weight()
         self.taps = _apart(weight.transpose(1, 2, 0))
         self.bias: mx.array = layer.get("bias", mx.array(0.0))
         self.reach, self.dilation = layer.padding, layer.dilation
@@ -138,22 +111,35 @@ class _Block:
     def __call__(self, piece: _Piece, activated: _Piece) -> _Piece:
         for dilated, plain in self.pairs:
             y = dilated(activated)
-            y = y._replace(x=leaky_relu(y.x + dilated.bias, SLOPE))
+            y = y._replace(x=nn.leaky_relu(y.x + dilated.bias, SLOPE))
             onto = piece.cut(*y.within(plain.reach))
             piece = plain(y, onto.x + plain.bias)
-            activated = piece._replace(x=leaky_relu(piece.x, SLOPE))
+            activated = piece._replace(x=nn.leaky_relu(piece.x, SLOPE))
         return piece
 
 
-class PiecewiseGenerator:
-    """What `Generator` computes, without gradients.
+class PiecewiseGenerator(Generator):
+    """`Generator`, without gradients; its weights must stay as they are."""
+
+    ELEMENTS = 230_000  # that come out of a piece, about: 1 MB
+
+    def __call__(self, z: mx.array, g: mx.array) -> mx.array:
+        """`(B, N, C)` and conditioning `(B, 1, G)` to a waveform `(B, N', 1)`, evaluated."""
+        pieces = self.__dict__.get("_pieces")
+        if pieces is None:
+            pieces = self.__dict__["_pieces"] = _Decoder(self, self.ELEMENTS)
+        return pieces(z, g)
+
+
+class _Decoder:
+    """A generator's weights in the order that pieces are computed with.
 
     Args:
-        generator: its weights are copied, in another order.
-        elements: of what comes out of a piece, about.
+        generator: its weights are copied.
+        elements: that come out of a piece, about.
     """
 
-    def __init__(self, generator: Generator, elements: int = _ELEMENTS):
+    def __init__(self, generator: Generator, elements: int):
         self._pre, self._cond = generator.conv_pre, generator.cond
         self._elements = elements
         self._ups = [_Up(layer) for layer in generator.ups]
@@ -164,9 +150,8 @@ class PiecewiseGenerator:
         self._post = _Conv(generator.conv_post)
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
-        """`(B, N, C)` and conditioning `(B, 1, G)` to a waveform `(B, N', 1)`, evaluated."""
         with one_core_a_product():
-            x = leaky_relu(self._pre(z) + self._cond(g), SLOPE)
+            x = nn.leaky_relu(self._pre(z) + self._cond(g), SLOPE)
             clips = [self._decoded(clip) for clip in x]
         return mx.stack(clips)
 
@@ -200,12 +185,12 @@ class PiecewiseGenerator:
         total, more = up.length(len(x)), self._post.reach if is_last else 0
         inner, reach = (max(start - more, 0), min(end + more, total)), self._reaches[index]
         piece = up(x, max(inner[0] - reach, 0), min(inner[1] + reach, total))
-        activated = piece._replace(x=leaky_relu(piece.x, SLOPE))
+        activated = piece._replace(x=nn.leaky_relu(piece.x, SLOPE))
         outputs: list[mx.array] = []
         for block in blocks:
             span = inner[0] - block.reach, inner[1] + block.reach
             outputs.append(block(piece.cut(*span), activated.cut(*span)).x)
-        y = leaky_mean(outputs, LAST_SLOPE if is_last else SLOPE)
+        y = nn.leaky_relu(sum(outputs) / len(outputs), LAST_SLOPE if is_last else SLOPE)
         if not is_last:
             return y
         return mx.tanh(self._post(_Piece(y, *inner, total)).x + self._post.bias)

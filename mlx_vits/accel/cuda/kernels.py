@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.nn.cuda_source import BRANCHES, BRANCHES_APART, HEADER
+from mlx_vits.accel.cuda.source import BRANCHES, BRANCHES_APART, HEADER
 
 Shape = tuple[int, ...]
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_vits.nn import cuda
-from mlx_vits.nn.gradients import sum_to, with_gradient
+from mlx_vits.accel.cuda import kernels as cuda
+from mlx_vits.accel.custom_vjp import custom_vjp, sum_to
 
 _MOST = 2**31 - 1  # elements that a kernel of `cuda.py` counts
 
@@ -78,7 +78,7 @@ def alone(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
         x, w = primals
         return at.gradients(x, w, cotangent.flatten(0, -2))
 
-    return with_gradient(forward, gradient)
+    return custom_vjp(forward, gradient)
 
 
 @cache
@@ -97,7 +97,7 @@ def leaky(at: Geometry, slope: float) -> Callable[..., mx.array]:
         x, w, bias = primals
         return [*at.gradients(x, w, rows), sum_to(bias, rows)]
 
-    return with_gradient(forward, gradient)
+    return custom_vjp(forward, gradient)
 
 
 @cache
@@ -113,7 +113,7 @@ def onto(at: Geometry) -> Callable[..., mx.array]:
         (_, x, w, bias), rows = primals, cotangent.flatten(0, -2)
         return [cotangent, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
-    return with_gradient(forward, gradient)
+    return custom_vjp(forward, gradient)
 
 
 @cache
@@ -134,7 +134,7 @@ def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.arra
         of_to = rows.reshape(total.shape)
         return [of_to, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
-    return with_gradient(forward, gradient)
+    return custom_vjp(forward, gradient)
 
 
 @cache
@@ -168,4 +168,4 @@ def gated_product(at: Geometry) -> Callable[..., Sequence[mx.array]]:
         of_convolved = [*at.gradients(x, w, rows), sum_to(bias, of_condition), of_condition]
         return [*of_convolved, cotangent.T @ gated, sum_to(weight_bias, cotangent)]
 
-    return with_gradient(forward, gradient)
+    return custom_vjp(forward, gradient)

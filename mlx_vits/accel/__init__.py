@@ -1,0 +1,146 @@
+"""What makes one backend fast, applied from outside.
+
+Models, losses and the training step are plain MLX, which is what runs on an Apple GPU. This package
+swaps in equivalents where they were measured to pay: convolutions behind `nn/ops.py`, and, with
+`apply`, the forward of known block classes. Taking it away changes no result beyond rounding.
+
+`MLX_VITS_ACCEL=off` runs the plain form everywhere. On a CPU that is slow at full size: minutes
+for a training step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_vits.accel.compilation import stop_fusing
+from mlx_vits.accel.custom_vjp import skip_custom_vjp
+
+VARIABLE = "MLX_VITS_ACCEL"
+
+Backend = Literal["off", "cpu", "cuda"]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+_forced: Backend | None = None
+
+
+class Convolutions(Protocol):
+    """A backend's convolutions; arguments as those of `mx.conv1d` and `mx.conv_transpose1d`."""
+
+    def conv1d(
+        self,
+        x: mx.array,
+        weight: mx.array,
+        stride: int,
+        padding: int,
+        dilation: int,
+        groups: int,
+        /,
+    ) -> mx.array: ...
+
+    def conv_transpose1d(
+        self, x: mx.array, weight: mx.array, stride: int, padding: int, dilation: int, /
+    ) -> mx.array: ...
+
+
+def backend() -> Backend:
+    """Which equivalents are in use: "cpu" (Linux), "cuda", or "off" for plain MLX."""
+    if _forced is not None:
+        return _forced
+    if os.environ.get(VARIABLE) == "off":
+        return "off"
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "cpu"
+    return "cuda" if mx.cuda.is_available() else "off"
+
+
+@contextmanager
+def use(name: Backend) -> Iterator[None]:
+    """Choose the equivalents within a `with` block, for tests and measurements."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def convolutions() -> Convolutions | None:
+    """Return the backend's convolutions, or None where MLX's own are used."""
+    name = backend()
+    if name == "off":
+        return None
+    if name == "cpu":
+        from mlx_vits.accel.cpu import convolution as module
+    else:
+        from mlx_vits.accel.cuda import convolution as module  # type: ignore[no-redef]
+    found: Any = module
+    return found
+
+
+def apply(model: AnyModule, *, inference: bool = False) -> AnyModule:
+    """Swap the forward of the blocks of a model that the backend has an equivalent for.
+
+    Args:
+        model: changed in place: its blocks become instances of subclasses with the same
+            parameters. Calling it again does nothing more.
+        inference: whether the model is only for synthesis, and its weights stay as they are.
+
+    Returns:
+        The model.
+    """
+    equivalents = _equivalents(inference)
+    for module in model.modules():
+        fast = equivalents.get(type(module))
+        if fast is not None:
+            module.__class__ = fast
+    return model
+
+
+def optimize(optimizer: Any) -> Any:
+    """Swap the update of an optimizer for an equivalent one, where the backend has one."""
+    if backend() == "cuda":
+        from mlx_vits.accel.cuda.optimizer import fuse
+
+        fuse(optimizer)
+    return optimizer
+
+
+def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Wrap a function that is never differentiated.
+
+    Args:
+        function: of a model, a tree of arrays, and hashable settings, to an array.
+    """
+    name = backend()
+    if name == "off":
+        return function
+    run = function
+    if name == "cuda" and stop_fusing():
+        from mlx_vits.accel.cuda.recording import Recorder
+
+        run = Recorder(function)
+
+    def wrapped(*arguments: Any) -> mx.array:
+        with skip_custom_vjp():
+            return run(*arguments)
+
+    return wrapped
+
+
+def _equivalents(inference: bool) -> dict[type, type]:
+    """Equivalents of block classes on this backend."""
+    name = backend()
+    if name == "cuda":
+        from mlx_vits.accel.cuda import blocks as on_cuda
+
+        return on_cuda.EQUIVALENTS
+    if name == "cpu":
+        from mlx_vits.accel.cpu import blocks as on_cpu
+
+        return on_cpu.FOR_INFERENCE if inference else on_cpu.EQUIVALENTS
+    return {}

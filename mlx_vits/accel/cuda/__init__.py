@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: convolutions in two dimensions for cuDNN, fused kernels, recorded synthesis."""
