@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_vits import accel
 from mlx_vits.config import Config
-from mlx_vits.nn.conv import conv_backend
 from mlx_vits.training.accumulation import AccumulatingStep, split_batch
 from mlx_vits.training.regularization import take_anchor
 from mlx_vits.training.step import draw_step
@@ -42,8 +42,8 @@ def arrays_of(tree: Any) -> dict[str, mx.array]:
         (4, {}),
         (2, {"recomputes": True}),
         pytest.param(2, {"compiled": True}, marks=pytest.mark.slow),
-        (2, {"compiled": True, "backend": "planar"}),  # as on CUDA
-        (2, {"compiled": True, "backend": "native"}),  # as on Metal
+        (2, {"compiled": True, "backend": "cuda"}),
+        (2, {"compiled": True, "backend": "off"}),  # as on Metal
     ],
     ids=str,
 )
@@ -53,15 +53,15 @@ def test_it_is_the_step_of_the_large_batch(count: int, options: dict[str, Any]) 
     batch = noise_batch(config, size=4)
     draws = draw_step(KEY, batch, config)
     recomputes, compiled = (options.get(name, False) for name in ("recomputes", "compiled"))
-    with conv_backend(options.get("backend", "auto")):
+    with accel.use(options.get("backend", "cpu")):
         whole, parted = (make_step(config, recomputes=recomputes) for _ in range(2))
-        expected = whole.run(batch, draws).losses._asdict()
-        found = AccumulatingStep(parted, count, compiled=compiled).run(batch, draws)._asdict()
+        expected = whole.run(batch, draws).losses
+        found = AccumulatingStep(parted, count, compiled=compiled).run(batch, draws)
         mx.eval(expected, found)
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
     # The first moments are the gradients times 0.2.
-    ours, theirs = arrays_of(parted.moments()), arrays_of(whole.moments())
+    ours, theirs = arrays_of(parted.state[2:]), arrays_of(whole.state[2:])
     assert set(ours) == set(theirs)
     norms = {n: mx.linalg.norm(a).item() for n, a in theirs.items() if n.endswith(".m")}
     largest = max(norms.values())

@@ -12,11 +12,11 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_vits.nn.conv import conv1d, conv_backend
 
 from mlx_vits.audio.spectrogram import _hann, mel_spectrogram
 from mlx_vits.nn import activations
 from mlx_vits.nn.attention import _band_to_square, _square_to_band
-from mlx_vits.nn.conv import conv1d, conv_backend
 from mlx_vits.training import losses
 from scripts.demo_base import layers
 from scripts.demo_base.adamw import AdamW, norm, start

@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_vits import accel
 from mlx_vits.checkpoints.base import load_discriminator, load_generator
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn import weight_norm
-from mlx_vits.nn.conv import conv_backend
 from mlx_vits.preprocessing.prepare import prepare_voice
-from mlx_vits.synthesis import pieces
 from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.synthesis.loading import load
-from mlx_vits.synthesis.playback import Playback
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
@@ -49,24 +47,21 @@ def unfolded(voice: Voice) -> np.ndarray:
             return voice.model
 
     other = Voice(voice.model)
-    other._playback = Playback(Itself())  # type: ignore[arg-type]
+    other._folding = Itself()  # type: ignore[assignment]
     return speak(other)
 
 
+def assert_same_sound(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """But for the order of sums, where the decoder goes by pieces of time."""
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("version", ["v1", "v2", "v2ProPlus"])
-def test_the_sound_is_the_same_bit_for_bit(version: str) -> None:
-    voice = make_voice_of(version)
-    assert np.array_equal(speak(voice), unfolded(voice))
-
-
-@pytest.mark.parametrize("backend", ["matmul", "planar", "cudnn", "native"])
-def test_the_sound_is_that_of_unfolded_weights_with_every_convolution(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pieces, "pays", lambda: False)
-    voice = make_voice_of("v2")
-    with conv_backend(backend):
-        np.testing.assert_allclose(speak(voice), unfolded(voice), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("backend", ["off", "cpu", "cuda"])
+def test_the_sound_is_that_of_unfolded_weights(version: str, backend: accel.Backend) -> None:
+    with accel.use(backend):
+        voice = make_voice_of(version)
+        assert_same_sound(speak(voice), unfolded(voice))
 
 
 def test_every_weight_is_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +71,10 @@ def test_every_weight_is_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(spoken) > 20
     calls = []
     for layer in (weight_norm.WeightNormConv1d, weight_norm.WeightNormConvTranspose1d):
-        whole: Any = layer.weight
-        monkeypatch.setattr(layer, "weight", lambda it, f=whole: (calls.append(1), f(it))[1])
+        whole: Any = layer.effective_weight
+        monkeypatch.setattr(
+            layer, "effective_weight", lambda it, f=whole: (calls.append(1), f(it))[1]
+        )
     first = speak(voice)
     assert len(calls) == len(spoken)
     assert np.array_equal(speak(voice), first)
@@ -89,24 +86,17 @@ def named(model: Any) -> list[tuple[str, mx.array]]:
     return leaves
 
 
-@pytest.mark.parametrize("backend", ["matmul", "planar", "native"])
-def test_the_twin_holds_plain_weights_and_shares_the_rest(backend: str) -> None:
+def test_the_twin_holds_plain_weights_and_shares_the_rest() -> None:
     model = make_voice_of("v2").model
-    with conv_backend(backend):
-        twin = fold_model(model)
-    assert type(twin) is SynthesizerTrn
+    twin = fold_model(model)
     ours, theirs = dict(named(model)), dict(named(twin))
     assert not [path for path in theirs if path.endswith(("weight_g", "weight_v"))]
     assert not [path for path in theirs if path.startswith("enc_q.")]
     for path, array in theirs.items():
         if path in ours:
-            is_view = array.reshape(ours[path].shape)  # another shape of the same numbers
-            assert array is ours[path] or mx.array_equal(is_view, ours[path]), path
+            assert array is ours[path], path
         else:
             assert path.removesuffix("weight") + "weight_v" in ours, path
-    weight = twin.dec.resblocks[0].convs1[0].weight
-    assert weight.ndim == (4 if backend == "planar" else 3)
-    assert twin.dec.cond.weight.ndim == 2, "one tap is a product"
     assert set(ours) - set(theirs) == {
         path
         for path in ours
@@ -122,7 +112,7 @@ def test_a_model_that_learns_is_heard_as_it_is_now(part: str) -> None:
     voice.model.update(tree_unflatten(moved))
     after = speak(voice)
     assert not np.array_equal(after, before)
-    assert np.array_equal(after, unfolded(voice))
+    assert_same_sound(after, unfolded(voice))
 
 
 def test_what_is_saved_stays_as_it_was(tmp_path: Path) -> None:
@@ -151,5 +141,5 @@ def test_a_run_hears_the_weights_of_its_last_step(tmp_path: Path) -> None:
     heard = [speak(voice)]
     for _ in trainer.steps():
         heard.append(speak(voice))
-        assert np.array_equal(heard[-1], unfolded(voice))
+        assert_same_sound(heard[-1], unfolded(voice))
         assert not np.array_equal(heard[-1], heard[-2])

@@ -130,10 +130,12 @@ def test_taps(folder: str) -> None:
         if name in ("ref_enc.slf_attn", "enc_p.text_embedding", "sv_emb", "ge_to512"):
             assert_near(ours.reshape(theirs.shape), theirs)
         else:
-            planar = ours.reshape(len(ours), -1, ours.shape[-1])  # on CUDA it has height 1
-            assert_near(last(planar), theirs)
+            if name.startswith("enc_p.mrte.") and "attention" in name:
+                # Padded queries see no key: what they attend to is masked out behind it.
+                ours, theirs = ours * _mask(data), theirs * data["out/x_mask"]
+            assert_near(last(ours), theirs)
     spec = last(data["in/spec"])[..., : model.ref_enc.bins] * _mask(data)
-    spectral = model.ref_enc.embed_frames(spec, lambda x, p: x)
+    spectral = model.ref_enc.embed_frames(spec)
     assert_near(spectral, data["tap/ref_enc.spectral"])
 
 

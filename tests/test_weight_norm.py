@@ -105,7 +105,9 @@ def test_magnitude_and_direction_are_trainable_and_direction_is_not_normed_again
     assert set(layer.trainable_parameters()) == {"weight_g", "weight_v", "bias"}
     layer.weight_v = layer.weight_v * 3
     assert_close(
-        fold_weight(layer.weight_g, layer.weight_v / 3, "conv1d"), layer.effective_weight(), rtol=1e-5
+        fold_weight(layer.weight_g, layer.weight_v / 3, "conv1d"),
+        layer.effective_weight(),
+        rtol=1e-5,
     )
 
 

@@ -120,7 +120,7 @@ def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     if name == "off":
         return function
     run = function
-    if name == "cuda" and stop_fusing():
+    if name == "cuda" and mx.cuda.is_available() and stop_fusing():
         from mlx_vits.accel.cuda.recording import Recorder
 
         run = Recorder(function)

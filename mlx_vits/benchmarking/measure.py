@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.benchmarking.kernels import count_kernels
 from mlx_vits.benchmarking.machine import (
     describe_machine,
@@ -26,7 +27,6 @@ from mlx_vits.benchmarking.machine import (
 )
 from mlx_vits.benchmarking.operations import count_operations
 from mlx_vits.benchmarking.work import StepParts, Work
-from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.errors import UserError
 from mlx_vits.training.precision import compute_type
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.layers import keep_fp32
+from mlx_vits.nn.layers import keep_fp32, leaky_relu
 from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d
 
 SLOPE = 0.1
@@ -63,7 +63,7 @@ class DiscriminatorS(nn.Module):
         """A waveform `(B, N, 1)`."""
         features = []
         for conv in self.convs:
-            x = nn.leaky_relu(conv(x), SLOPE)
+            x = leaky_relu(conv(x), SLOPE)
             features.append(x)
         x = self.conv_post(x)
         features.append(x)
@@ -99,7 +99,7 @@ class DiscriminatorP(nn.Module):
         x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, -1, 1)
         features = []
         for conv in self.convs:
-            x = nn.leaky_relu(conv.columns(x), SLOPE)
+            x = leaky_relu(conv.columns(x), SLOPE)
             features.append(x)
         x = self.conv_post.columns(x)
         features.append(x)

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.layers import Conv1d, Convolution, keep_fp32
+from mlx_vits.nn.layers import Conv1d, Convolution, keep_fp32, leaky_relu
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d, build_conv_transpose1d
 
 SLOPE = 0.1
@@ -36,8 +36,8 @@ class ResBlock1(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`(B, N, C)` to `(B, N, C)`."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            y = dilated(nn.leaky_relu(x, SLOPE))
-            x = x + plain(nn.leaky_relu(y, SLOPE))
+            y = dilated(leaky_relu(x, SLOPE))
+            x = x + plain(leaky_relu(y, SLOPE))
         return x
 
 
@@ -86,8 +86,8 @@ class Generator(nn.Module):
         """`(B, T, C)` and conditioning `(B, 1, G)` to a waveform `(B, N, 1)`."""
         x = self.conv_pre(z) + self.cond(g)
         for stage, up in enumerate(self.ups):
-            x = up(nn.leaky_relu(x, SLOPE))
+            x = up(leaky_relu(x, SLOPE))
             first = stage * self.num_kernels
             blocks = self.resblocks[first : first + self.num_kernels]
             x = sum(block(x) for block in blocks) / self.num_kernels
-        return mx.tanh(self.conv_post(nn.leaky_relu(x, LAST_SLOPE)))
+        return mx.tanh(self.conv_post(leaky_relu(x, LAST_SLOPE)))

@@ -44,6 +44,14 @@ def draw_uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
     return mx.random.uniform(-bound, bound, shape)
 
 
+def leaky_relu(x: mx.array, slope: float) -> mx.array:
+    """Return x above 0, `slope` times it elsewhere; PyTorch's gradient: `slope` at 0.
+
+    The backward keeps one byte an element, where `nn.leaky_relu`, a maximum, keeps two arrays.
+    """
+    return mx.where(x > 0, x, slope * x)
+
+
 class Convolution(nn.Module):
     """What all convolutions share: geometry, initial values and the forward.
 

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.config import Config
+from mlx_vits.models.discriminator import SubDiscriminator
 from mlx_vits.models.vits import (
     MultiPeriodDiscriminator,
     SynthesizerOutput,
@@ -183,18 +184,30 @@ class GANStep:
 
         def objective() -> mx.array:
             # One batch: exact, as nothing in the discriminator reaches across clips.
-            scores = losses.scores(self.discriminator(mx.concatenate([real, fake])))
-            halves = [mx.split(score, 2) for score in scores]
-            return losses.discriminator_loss([r for r, _ in halves], [f for _, f in halves])
+            both = mx.concatenate([real, fake])
+            return sum(self.loss_of(net, both) for net in self.discriminator.discriminators)
 
         return nn.value_and_grad(self.discriminator, objective)()
+
+    def loss_of(self, net: SubDiscriminator, both: mx.array) -> mx.array:
+        """A sub-discriminator's own loss on real and generated audio, one after the other."""
+        real, fake = mx.split(net(both).score, 2)
+        return losses.discriminator_loss([real], [fake])
+
+    def judge(self, net: SubDiscriminator, real: mx.array, fake: mx.array) -> list[mx.array]:
+        """A sub-discriminator's part of the generator's adversarial and feature losses."""
+        on_real, on_fake = net(real), net(fake)
+        return [
+            losses.generator_loss([on_fake.score]),
+            losses.feature_loss([on_real.features], [on_fake.features]),
+        ]
 
     def generator_terms(
         self, out: SynthesizerOutput, real: mx.array, batch: Batch, draws: Draws
     ) -> Losses:
         """The generator's loss terms, weighted, judged by the discriminator as it is now."""
         config = self.config
-        on_real, on_fake = self.discriminator(real), self.discriminator(out.y_hat)
+        of_each = [self.judge(net, real, out.y_hat) for net in self.discriminator.discriminators]
         spec = slice_segments(batch.spec, draws.ids_slice, config.segment_frames)
         mel = losses.mel_loss(
             mel_of_spectrogram(spec, config.data),
@@ -202,8 +215,8 @@ class GANStep:
         )
         kl = losses.kl_loss(out.z_p, out.logs_q, out.m_p, out.logs_p, out.mask)
         return {
-            "loss_gen": losses.generator_loss(losses.scores(on_fake)),
-            "loss_fm": losses.feature_loss(losses.features(on_real), losses.features(on_fake)),
+            "loss_gen": sum(gen for gen, _ in of_each),
+            "loss_fm": sum(fm for _, fm in of_each),
             "loss_mel": config.train.c_mel * mel,
             "loss_kl": config.train.c_kl * kl,
             "loss_commit": out.commit_loss,

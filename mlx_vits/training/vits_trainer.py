@@ -19,18 +19,14 @@ from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.checkpoints.run import Place, RunState
 from mlx_vits.errors import CheckpointError, TrainingStopped
-from mlx_vits.models.discriminator import DiscriminatorP, DiscriminatorS
-from mlx_vits.models.generator import ResBlock1
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
-from mlx_vits.nn.attention import FFN, MultiHeadAttention
-from mlx_vits.nn.checkpointing import checkpoint_blocks
 from mlx_vits.nn.layers import set_compute_dtype
-from mlx_vits.nn.wavenet import WN
 from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.blending import check_share
+from mlx_vits.training.checkpointed import checkpointed
 from mlx_vits.training.footprint import is_short, usable_memory
 from mlx_vits.training.optimizers import (
     build_optimizers,
@@ -46,8 +42,6 @@ __all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig"]
 
 TrainedPart = Literal["all", "decoder"]
 CHECKPOINTING = ("auto", "on", "off")
-# Blocks whose activations are recomputed where memory is short.
-CHECKPOINTED = (ResBlock1, WN, MultiHeadAttention, FFN, DiscriminatorS, DiscriminatorP)
 
 
 @dataclass(frozen=True)
@@ -190,17 +184,14 @@ class VITSTrainer:
         for net in nets:
             set_compute_dtype(net, compute_type(config.precision))
             accel.apply(net)
-            if self.recomputes:
-                checkpoint_blocks(net, CHECKPOINTED)
         penalty = None
         if anchor and config.pretrained_reg_strength:
             strength = config.pretrained_reg_strength
             penalty = partial(pretrained_regularization, anchor=anchor, strength=strength)
-        optimizers = build_optimizers(
-            self.generator.config, bias_correction=config.bias_correction
-        )
+        optimizers = build_optimizers(self.generator.config, bias_correction=config.bias_correction)
         compiled = compiles_step(config.compiled)
-        step = self.step_class(*nets, optimizers, penalty=penalty, compiled=compiled)
+        step_class = checkpointed(self.step_class) if self.recomputes else self.step_class
+        step = step_class(*nets, optimizers, penalty=penalty, compiled=compiled)
         if config.accumulate > 1:
             return step, AccumulatingStep(step, config.accumulate, compiled=compiled)
         return step, step

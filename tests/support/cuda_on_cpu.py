@@ -16,9 +16,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_vits.nn.cuda_source import ACCESS
 
 from mlx_vits.nn import cuda
-from mlx_vits.nn.cuda_source import ACCESS
 
 _C_TYPES = {
     mx.float32: "float",

@@ -1,4 +1,4 @@
-"""Functions with gradients of their own."""
+"""Hand-written VJPs."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ import threading
 
 import mlx.core as mx
 
-from mlx_vits.nn.gradients import no_gradient, with_gradient
+from mlx_vits.accel.custom_vjp import custom_vjp, skip_custom_vjp
 
 
 def _slope() -> float:
-    square = with_gradient(lambda x: x * x, lambda primal, cotangent, output: 7 * cotangent)
+    square = custom_vjp(lambda x: x * x, lambda primal, cotangent, output: 7 * cotangent)
     return float(mx.grad(square)(mx.array(3.0)).item())
 
 
-def test_a_gradient_of_its_own_is_left_out_where_none_is_asked_for() -> None:
+def test_it_is_bypassed_within_a_block() -> None:
     assert _slope() == 7
-    with no_gradient():
+    with skip_custom_vjp():
         assert _slope() == 6  # MLX's
-        with no_gradient(off=False):
-            assert _slope() == 6
-    with no_gradient(off=False):
-        assert _slope() == 7
     assert _slope() == 7
 
 
 def test_another_thread_keeps_its_gradients() -> None:
     """A voice may speak while another is trained."""
     found: list[float] = []
-    with no_gradient():
+    with skip_custom_vjp():
         thread = threading.Thread(target=lambda: found.append(_slope()))
         thread.start()
         thread.join()
