@@ -153,8 +153,9 @@ class FastStep:
                 parts["loss_attention"] = self.extra.attention * looked.loss
                 extras["found"] = looked.found
             if adversarial:
-                # As in GANStep: one forward serves both updates. It comes last: the gradient within
-                # leaves `out` such that MLX compiles activations of it, which then have no gradient.
+                # As in GANStep: one forward serves both updates. It comes after all else that
+                # reads `out`: the gradient taken in here ends MLX's tracing of it, and an
+                # `mx.compile`d activation (gelu, in `heard.py`) then has no gradient.
                 judge[0], extras["loss_d"], extras["grad_norm_d"] = self._update_judge(
                     net_d, batch.wav, mx.stop_gradient(out.wav), settings["d"]
                 )
