@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,15 @@ import mlx_vits
 import mlx.core as mx
 import numpy as np
 
+from mlx_vits import accel
 from mlx_vits.benchmarking.machine import describe_machine
 from mlx_vits.checkpoints.base import find_base
 from mlx_vits.config import Config, ReducedDims
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.training.footprint import Clips, Parts, count_parts, estimate_peak
-from mlx_vits.training.regularization import take_anchor
-from mlx_vits.training.step import Batch, GANStep, build_optimizers, set_learning_rates
+from mlx_vits.training.optimizers import build_optimizers, set_learning_rates
+from mlx_vits.training.regularization import pretrained_regularization, take_anchor
+from mlx_vits.training.step import Batch, GANStep
 from mlx_vits.training.vits_trainer import freeze_for
 
 
@@ -60,16 +63,18 @@ def noise_batch(config: Config, clips: Clips) -> Batch:
 def make_step(config: Config, *, compiled: bool = False) -> GANStep:
     """A step over both nets as a run has it, with initial values for weights."""
     mx.random.seed(0)
-    generator = SynthesizerTrn(config)
+    generator, discriminator = SynthesizerTrn(config), MultiPeriodDiscriminator(config)
     freeze_for(generator, "all")
+    for net in (generator, discriminator):
+        accel.apply(net)
+    anchor = take_anchor(generator)
     optimizers = build_optimizers(config)
     set_learning_rates(optimizers, 1e-5, 1e-5, 0.4)
     return GANStep(
         generator,
-        MultiPeriodDiscriminator(config),
+        discriminator,
         optimizers,
-        anchor=take_anchor(generator),
-        reg_strength=0.001,
+        penalty=partial(pretrained_regularization, anchor=anchor, strength=0.001),
         compiled=compiled,
     )
 
@@ -81,7 +86,7 @@ def measure_peak(config: Config, clips: Clips, *, compiled: bool = False) -> int
     step, batch = make_step(config, compiled=compiled), noise_batch(config, clips)
     for number in range(2):
         mx.reset_peak_memory()
-        mx.eval(step(batch, mx.random.key(number)), step.state())
+        mx.eval(step(batch, mx.random.key(number)), step.state)
     return mx.get_peak_memory() - before
 
 

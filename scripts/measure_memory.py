@@ -35,7 +35,7 @@ from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.regularization import take_anchor
-from mlx_vits.training.step import GANStep
+from mlx_vits.training.step import Batch, GANStep, Losses
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig, freeze_for
 
 EARLY = 50
@@ -84,9 +84,9 @@ class WatchedStep(GANStep):
         self.shapes: set[tuple[tuple[int, ...], ...]] = set()
         super().__init__(*args, **options)
 
-    def advance(self, batch: Any, *args: Any) -> Any:
+    def __call__(self, batch: Batch, key: mx.array) -> Losses:
         self.shapes.add(tuple(array.shape for array in batch))
-        return super().advance(batch, *args)
+        return super().__call__(batch, key)
 
 
 class WatchedTrainer(VITSTrainer):

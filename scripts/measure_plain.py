@@ -1,16 +1,17 @@
-"""The training step beside the same step on MLX's own convolutions, each in a process of its own.
+"""The training step with and without what `mlx_vits.accel` adds, each in a process of its own.
 
     python scripts/measure_plain.py [--batch 2] [--seconds 4.5] [--output plain.json]
 
 On a CPU, MLX's dilated, transposed and grouped convolutions are plain loops, and its Linux wheel
 carries the reference BLAS. Three steps of a full-size model are measured in one run:
 
-* ours: this project's convolutions and the BLAS it found;
-* plain: MLX's convolutions with the wheel's BLAS, what `pip install mlx` gives;
-* plain, same BLAS: MLX's convolutions with the BLAS that ours has.
+* ours: with `accel`, and the BLAS that was found;
+* plain: MLX alone with the wheel's BLAS, what `pip install mlx` gives;
+* plain, same BLAS: MLX alone with the BLAS that ours has.
 
-Ours is the median of three steps after one that is not counted. A plain step takes minutes: one is
-measured, the first, as there is nothing in it to warm up that shows beside its length.
+With `accel` it is the median of three steps after one that is not counted. Without it a step may
+take minutes: one is measured, the first, as there is nothing in it to warm up that shows beside its
+length.
 """
 
 from __future__ import annotations
@@ -26,33 +27,33 @@ from typing import Annotated
 import typer
 
 _WAYS = {
-    "ours": ("auto", None),
-    "plain": ("native", "none"),
-    "plain, same BLAS": ("native", None),
+    "ours": {},
+    "plain": {"MLX_VITS_ACCEL": "off", "MLX_VITS_BLAS": "none"},
+    "plain, same BLAS": {"MLX_VITS_ACCEL": "off"},
 }
 
 
-def measure(version: str, batch: int, seconds: float, backend: str) -> dict[str, object]:
-    """One way's seconds a step, in this process."""
+def measure(version: str, batch: int, seconds: float) -> dict[str, object]:
+    """Measure the seconds of a step in this process."""
     from mlx_vits import BLAS  # before mlx, as it chooses the BLAS
 
     import mlx.core as mx
 
+    from mlx_vits import accel
     from mlx_vits.benchmarking.work import StepParts, Work
-    from mlx_vits.nn.conv import conv_backend
 
     work = Work(version, batch, seconds)
     parts = StepParts(work, compiled=False)
     times = []
-    with conv_backend(backend):
-        for _ in range(4 if backend == "auto" else 1):
-            begun = time.perf_counter()
-            parts.step()
-            times.append(time.perf_counter() - begun)
+    for _ in range(1 if accel.backend() == "off" else 4):
+        begun = time.perf_counter()
+        parts.step()
+        times.append(time.perf_counter() - begun)
     counted = sorted(times[1:] or times)
     return {
         "seconds": counted[len(counted) // 2],
         "steps": len(counted),
+        "accel": accel.backend(),
         "blas": BLAS.name,
         "device": str(mx.default_device()),
         "clip_seconds": work.seconds,
@@ -64,21 +65,18 @@ def main(
     batch: int = 2,
     seconds: Annotated[float, typer.Option(help="length of a clip")] = 4.5,
     output: Annotated[Path | None, typer.Option(help="JSON of the figures")] = None,
-    way: Annotated[str, typer.Option(hidden=True)] = "",
+    alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,
 ) -> None:
-    """Measures the three ways one after the other."""
-    if way:
-        print(json.dumps(measure(version, batch, seconds, _WAYS[way][0])))
+    """Measure the three ways one after the other."""
+    if alone:  # one way, in a process that was started for it
+        print(json.dumps(measure(version, batch, seconds)))
         return
     found = {}
-    for name, (_, blas) in _WAYS.items():
+    for name, variables in _WAYS.items():
         command = [sys.executable, __file__, "--version", version, "--batch", str(batch)]
-        command += ["--seconds", str(seconds), "--way", name]
-        environment = dict(os.environ)
-        if blas:
-            environment["MLX_VITS_BLAS"] = blas
+        command += ["--seconds", str(seconds), "--alone"]
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, check=True, text=True
+            command, env=os.environ | variables, stdout=subprocess.PIPE, check=True, text=True
         )
         found[name] = json.loads(done.stdout.splitlines()[-1])
         ratio = found[name]["seconds"] / found["ours"]["seconds"]

@@ -69,7 +69,7 @@ def measure(
     for number in range(repetitions + 1):
         for size, batch in batches.items():
             wall, cores = time.perf_counter(), time.process_time()
-            mx.eval(step(batch, mx.random.key(number)), step.state())
+            mx.eval(step(batch, mx.random.key(number)), step.state)
             if number:
                 taken = Times(time.perf_counter() - wall, time.process_time() - cores)
                 found[size].append(taken)

@@ -184,7 +184,7 @@ def heard_steps(listener: Listener) -> dict[str, Any]:
     """One step from the same weights: with a teacher, with weights of 0, and without a teacher."""
     both = Both()
     product, draws = both.product, draw_step(mx.random.key(9), both.batch, both.config)
-    real = product._real_segment(both.batch, draws)[..., 0]
+    real = product.real_segment(both.batch, draws)[..., 0]
     batch = both.fast_batch(draws.ids_slice, real)
     some = ExtraWeights(envelope=20.0, heard=40.0, heard_own=3.0)
     kinds: dict[str, Any] = {

@@ -13,7 +13,8 @@ from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.training import losses
-from mlx_vits.training.step import Batch, GANStep, build_optimizers, draw_step, set_learning_rates
+from mlx_vits.training.optimizers import build_optimizers, set_learning_rates
+from mlx_vits.training.step import Batch, GANStep, draw_step
 from scripts.demo_base.discriminator import FastDiscriminator
 from scripts.demo_base.flat import ZERO, Flat
 from scripts.demo_base.generator import FastBatch, FastGenerator
@@ -125,7 +126,7 @@ def _batch(random: np.random.Generator, config: Config) -> Batch:
 def _batch_with_places(both: Both) -> tuple[Any, Any]:
     """A batch of which it is known where each frame's phoneme is, and what is drawn for it."""
     draws = draw_step(mx.random.key(9), both.batch, both.config)
-    batch = both.fast_batch(draws.ids_slice, both.product._real_segment(both.batch, draws)[..., 0])
+    batch = both.fast_batch(draws.ids_slice, both.product.real_segment(both.batch, draws)[..., 0])
     return batch._replace(places=mx.zeros(batch.places.shape, mx.int32)), draws
 
 
@@ -134,11 +135,11 @@ def after_two_steps() -> Any:
     both, said = Both(), []
     for number in range(2):
         draws = draw_step(mx.random.key(number), both.batch, both.config)
-        real = both.product._real_segment(both.batch, draws)[..., 0]
+        real = both.product.real_segment(both.batch, draws)[..., 0]
         batch = both.fast_batch(draws.ids_slice, real)
         ours = both.fast(batch, draws.noise, Rates(LEARNING_RATE, LEARNING_RATE))
         theirs = both.product.run(both.batch, draws).losses
-        mx.eval(ours, both.fast.nets, theirs, both.product.state())
+        mx.eval(ours, both.fast.nets, theirs, both.product.state)
         said.append((ours, theirs))
     return both, said
 
@@ -147,13 +148,13 @@ def after_two_steps() -> Any:
 def test_losses_are_the_products(after_two_steps: Any, name: str) -> None:
     # fp32 in another order of summation; the second step sees weights that have moved.
     for ours, theirs in after_two_steps[1]:
-        assert ours[name].item() == pytest.approx(getattr(theirs, name).item(), rel=2e-4)
+        assert ours[name].item() == pytest.approx(theirs[name].item(), rel=2e-4)
 
 
 def test_gradients_have_the_products_norms(after_two_steps: Any) -> None:
     for ours, theirs in after_two_steps[1]:
         for name in ("grad_norm_g", "grad_norm_d"):
-            assert ours[name].item() == pytest.approx(getattr(theirs, name).item(), rel=1e-3)
+            assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("which", ["g", "d"])
@@ -244,7 +245,7 @@ def test_the_prior_learns_alone(after_two_steps: Any) -> None:
 def test_compiled_the_step_is_the_same(after_two_steps: Any, spoken: int) -> None:
     both, _ = after_two_steps
     draws = draw_step(mx.random.key(9), both.batch, both.config)
-    real = both.product._real_segment(both.batch, draws)[..., 0]
+    real = both.product.real_segment(both.batch, draws)[..., 0]
     batch, extra = both.fast_batch(draws.ids_slice, real), ExtraWeights(stft=4.0, envelope=20.0)
     nets = both.product.generator, both.product.discriminator
     eager, compiled = (FastStep(*nets, extra, compiled=kind) for kind in (False, True))
@@ -260,7 +261,7 @@ def test_compiled_the_step_is_the_same(after_two_steps: Any, spoken: int) -> Non
 def test_no_share_of_the_kl_leaves_the_posterior_alone() -> None:
     both = Both()
     draws = draw_step(mx.random.key(0), both.batch, both.config)
-    batch = both.fast_batch(draws.ids_slice, both.product._real_segment(both.batch, draws)[..., 0])
+    batch = both.fast_batch(draws.ids_slice, both.product.real_segment(both.batch, draws)[..., 0])
     generator, vector = both.fast.generator, both.fast.nets["g"].weights
 
     def kl(vector: mx.array, pull: float) -> mx.array:

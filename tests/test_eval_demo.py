@@ -292,8 +292,7 @@ work.GANStep = UnitDirectionStep
 size = work.Work("v2", 2, 1.0)
 step = work.make_step(size, compiled=sys.argv[2] == "recorded")
 for number in range(2):
-    step.advance(work.make_batch(size), mx.random.key(number))
-step.show()
+    mx.eval(step(work.make_batch(size), mx.random.key(number)), step.state)
 v = step.generator.dec.ups[0].weight_v  # (O, K, C), a length for each C
 lengths = mx.sqrt(mx.sum(mx.square(v), axis=(0, 1)))
 assert mx.allclose(lengths, mx.ones_like(lengths), rtol=1e-5).item(), lengths

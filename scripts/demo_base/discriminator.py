@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
-from mlx_vits.models.discriminator import SLOPE, Judgement, _reflect_to_multiple
+from mlx_vits.models.discriminator import SLOPE, DiscriminatorOutput, _reflect_to_multiple
+from mlx_vits.nn.ops import conv1d
 from scripts.demo_base.flat import ZERO, Flat
-from scripts.demo_base.layers import convolve, leaky_relu
 
 PERIODS = (1, 2, 3, 5, 7, 11)  # 1: over samples
 _STRIDES = {True: (1, 4, 4, 4, 4, 1, 1), False: (3, 3, 3, 3, 1, 1)}  # over samples or not
@@ -43,9 +44,9 @@ class FastDiscriminator:
                 channels = weight.shape[0]
         self.flat.finish()
 
-    def __call__(self, weights: dict[str, mx.array], wav: mx.array) -> list[Judgement]:
+    def __call__(self, weights: dict[str, mx.array], wav: mx.array) -> list[DiscriminatorOutput]:
         """Waveforms `(B, N)`; features are `(B, P H, C)`."""
-        judgements = []
+        outputs = []
         for net, period in enumerate(PERIODS):
             x = _reflect_to_multiple(wav, period)
             x = x.reshape(len(x), -1, period).swapaxes(1, 2).reshape(len(x) * period, -1, 1)
@@ -53,11 +54,11 @@ class FastDiscriminator:
             strides = _STRIDES[period == 1]
             for layer, stride in enumerate(strides):
                 weight, bias = weights[f"{net}.{layer}.w"], weights[f"{net}.{layer}.b"]
-                x = convolve(x, weight, stride, weight.shape[1] // 2) + bias
-                x = leaky_relu(x, SLOPE) if layer < len(strides) - 1 else x
+                x = conv1d(x, weight, bias, stride=stride, padding=weight.shape[1] // 2)
+                x = nn.leaky_relu(x, SLOPE) if layer < len(strides) - 1 else x
                 features.append(x.reshape(len(wav), -1, x.shape[-1]))
-            judgements.append(Judgement(features[-1].reshape(len(wav), -1), features))
-        return judgements
+            outputs.append(DiscriminatorOutput(features[-1].reshape(len(wav), -1), features))
+        return outputs
 
 
 def _dense(weight: np.ndarray, channels: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.accel.custom_vjp import custom_vjp
 
 ZERO = -1  # in an index: no weight of the net, but the constant 0
 _ALIGNED = 32  # elements, 128 bytes: cuBLAS refuses some products of arrays that begin elsewhere
@@ -169,7 +169,7 @@ class Packed:
         def gradient(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
             return _end_to_end(cotangents)
 
-        self._split = with_gradient(forward, gradient)
+        self._split = custom_vjp(forward, gradient)
 
     def pack(self, tree: Any) -> mx.array:
         """The vector of a tree of the same shapes."""
@@ -261,5 +261,5 @@ def _gatherer(
         to_v = ratio * (c - v * (along / length))
         return mx.concatenate([to_v.reshape(-1), along.reshape(-1), joined[size:]])[order]
 
-    function = with_gradient(forward, gradient)
+    function = custom_vjp(forward, gradient)
     return lambda vector: function(vector)[: len(shapes)]

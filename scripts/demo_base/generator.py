@@ -18,18 +18,9 @@ import mlx.nn as nn
 from mlx_vits.config import Config
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE
 from mlx_vits.models.vits import slice_segments
-from mlx_vits.nn.attention import _MASKED_SCORE
-from mlx_vits.nn.wavenet import gated
-from scripts.demo_base.layers import (
-    band_to_square,
-    convolve,
-    heads,
-    join,
-    leaky_relu,
-    masked_relu,
-    scale_gradient,
-    square_to_band,
-)
+from mlx_vits.nn.attention import MASKED_SCORE, band_to_square, square_to_band
+from mlx_vits.nn.ops import conv1d
+from scripts.demo_base.layers import heads, join, scale_gradient
 from scripts.demo_base.merged import MergedLayers, fours
 
 Weights = dict[str, mx.array]
@@ -144,7 +135,7 @@ class FastGenerator:
             y = attention @ value + square_to_band(attention, reach) @ weights[f"{name}.rel_v"]
             y = _linear(weights, f"{name}.o", join(y))
             x = _layer_norm(weights, name, "1", x + y)
-            y = masked_relu(_conv(weights, f"{name}.ffn1", x * mask), mask)
+            y = nn.relu(_conv(weights, f"{name}.ffn1", x * mask)) * mask
             x = _layer_norm(weights, name, "2", x + _conv(weights, f"{name}.ffn2", y))
         return x
 
@@ -173,8 +164,9 @@ class FastGenerator:
         """A WN stack, with a condition `(B, 2 C)` for each layer; not masked."""
         parts, last = [], len(conditions) - 1
         for layer, condition in enumerate(conditions):
-            y = gated(_same(x, weights[f"{name}.in.{layer}"]) + condition[:, None])
-            y = _linear(weights, f"{name}.skip.{layer}", y)
+            y = _same(x, weights[f"{name}.in.{layer}"]) + condition[:, None]
+            half, gate = mx.split(y, 2, axis=-1)
+            y = _linear(weights, f"{name}.skip.{layer}", mx.tanh(half) * mx.sigmoid(gate))
             if layer < last:
                 residual, y = mx.split(y, 2, axis=-1)
                 x = (x + residual) * mask
@@ -218,19 +210,19 @@ class FastGenerator:
         x = _widened(x, fours(x.shape[-1]))
         blocks = len(self.config.model.resblock_kernel_sizes)
         for number, stage in enumerate(self.stages):
-            x = _same(leaky_relu(x, SLOPE), weights[f"up.{number}.w"])
+            x = _same(nn.leaky_relu(x, SLOPE), weights[f"up.{number}.w"])
             x = x.reshape(x.shape[0], -1, stage.padded) + weights[f"up.{number}.b"]
             own = x[..., : stage.channels]
             merged = _widened(mx.concatenate([own] * blocks, -1), stage.merged)
             for pair, dilation in enumerate(self.dilations):
                 name = f"res.{number}.{pair}"
-                y = leaky_relu(merged if pair else x, SLOPE)
-                y = leaky_relu(_conv(weights, f"{name}.1", y, dilation), SLOPE)
+                y = nn.leaky_relu(merged if pair else x, SLOPE)
+                y = nn.leaky_relu(_conv(weights, f"{name}.1", y, dilation), SLOPE)
                 merged = merged + _conv(weights, f"{name}.2", y)
             merged = merged[..., : blocks * stage.channels]
             x = mx.sum(merged.reshape(*x.shape[:2], blocks, -1), axis=2) / blocks
             x = _widened(x, stage.padded)
-        return mx.tanh(_same(leaky_relu(x, LAST_SLOPE), weights["dec.post.w"]))[..., 0]
+        return mx.tanh(_same(nn.leaky_relu(x, LAST_SLOPE), weights["dec.post.w"]))[..., 0]
 
     def __call__(
         self,
@@ -284,7 +276,7 @@ def _linear(weights: Weights, name: str, x: mx.array) -> mx.array:
 
 def _same(x: mx.array, weight: mx.array, dilation: int = 1) -> mx.array:
     """A convolution of odd kernel that keeps the length: `(B, T, C)` with `(O, K, C)`."""
-    return convolve(x, weight, padding=(weight.shape[1] - 1) * dilation // 2, dilation=dilation)
+    return conv1d(x, weight, padding=(weight.shape[1] - 1) * dilation // 2, dilation=dilation)
 
 
 def _conv(weights: Weights, name: str, x: mx.array, dilation: int = 1) -> mx.array:
@@ -299,7 +291,7 @@ def _widened(x: mx.array, channels: int) -> mx.array:
 
 def _hidden(seen: mx.array) -> mx.array:
     """What hides from an attention where 1 does not stand, added to its scores."""
-    return (seen == 0) * _MASKED_SCORE
+    return (seen == 0) * MASKED_SCORE
 
 
 def _layer_norm(weights: Weights, name: str, part: str, x: mx.array) -> mx.array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_vits.audio.spectrogram import mel_filterbank
 from mlx_vits.errors import UserError
-from mlx_vits.nn.conv import conv1d
+from mlx_vits.nn.ops import conv1d
 from mlx_vits.preprocessing.features import ENCODER_RATE
 from scripts.demo_base.whisper import MELS, N_FFT, WINDOW_FRAMES, Teacher, scale_log
 

@@ -7,21 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.audio.spectrogram import (
-    _MAGNITUDE_FLOOR,
-    _hann,
-    mel_filterbank,
-    mel_of_spectrogram,
-)
-from mlx_vits.config import DataSection
-from mlx_vits.nn.gradients import with_gradient
+from mlx_vits.audio.spectrogram import _hann, mel_filterbank
 from mlx_vits.training.losses import FEATURE_WEIGHT, mean, total
-from scripts.demo_base.layers import frames_of, magnitude, reflected
+from scripts.demo_base.layers import frames_of
 
 STFT_SIZES = (1920, 960, 480, 240)  # samples of a window
 _POWER_FLOOR = 1e-7
@@ -50,29 +43,15 @@ class ExtraWeights(NamedTuple):
 
 def magnitudes(wav: mx.array, window: int, hops: int = 4) -> mx.array:
     """`(B, N)` to `(B, T, window / 2 + 1)`: Hann windows, `hops` of them overlapping."""
-    return magnitude(frames_of(wav, window, window // hops), _hann(window), _POWER_FLOOR)
-
-
-def log_mel(wav: mx.array, data: DataSection) -> mx.array:
-    """The product's `mel_spectrogram`."""
-    wav = reflected(wav, (data.filter_length - data.hop_length) // 2)
-    frames = frames_of(wav, data.filter_length, data.hop_length)
-    return mel_of_spectrogram(magnitude(frames, _hann(data.win_length), _MAGNITUDE_FLOOR), data)
+    spectrum = mx.fft.rfft(frames_of(wav, window, window // hops) * _hann(window))
+    power = mx.square(mx.real(spectrum)) + mx.square(mx.imag(spectrum))
+    return mx.sqrt(power + _POWER_FLOOR)
 
 
 def _apart(log: mx.array) -> mx.array:
-    """Mean difference of the second half of the rows to the first, which are constants."""
-
-    def forward(log: mx.array) -> tuple[mx.array, mx.array]:
-        real, fake = mx.split(log, 2)
-        apart = fake - real
-        return mean(mx.abs(apart)), apart
-
-    def gradient(primal: Any, cotangents: Any, outputs: Any) -> mx.array:
-        own = mx.sign(outputs[1]) * (cotangents[0] / outputs[1].size)
-        return mx.pad(own, [(len(own), 0), *[(0, 0)] * (own.ndim - 1)])
-
-    return with_gradient(forward, gradient)(log)[0]
+    """Mean absolute difference of the second half of the rows to the first."""
+    real, fake = mx.split(log, 2)
+    return mean(mx.abs(fake - real))
 
 
 def stft_loss(real: mx.array, fake: mx.array, sizes: Sequence[int] = STFT_SIZES) -> mx.array:
@@ -119,23 +98,10 @@ def matched_feature_loss(features: Sequence[Sequence[mx.array]], count: int) -> 
         features: `(B, S, C)` each; the first `count` rows are recordings and constants, the next
             `count` are generated, any others are not compared.
     """
-    maps = [map_ for some in features for map_ in some]
-    widths = [map_.size // len(map_) for map_ in maps]
-    shares = _shares(tuple(widths)) * (FEATURE_WEIGHT / count)
-
-    def forward(*maps: mx.array) -> tuple[mx.array, mx.array]:
-        rows = [map_[: 2 * count].reshape(2 * count, -1) for map_ in maps]
-        real, own = mx.split(mx.concatenate(rows, axis=1), 2)
-        apart = own - real
-        return mx.sum(mx.sum(mx.abs(apart) * shares, axis=1)), apart
-
-    def gradient(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
-        own = mx.sign(outputs[1]) * (cotangents[0] * shares)
-        rows = mx.pad(own, [(count, len(maps[0]) - 2 * count), (0, 0)])
-        parts = mx.split(rows, np.cumsum(widths)[:-1].tolist(), axis=1)
-        return [part.reshape(map_.shape) for part, map_ in zip(parts, maps, strict=True)]
-
-    return with_gradient(forward, gradient)(*maps)[0]
+    maps = [map_[: 2 * count].reshape(2 * count, -1) for some in features for map_ in some]
+    shares = _shares(tuple(map_.shape[1] for map_ in maps)) * (FEATURE_WEIGHT / count)
+    real, own = mx.split(mx.concatenate(maps, axis=1), 2)
+    return mx.sum(mx.sum(mx.abs(own - mx.stop_gradient(real)) * shares, axis=1))
 
 
 @cache

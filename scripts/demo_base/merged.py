@@ -112,10 +112,8 @@ class MergedLayers:
                 parts = [f"{attention}.conv_{part}" for part in "qkv"]
                 self._linear(f"{name}.qkv", *parts, scales=scales)
                 self._linear(f"{name}.o", f"{attention}.conv_o")
-                # Beyond the relative positions that are learnt, nothing is added.
-                keys, values = (weights[f"{attention}.emb_rel_{part}"][0] for part in "kv")
-                flat.add(f"{name}.rel_k", _embed(keys.T, (keys.shape[1], len(keys) + 1)))
-                flat.add(f"{name}.rel_v", _embed(values, (len(values) + 1, values.shape[1])))
+                flat.add(f"{name}.rel_k", weights[f"{attention}.emb_rel_k"][0].T)
+                flat.add(f"{name}.rel_v", weights[f"{attention}.emb_rel_v"][0])
                 for part in "12":
                     norm = f"{stem}.norm_layers_{part}.{layer}"
                     flat.add(f"{name}.gamma{part}", weights[f"{norm}.gamma"])

@@ -201,7 +201,7 @@ class Settings:
         source: the file.
         seed: of everything that is drawn.
         compiled: whether the steps of `distil` and `train` run through `mx.compile`; on CUDA
-            nothing is fused, see `mlx_vits.compilation`.
+            nothing is fused, see `mlx_vits.accel.compilation`.
         sha256: of each voice folder's clips and of the teacher; what is said where they differ.
         encoder: sizes of the content encoder.
         model: sizes of the base, as its own `config.json` will have them.

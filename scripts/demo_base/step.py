@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_vits.audio.spectrogram import mel_of_spectrogram
+from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn, slice_segments
 from mlx_vits.training import losses
 from scripts.demo_base.adamw import AdamW, Net, norm, start
@@ -25,7 +25,6 @@ from scripts.demo_base.losses import (
     ExtraWeights,
     attention_loss,
     envelope_loss,
-    log_mel,
     matched_feature_loss,
     score_loss,
     stft_loss,
@@ -146,12 +145,6 @@ class FastStep:
         def objective(vector: mx.array) -> mx.array:
             weights = self.generator.flat(vector)
             out = self.generator(weights, batch, noise, pull, spoken, only_prior=only_prior)
-            if adversarial:
-                # As in GANStep: one forward serves both updates.
-                judge[0], extras["loss_d"], extras["grad_norm_d"] = self._update_judge(
-                    net_d, batch.wav, mx.stop_gradient(out.wav), settings["d"]
-                )
-                parts.update(self._judge(judge[0], batch.wav, out.wav))
             own, said = len(out.wav) - spoken, spoken
             parts.update(self._losses(batch, out, own))
             parts.update(self._heard(batch, out, min(own, heard_own), said))
@@ -159,6 +152,14 @@ class FastStep:
                 looked = attention_loss(out.prior.attention, batch.places)
                 parts["loss_attention"] = self.extra.attention * looked.loss
                 extras["found"] = looked.found
+            if adversarial:
+                # As in GANStep: one forward serves both updates. It comes after all else that
+                # reads `out`: the gradient taken in here ends MLX's tracing of it, and an
+                # `mx.compile`d activation (gelu, in `heard.py`) then has no gradient.
+                judge[0], extras["loss_d"], extras["grad_norm_d"] = self._update_judge(
+                    net_d, batch.wav, mx.stop_gradient(out.wav), settings["d"]
+                )
+                parts.update(self._judge(judge[0], batch.wav, out.wav))
             extras["peak_fake"] = mx.stop_gradient(mx.max(mx.abs(out.wav[: own or said])))
             return sum(parts.values(), start=mx.array(0.0))
 
@@ -177,7 +178,8 @@ class FastStep:
         parts = {"loss_kl": config.train.c_kl * kl}
         if count:
             spec = slice_segments(batch.spec, batch.starts, config.segment_frames)
-            mel = losses.mel_loss(mel_of_spectrogram(spec, config.data), log_mel(own, config.data))
+            real = mel_of_spectrogram(spec, config.data)
+            mel = losses.mel_loss(real, mel_spectrogram(own, config.data))
             parts["loss_mel"] = config.train.c_mel * mel
         if self.extra.stft and count:
             parts["loss_stft"] = self.extra.stft * stft_loss(batch.wav, own)

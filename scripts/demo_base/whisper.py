@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlx_vits.audio.spectrogram import _hann, mel_filterbank
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.errors import CheckpointError
-from mlx_vits.nn.conv import conv1d
+from mlx_vits.nn.ops import conv1d
 from mlx_vits.preprocessing.features import ENCODER_RATE
-from scripts.demo_base.layers import gelu, heads, join
+from scripts.demo_base.layers import heads, join
 
 HOP = ENCODER_RATE // 50  # samples of a frame of the features
 WINDOW_FRAMES = 1500
@@ -121,12 +122,12 @@ class Teacher:
             `(B, S, C)` for each depth.
         """
         for stride, (weight, bias) in enumerate(self._convs, 1):
-            x = gelu(conv1d(x, weight, bias, stride=stride, padding=1))
+            x = nn.gelu(conv1d(x, weight, bias, stride=stride, padding=1))
         x = x + self._positions[: x.shape[1]]
         found = []
         for number, layer in enumerate(self._layers[: depths[-1]], 1):
             x = x + _attend(layer, mx.fast.layer_norm(x, None, None, _EPS))
-            x = x + layer.down(gelu(layer.up(mx.fast.layer_norm(x, None, None, _EPS))))
+            x = x + layer.down(nn.gelu(layer.up(mx.fast.layer_norm(x, None, None, _EPS))))
             if number in depths:
                 found.append(x)
         return found

@@ -222,8 +222,8 @@ def _fine_tune(settings: Settings, run: Run, prepared: Path) -> tuple[list[Speec
     freeze_for(nets.generator, training.train)
     anchor = take_anchor(nets.generator)
     voice = PreparedVoice(prepared, file.config)
-    trainer = recipe.trainer(nets.generator, nets.discriminator, voice, training, anchor)
     blend = Blend(nets.generator, training.blend, training.blend_prior)
+    trainer = recipe.trainer(nets.generator, nets.discriminator, voice, training, anchor)
     speaker = Speaker(blend.model(), prepared)
     is_probed = run.minute == settings.ablation  # other minutes may well train on these clips
     probes = [_probe(speaker, settings, 0)] if is_probed else []
