@@ -201,6 +201,7 @@ class VITSTrainer:
         )
         compiled = compiles_step(config.compiled)
         step = self.step_class(*nets, optimizers, penalty=penalty, compiled=compiled)
+        accel.optimize(step)
         if config.accumulate > 1:
             return step, AccumulatingStep(step, config.accumulate, compiled=compiled)
         return step, step
