@@ -101,13 +101,21 @@ def apply(model: AnyModule, *, inference: bool = False) -> AnyModule:
     return model
 
 
-def optimize(optimizer: Any) -> Any:
-    """Swap the update of an optimizer for an equivalent one, where the backend has one."""
-    if backend() == "cuda":
-        from mlx_vits.accel.cuda.optimizer import fuse
+def optimize(step: Any) -> None:
+    """Swap what a training step does to all tensors of a net, where the backend has equivalents.
 
-        fuse(optimizer)
-    return optimizer
+    Args:
+        step: a `GANStep`, changed in place: its optimizers' update, `global_norm` and
+            `feature_loss`.
+    """
+    if backend() != "cuda":
+        return
+    from mlx_vits.accel.cuda import training
+
+    groups = [*step.optimizers.generator.optimizers, step.optimizers.discriminator]
+    for optimizer in groups:
+        optimizer.__class__ = training.FusedAdamW
+    step.global_norm, step.feature_loss = training.global_norm, training.feature_loss
 
 
 def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -189,6 +189,7 @@ def make_step(work: Work, *, compiled: bool = False, compute: mx.Dtype = mx.floa
         set_compute_dtype(net, compute)
         accel.apply(net)
     step = GANStep(generator, discriminator, optimizers, compiled=compiled)
+    accel.optimize(step)
     mx.eval(step.state)
     return step
 

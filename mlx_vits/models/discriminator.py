@@ -95,7 +95,7 @@ class DiscriminatorP(nn.Module):
     def __call__(self, x: mx.array) -> DiscriminatorOutput:
         """A waveform `(B, N, 1)`."""
         batch, period = x.shape[0], self.period
-        x = _reflect_to_multiple(x[..., 0], period)
+        x = reflect_to_multiple(x[..., 0], period)
         x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, -1, 1)
         features = []
         for conv in self.convs:
@@ -136,7 +136,7 @@ def _scaled(width: float, size: int) -> int:
     return max(1, round(width * size))
 
 
-def _reflect_to_multiple(x: mx.array, period: int) -> mx.array:
+def reflect_to_multiple(x: mx.array, period: int) -> mx.array:
     """`(B, N)` extended to a multiple of `period` by its mirror, which starts before the end."""
     missing = -x.shape[1] % period
     if not missing:

@@ -105,7 +105,11 @@ class GANStep:
 
     Attributes:
         state: everything that a step changes.
+        global_norm, feature_loss: may be replaced by equivalents, see `accel.optimize`.
     """
+
+    global_norm: Callable[[Any], mx.array] = staticmethod(global_norm)
+    feature_loss: Callable[..., mx.array] = staticmethod(losses.feature_loss)
 
     def __init__(
         self,
@@ -199,7 +203,7 @@ class GANStep:
         on_real, on_fake = net(real), net(fake)
         return [
             losses.generator_loss([on_fake.score]),
-            losses.feature_loss([on_real.features], [on_fake.features]),
+            self.feature_loss([on_real.features], [on_fake.features]),
         ]
 
     def generator_terms(
@@ -231,13 +235,14 @@ class GANStep:
             grads_d: those that the discriminator was updated by.
         """
         loss = sum(v for k, v in terms.items() if k not in ("loss_d", "peak_fake"))
-        norm, loss_reg, norm_reg = global_norm(grads), mx.array(0.0), mx.array(0.0)
+        norm, loss_reg, norm_reg = self.global_norm(grads), mx.array(0.0), mx.array(0.0)
         norms = {"grad_norm_g": norm, "grad_norm_task": norm, "grad_norm_reg": norm_reg}
         if self.penalty is not None:
             loss_reg, grads_reg = nn.value_and_grad(self.generator, self.penalty)(self.generator)
             grads = add_gradients(grads, grads_reg)
-            norms |= {"grad_norm_g": global_norm(grads), "grad_norm_reg": global_norm(grads_reg)}
+            norms["grad_norm_g"] = self.global_norm(grads)
+            norms["grad_norm_reg"] = self.global_norm(grads_reg)
         self.optimizers.generator.update(self.generator, grads)
-        norms["grad_norm_d"] = global_norm(grads_d)
+        norms["grad_norm_d"] = self.global_norm(grads_d)
         totals = {"loss_reg": loss_reg, "loss_total": loss + loss_reg}
         return StepResult(terms | totals | norms, grads, grads_d)

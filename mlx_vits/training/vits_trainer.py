@@ -192,6 +192,7 @@ class VITSTrainer:
         compiled = compiles_step(config.compiled)
         step_class = checkpointed(self.step_class) if self.recomputes else self.step_class
         step = step_class(*nets, optimizers, penalty=penalty, compiled=compiled)
+        accel.optimize(step)
         if config.accumulate > 1:
             return step, AccumulatingStep(step, config.accumulate, compiled=compiled)
         return step, step

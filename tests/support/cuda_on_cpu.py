@@ -1,7 +1,10 @@
-"""The kernels of `mlx_vits/nn/cuda.py` on a CPU: g++ compiles their sources, a thread a block.
+"""The kernels of `accel/cuda` on a CPU: g++ compiles their sources.
 
-What they compute is computed at once, so a gradient passes through one of them, but not through
-what lies between two: MLX forgets the graph of what is computed in the midst of a gradient.
+A block's 64 threads are contexts of one process (`ucontext.h`) that take turns: each runs to its
+next barrier or shuffle, then the next thread does, in the opposite order in every other block. So
+sums over a block run as on a GPU, over two warps, and a missing barrier shows.
+
+What they compute is computed at once: no gradient passes through a kernel.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import numpy as np
 import pytest
 from mlx_vits.nn.cuda_source import ACCESS
 
-from mlx_vits.nn import cuda
+from mlx_vits.accel.cuda import kernels, many
 
+_THREADS = 64
 _C_TYPES = {
     mx.float32: "float",
     mx.int32: "int",
@@ -29,6 +33,7 @@ _C_TYPES = {
 _PRELUDE = """
 #include <cmath>
 #include <cstring>
+#include <ucontext.h>
 using namespace std;
 #define __device__
 struct Brain {
@@ -46,11 +51,22 @@ struct Brain {
     }
 };
 struct Index { unsigned x; };
-static Index blockIdx, blockDim = {1}, threadIdx = {0};
-static float sum_of_block(float x) { return x; }
-static float most_of_block(float x) { return x; }
+static Index blockIdx, blockDim, threadIdx;
+#define __shared__ static
+const int MOST = 64;
+static ucontext_t caller, threads[MOST];
+static char stacks[MOST][32768];
+static float given[MOST];
+static void __syncthreads() { swapcontext(&threads[threadIdx.x], &caller); }
+static float __shfl_down_sync(unsigned, float x, int step) {
+    int me = threadIdx.x;
+    given[me] = x;
+    __syncthreads();
+    float found = given[me % 32 + step < 32 ? me + step : me];
+    __syncthreads();
+    return found;
+}
 """
-_PRELUDE += ACCESS
 
 
 @contextmanager
@@ -62,14 +78,14 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]
 
     with monkeypatch.context() as patch:
         patch.setattr(mx.fast, "cuda_kernel", compiled)
-        patch.setattr(cuda, "is_on_cuda", lambda: True)
-        patch.setattr(cuda, "_THREADS", 1)
-        for kernel in (cuda._kernel, cuda._joining):
+        for module in (kernels, many):
+            patch.setattr(module, "THREADS", _THREADS)
+        for kernel in (kernels._kernel, many._sums, many._adamw):
             kernel.cache_clear()
         try:
             yield
         finally:
-            for kernel in (cuda._kernel, cuda._joining):
+            for kernel in (kernels._kernel, many._sums, many._adamw):
                 kernel.cache_clear()
 
 
@@ -98,18 +114,14 @@ def _compiled(
         if library is None:
             types = [_C_TYPES[array.dtype] for array in inputs]
             to = [f"{_C_TYPES[output_dtypes[0]]}* {output}" for output in output_names]
-            library = _build(folder, name, input_names, types, to, source)
-        strides = [
-            (ctypes.c_long * max(1, array.ndim))(*(s // array.itemsize for s in array.strides))
-            for array in arrays
-        ]
+            library = _build(folder, name, input_names, types, to, header, source)
         outputs = [
             _numpy(mx.full(shape, mx.nan, dtype)).copy()
             for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
         ]
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, *outputs)]
-        assert (*threadgroup, *grid[1:]) == (1,) * 5
-        library.run(*pointers, *strides, ctypes.c_long(grid[0]))
+        assert (*threadgroup, *grid[1:]) == (_THREADS, 1, 1, 1, 1)
+        library.run(*pointers, ctypes.c_long(-(-grid[0] // _THREADS)))
         pairs = zip(outputs, output_dtypes, strict=True)
         return [mx.array(out).view(dtype) for out, dtype in pairs]
 
@@ -127,16 +139,39 @@ def _build(
     inputs: Sequence[str],
     types: Sequence[str],
     outputs: Sequence[str],
+    header: str,
     source: str,
 ) -> Any:
     pointers = [f"const {kind}* {name}" for kind, name in zip(types, inputs, strict=True)]
-    declared = ", ".join([*pointers, *outputs, *(f"const long* {i}_strides" for i in inputs)])
-    names = [*inputs, *(output.split()[-1] for output in outputs)]
-    passed = ", ".join([*names, *(f"{i}_strides" for i in inputs)])
-    code = f"""{_PRELUDE}
-        static void thread({declared}) {{ {source} }}
-        extern "C" void run({declared}, long blocks) {{
-            for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) thread({passed});
+    declared = [*pointers, *outputs]
+    names = [declaration.split()[-1] for declaration in declared]
+    code = f"""{_PRELUDE} {header}
+        {"".join(f"static {declaration};" for declaration in declared)}
+        static int left;
+        static bool done[MOST];
+        static void thread() {{ {source} }}
+        static void whole_thread() {{
+            thread();
+            done[threadIdx.x] = true;
+            --left;
+        }}
+        extern "C" void run({", ".join(f"{one}_" for one in declared)}, long blocks) {{
+            {"".join(f"{name} = {name}_;" for name in names)}
+            blockDim.x = {_THREADS};
+            for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {{
+                for (int i = 0; i < {_THREADS}; ++i) {{
+                    getcontext(&threads[i]);
+                    threads[i].uc_stack = {{stacks[i], 0, sizeof stacks[i]}};
+                    threads[i].uc_link = &caller;
+                    makecontext(&threads[i], whole_thread, 0);
+                    done[i] = false;
+                }}
+                for (left = {_THREADS}; left > 0;)
+                    for (int turn = 0; turn < {_THREADS}; ++turn) {{
+                        threadIdx.x = blockIdx.x % 2 ? {_THREADS} - 1 - turn : turn;
+                        if (!done[threadIdx.x]) swapcontext(&caller, &threads[threadIdx.x]);
+                    }}
+            }}
         }}
     """
     path = folder / f"{name}.cpp"

@@ -1,10 +1,15 @@
-"""What the kernels of `mlx_vits/nn/cuda.py` compute, in MLX's own operations."""
+"""What the kernels of `accel/cuda` compute, in MLX's own operations.
+
+`test_cuda.py` holds them to the kernels' sources, and the blocks that use the kernels to these.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import mlx.core as mx
+
+from mlx_vits.accel.cuda import many
 
 
 def leaky_relu(
@@ -104,37 +109,21 @@ def _picks(length: int, reach: int) -> mx.array:
     return (offset[..., None] == mx.arange(2 * reach + 1)).astype(mx.float32)
 
 
-def attention(
-    scores: mx.array, band: mx.array, seen: mx.array, hidden: float, scale: float
-) -> mx.array:
-    return mx.softmax(mx.where(seen == 0, hidden, (scores + widen(band)) * scale), axis=-1)
+def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -> mx.array:
+    return mx.softmax(mx.where(seen == 0, hidden, scores + widen(band)), axis=-1)
 
 
 def attention_gradient(
-    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array, scale: float
+    cotangent: mx.array, weights: mx.array, seen: mx.array, band: mx.array
 ) -> tuple[mx.array, mx.array]:
     total = mx.sum(cotangent * weights, axis=-1, keepdims=True)
-    of_scores = mx.where(seen == 0, 0.0, weights * (cotangent - total) * scale)
+    of_scores = mx.where(seen == 0, 0.0, weights * (cotangent - total))
     return of_scores, narrow(of_scores, band.shape[-1] // 2)
 
 
-def dropout(
-    x: mx.array, bias: mx.array, mask: mx.array, p: float, keys: mx.array, start: int = 0
-) -> mx.array:
-    keep = mx.random.bernoulli(1 - p, x.shape, key=keys[start : start + 2])
-    return mx.where(keep, (x + bias) * mask / (1 - p), 0.0)
-
-
-def heads(x: mx.array, bias: mx.array, count: int) -> list[mx.array]:
-    batch, length, _ = x.shape
-    parts = (x + bias).reshape(batch, length, 3, count, -1)
-    return [parts[:, :, number].swapaxes(1, 2) for number in range(3)]
-
-
-def merge_heads(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-    batch, _, length, _ = queries.shape
-    parts = [part.swapaxes(1, 2).reshape(batch, length, -1) for part in (queries, keys, values)]
-    return mx.concatenate(parts, axis=-1)
+def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
+    keep = mx.random.bernoulli(1 - p, x.shape, key=key)
+    return mx.where(keep, x * mask / (1 - p), 0.0)
 
 
 def windows(
@@ -146,59 +135,44 @@ def windows(
     return padded[:, places].reshape(-1, kernel * x.shape[2])
 
 
-def norm_of_sum(
-    x: mx.array, y: mx.array, bias: mx.array, gamma: mx.array, beta: mx.array, eps: float
-) -> tuple[mx.array, mx.array]:
-    total = x + (y + bias)
-    return mx.fast.layer_norm(total, gamma, beta, eps), total
-
-
-def adamw(
-    parameter: mx.array,
-    gradient: mx.array,
-    moments: tuple[mx.array, mx.array],
-    factors: mx.array,
-    betas: tuple[float, float],
-    eps: float,
-) -> tuple[mx.array, mx.array, mx.array]:
-    (b1, b2), (m, v) = betas, moments
-    m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient * gradient
-    root = mx.sqrt(v) * factors[2] + eps
-    return parameter * factors[0] - factors[1] * m / root, m, v
-
-
-def fold(g: mx.array, v: mx.array, start: int = 0) -> tuple[mx.array, mx.array]:
-    length = mx.sqrt(mx.sum(v * v, axis=1, keepdims=True))
-    return v * (g[start : start + len(v)] / length), length
+def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+    norm = mx.sqrt(mx.sum(v * v, axis=list(range(1, v.ndim)), keepdims=True))
+    return v * (g / norm), norm
 
 
 def fold_gradient(
-    g: mx.array, v: mx.array, length: mx.array, cotangent: mx.array, start: int = 0
+    g: mx.array, v: mx.array, norm: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, mx.array]:
-    along = mx.sum(cotangent * v, axis=1, keepdims=True) / length
-    scale = g[start : start + len(v)] / length
-    return scale * (cotangent - v * (along / length)), along
-
-
-def squares(x: mx.array) -> mx.array:
-    return mx.sum(x * x).reshape(1)
-
-
-def distance(x: mx.array, y: mx.array, weight: float) -> mx.array:
-    return mx.sum(mx.abs(x - y)).reshape(1) * weight
+    along = mx.sum(cotangent * v, axis=list(range(1, v.ndim)), keepdims=True) / norm
+    return g / norm * (cotangent - v * (along / norm)), along
 
 
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
     return mx.sign(y - x) * cotangent * weight
 
 
-def join(arrays: Sequence[mx.array], shape: tuple[int, ...] | None = None) -> mx.array:
-    return mx.concatenate([array.reshape(-1) for array in arrays]).reshape(shape or -1)
+def sum_of_products(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:
+    return sum(mx.sum(a * b) for a, b in zip(arrays, others, strict=True))
 
 
-def error(x: mx.array, target: float, weight: float) -> mx.array:
-    return mx.sum(mx.square(x - target)) * weight
+def sum_of_distances(
+    arrays: Sequence[mx.array], others: Sequence[mx.array], weights: Sequence[float]
+) -> mx.array:
+    of_each = zip(arrays, others, weights, strict=True)
+    return sum(mx.sum(mx.abs(a - b)) * weight for a, b, weight in of_each)
 
 
-def error_gradient(x: mx.array, cotangent: mx.array, target: float, weight: float) -> mx.array:
-    return 2 * (x - target) * cotangent * weight
+def adamw(
+    parameters: Sequence[mx.array],
+    gradients: Sequence[mx.array],
+    moments: Sequence[many.Moments],
+    factors: mx.array,
+    betas: tuple[float, float],
+    eps: float,
+) -> list[tuple[mx.array, many.Moments]]:
+    (b1, b2), found = betas, []
+    for p, g, (m, v) in zip(parameters, gradients, moments, strict=True):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        p = p * factors[0] - factors[1] * m / (mx.sqrt(v) * factors[2] + eps)
+        found.append((p, many.Moments(m, v)))
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_vits.accel.cpu import convolution as as_products
-from mlx_vits.accel.cuda.fused import Geometry, alone
+from mlx_vits.accel.cuda.fused import Geometry, convolution
 from mlx_vits.accel.cuda.kernels import is_used
 
 
@@ -22,7 +22,7 @@ def conv1d(
         return as_products.conv1d(x, weight, stride, padding, dilation, groups)
     geometry = Geometry(stride, padding, dilation)
     if is_used(x, weight):
-        return alone(geometry)(x, weight)
+        return convolution(geometry)(x, weight)
     return geometry.convolve(x, weight).squeeze(1)
 
 

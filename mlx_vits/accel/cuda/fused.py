@@ -1,11 +1,11 @@
-"""Convolutions on CUDA: planar ones, alone or with the kernel of `cuda.py` that follows them.
+"""Differentiable functions of the kernels, each with a hand-written VJP.
 
-The two are one function with a gradient of its own, and what passes between them keeps the shape it
-comes in.
+Convolutions are computed together with the kernel that follows them, as one function whose gradient
+keeps what passes between the two in the shape it comes in.
 
 Axes: N batch, T time of x, Y time of y, C channels of x, O of y, K taps. x is `(N, T, C)` and
-y is `(N, Y, O)`, or both have height 1: `(N, 1, T, C)` and `(N, 1, Y, O)`. w is `(O, K, C)`,
-`(O, K, 1, C)` or, without another view, `(O, 1, K, C)`; one group.
+y is `(N, Y, O)`, or both have height 1: `(N, 1, T, C)` and `(N, 1, Y, O)`. w is `(O, K, C)`, or
+`(O, K, 1, C)`; one group.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_vits.accel.cuda import kernels as cuda
+from mlx_vits.accel.cuda import kernels
 from mlx_vits.accel.custom_vjp import custom_vjp, sum_to
 
-_MOST = 2**31 - 1  # elements that a kernel of `cuda.py` counts
+_MOST = 2**31 - 1  # elements that a kernel counts
+
+Primals = Sequence[mx.array]
 
 
 class Geometry(NamedTuple):
@@ -31,13 +33,14 @@ class Geometry(NamedTuple):
 
     def convolve(self, x: mx.array, w: mx.array) -> mx.array:
         """To `(N, 1, Y, O)`."""
-        return self._convolve(x[:, None] if x.ndim == 3 else x, _planar(w))
+        x = x[:, None] if x.ndim == 3 else x
+        return mx.conv2d(x, _planar(w), (1, self.stride), (0, self.padding), (1, self.dilation))
 
     def gradients(self, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
         """In x and in w, from that in y as `(N Y, O)`.
 
-        In the weight it copies what it reads once. MLX's own pads the input and then copies its
-        windows; of a dilated convolution it turns both arrays over.
+        For the weight, the windows of x are copied once. MLX's own pads the input and then copies
+        its windows; of a dilated convolution it flips both arrays.
         """
         outputs, cotangent, planar = len(w), [rows.reshape(len(x), 1, -1, len(w))], _planar(w)
         (of_x,) = mx.vjp(lambda x: self.convolve(x, planar), [x], cotangent)[1]
@@ -45,11 +48,8 @@ class Geometry(NamedTuple):
         if len(rows) * w.size // outputs > _MOST:
             return [of_x, mx.vjp(lambda w: self.convolve(x, w), [w], cotangent)[1][0]]
         steps = cotangent[0].shape[2]
-        read = cuda.windows(x, taps, steps, self.stride, self.dilation, self.padding)
+        read = kernels.windows(x, taps, steps, self.stride, self.dilation, self.padding)
         return [of_x, (rows.T @ read).reshape(w.shape)]
-
-    def _convolve(self, x: mx.array, w: mx.array) -> mx.array:
-        return mx.conv2d(x, w, (1, self.stride), (0, self.padding), (1, self.dilation))
 
 
 def _planar(w: mx.array) -> mx.array:
@@ -65,16 +65,14 @@ def _shape_as(x: mx.array, y: mx.array) -> tuple[int, ...]:
 
 
 @cache
-def alone(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
+def convolution(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
     """A function of x and w to y."""
 
     def forward(x: mx.array, w: mx.array) -> mx.array:
         y = at.convolve(x, w)
         return y if x.ndim == 4 else y.squeeze(1)
 
-    def gradient(
-        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
-    ) -> list[mx.array]:
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
         x, w = primals
         return at.gradients(x, w, cotangent.flatten(0, -2))
 
@@ -82,18 +80,16 @@ def alone(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
 
 
 @cache
-def leaky(at: Geometry, slope: float) -> Callable[..., mx.array]:
+def leaky_convolution(at: Geometry, slope: float) -> Callable[..., mx.array]:
     """A function of x, w and a bias to the leaky ReLU of y with the bias."""
 
     def forward(x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
         y = at.convolve(x, w)
-        return cuda.leaky_relu(y, bias, slope, _shape_as(x, y))
+        return kernels.leaky_relu(y, bias, slope, _shape_as(x, y))
 
-    def gradient(
-        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
-    ) -> list[mx.array]:
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
         shape = (output.size // output.shape[-1], output.shape[-1])
-        rows = cuda.leaky_relu_gradient(cotangent, output, slope, shape=shape)
+        rows = kernels.leaky_relu_gradient(cotangent, output, slope, shape=shape)
         x, w, bias = primals
         return [*at.gradients(x, w, rows), sum_to(bias, rows)]
 
@@ -101,15 +97,13 @@ def leaky(at: Geometry, slope: float) -> Callable[..., mx.array]:
 
 
 @cache
-def onto(at: Geometry) -> Callable[..., mx.array]:
+def added_convolution(at: Geometry) -> Callable[..., mx.array]:
     """A function of an array, x, w and a bias to the sum of the array and y with the bias."""
 
     def forward(to: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> mx.array:
-        return cuda.biased_sum(to, at.convolve(x, w), bias)
+        return kernels.biased_sum(to, at.convolve(x, w), bias)
 
-    def gradient(
-        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
-    ) -> list[mx.array]:
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
         (_, x, w, bias), rows = primals, cotangent.flatten(0, -2)
         return [cotangent, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
@@ -117,20 +111,17 @@ def onto(at: Geometry) -> Callable[..., mx.array]:
 
 
 @cache
-def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.array]]:
-    """As `onto`, with a leaky ReLU of the sum beside it."""
+def added_leaky_convolution(at: Geometry, slope: float) -> Callable[..., Sequence[mx.array]]:
+    """As `added_convolution`, with a leaky ReLU of the sum beside it."""
 
     def forward(to: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> Any:
         y = at.convolve(x, w)
-        return cuda.sum_and_leaky_relu(to, y, bias, slope, _shape_as(x, y))
+        return kernels.sum_and_leaky_relu(to, y, bias, slope, _shape_as(x, y))
 
-    def gradient(
-        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
-    ) -> list[mx.array]:
+    def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
         (_, x, w, bias), total, channels = primals, outputs[0], outputs[0].shape[-1]
         shape = (total.size // channels, channels)
-        of_sum, of_leaky = cotangents
-        rows = cuda.sum_and_leaky_relu_gradient(of_sum, of_leaky, total, slope, shape)
+        rows = kernels.sum_and_leaky_relu_gradient(*cotangents, total, slope, shape)
         of_to = rows.reshape(total.shape)
         return [of_to, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
@@ -138,11 +129,53 @@ def onto_and_leaky(at: Geometry, slope: float) -> Callable[..., Sequence[mx.arra
 
 
 @cache
-def gated_product(at: Geometry) -> Callable[..., Sequence[mx.array]]:
-    """Of the gate of y and a condition, see `cuda.gate`: its product with a weight, `(N Y, P)`.
+def leaky_relu(slope: float) -> Callable[[mx.array, mx.array], mx.array]:
+    """A function of an array `(..., C)` and a bias `(C,)` to the leaky ReLU of their sum."""
 
-    A function of x, w, its bias, a condition `(N, 1, O)`, a weight `(P, O / 2)` and its bias. What
-    comes out besides is for the gradient alone.
+    def forward(x: mx.array, bias: mx.array) -> mx.array:
+        return kernels.leaky_relu(x, bias, slope)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        of_sum = kernels.leaky_relu_gradient(cotangent, output, slope)
+        return [of_sum, sum_to(primals[1], of_sum)]
+
+    return custom_vjp(forward, gradient)
+
+
+@cache
+def sum_and_leaky_relu(slope: float) -> Callable[[mx.array, mx.array], Sequence[mx.array]]:
+    """A function of an array `(..., C)` and a bias `(C,)` to their sum and its leaky ReLU."""
+
+    def forward(x: mx.array, bias: mx.array) -> Any:
+        return kernels.sum_and_leaky_relu(kernels.zero(x.dtype), x, bias, slope)
+
+    def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
+        of_sum = kernels.sum_and_leaky_relu_gradient(*cotangents, outputs[0], slope)
+        return [of_sum, sum_to(primals[1], of_sum)]
+
+    return custom_vjp(forward, gradient)
+
+
+@cache
+def leaky_mean(slope: float) -> Callable[..., mx.array]:
+    """A function of two to five arrays of one shape to the leaky ReLU of their mean."""
+
+    def forward(*arrays: mx.array) -> mx.array:
+        return kernels.mean(arrays, slope)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        count = len(primals)
+        return [kernels.leaky_relu_gradient(cotangent, output, slope, count)] * count
+
+    return custom_vjp(forward, gradient)
+
+
+@cache
+def gated_product(at: Geometry) -> Callable[..., Sequence[mx.array]]:
+    """Of the gate of y and a condition, see `kernels.gate`: its product with a weight, `(N Y, P)`.
+
+    A function of x, w, its bias, a condition `(N, 1, O)`, a weight `(P, O / 2)` and its bias. Its
+    other outputs are for the gradient alone.
     """
 
     def forward(
@@ -154,18 +187,79 @@ def gated_product(at: Geometry) -> Callable[..., Sequence[mx.array]]:
         weight_bias: mx.array,
     ) -> Any:
         y = at.convolve(x, w)
-        rows = cuda.gate(y, bias, condition, (y.size // len(w), len(w) // 2))
+        rows = kernels.gate(y, bias, condition, (y.size // len(w), len(w) // 2))
         return mx.addmm(weight_bias, rows, weight.T), rows, y
 
-    def gradient(
-        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
-    ) -> list[mx.array]:
+    def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
         (x, w, bias, condition, weight, weight_bias), cotangent = primals, cotangents[0]
         _, gated, y = outputs
         of_gated, shape = cotangent @ weight, (y.size // len(w), len(w))
-        rows = cuda.gate_gradient(y, bias, condition, of_gated, shape)
+        rows = kernels.gate_gradient(y, bias, condition, of_gated, shape)
         of_condition = mx.sum(rows.reshape(y.shape), axis=2)
         of_convolved = [*at.gradients(x, w, rows), sum_to(bias, of_condition), of_condition]
         return [*of_convolved, cotangent.T @ gated, sum_to(weight_bias, cotangent)]
 
     return custom_vjp(forward, gradient)
+
+
+def _residual_gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
+    (_, y, mask, _), (of_x, of_total) = primals, cotangents
+    return [
+        *kernels.residual_gradient(of_x, of_total, mask, y.shape),
+        mx.zeros_like(mask),
+        of_total,
+    ]
+
+
+# A function of x, y, a mask and a total, see `kernels.residual`. The mask gets no gradient, nor does
+# a total that is one number.
+residual = custom_vjp(lambda *arrays: kernels.residual(*arrays), _residual_gradient)
+
+
+@cache
+def attention(hidden: float) -> Callable[..., mx.array]:
+    """A function of scores, their band and what is seen to weights, see `kernels.attention`."""
+
+    def forward(scores: mx.array, band: mx.array, seen: mx.array) -> mx.array:
+        return kernels.attention(scores, band, seen, hidden)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        _, band, seen = primals
+        found = kernels.attention_gradient(cotangent, output, seen, band)
+        return [*found, mx.zeros_like(seen)]
+
+    return custom_vjp(forward, gradient)
+
+
+@cache
+def narrow(reach: int) -> Callable[[mx.array], mx.array]:
+    """A function of a square to its band, see `kernels.narrow`."""
+
+    def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return kernels.widen(cotangent)
+
+    return custom_vjp(lambda square: kernels.narrow(square, reach), gradient)
+
+
+@cache
+def dropout(p: float) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+    """A function of an array, a mask and a key, see `kernels.dropout`."""
+
+    def run(x: mx.array, mask: mx.array, key: mx.array) -> mx.array:
+        return kernels.dropout(x, mask, p, key)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        _, mask, key = primals
+        return [run(cotangent, mask, key), mx.zeros_like(mask), mx.zeros_like(key)]
+
+    return custom_vjp(run, gradient)
+
+
+def _fold_gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
+    (g, v), norm = primals, outputs[1]
+    of_v, of_g = kernels.fold_gradient(g, v, norm, cotangents[0])
+    return [of_g, of_v]
+
+
+# A function of g and v to the weight of a layer and the norms of v, see `kernels.fold`.
+fold = custom_vjp(lambda g, v: kernels.fold(g, v), _fold_gradient)

@@ -1,10 +1,9 @@
-"""What the branches of the kernel of `cuda.py` do, in CUDA's C++.
+"""CUDA C++ of the kernels' branches; `kernels.py` says what each computes.
 
-Each computes from the arrays a to e, `sizes`, of which its own begin at 2, `numbers` and `more`, as
-the function of its name says, and writes to `out`, or one array each to `out`, `second` and
-`third`. `i` is the number of the thread, of `count`. What adds up has a block of threads for a row
-or a segment. Arrays are fp32, or bf16 that is computed with as fp32 and rounded once, as it is
-written.
+A branch reads the arrays a to e, `sizes`, of which its own begin at 2, `numbers` and `key`, and
+writes to `out`, or to `out` and `second`. `i` is the number of the thread, of `count`. Branches that
+add up have a block of threads for each row. Arrays are fp32, or bf16 that is computed with as fp32
+and rounded once, when it is written.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ BRANCHES = {
             int place = at - query + reach;
             float x = a[start + at];
             if (place >= 0 && place <= 2 * reach) x += b[long(row) * (2 * reach + 1) + place];
-            return c[seen + at * step] == 0 ? numbers[0] : x * numbers[1];
+            return c[seen + at * step] == 0 ? numbers[0] : x;
         };
         float most = -3.4e38f;
         for (int at = threadIdx.x; at < keys; at += blockDim.x) most = fmaxf(most, score(at));
@@ -82,12 +81,6 @@ BRANCHES = {
         int at = row % length + i % (2 * reach + 1) - reach;
         out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
     """,
-    "merge_heads": """
-        int size = sizes[2], length = sizes[3], heads = sizes[4], row = i / (3 * heads * size);
-        int part = i / (heads * size) % 3, head = i / size % heads;
-        long at = ((long(row / length) * heads + head) * length + row % length) * size + i % size;
-        out[i] = part == 0 ? a[at] : part == 1 ? b[at] : c[at];
-    """,
     "windows": """
         int channels = sizes[2], kernel = sizes[3], length = sizes[4], steps = sizes[5];
         int tap = i / channels % kernel, row = i / channels / kernel;
@@ -99,7 +92,7 @@ BRANCHES = {
         unsigned middle = (unsigned(count) + 1) / 2, place = i;
         unsigned x = place < middle ? place : place - middle, y = x + middle;
         if (y == unsigned(count)) y = 0;
-        unsigned of_x = key[sizes[5]], of_y = key[sizes[5] + 1];
+        unsigned of_x = key[0], of_y = key[1];
         unsigned keys[3] = {of_x, of_y, of_x ^ of_y ^ 0x1BD11BDA};
         const int turns[8] = {13, 15, 26, 6, 17, 29, 16, 24};
         x += keys[0];
@@ -114,48 +107,15 @@ BRANCHES = {
             y += keys[(lap + 2) % 3] + lap + 1;
         }
         bool is_kept = float(place < middle ? x : y) < numbers[0];
-        float seen = c[i / sizes[3] * sizes[4]];
-        out[i] = is_kept ? (a[i] + b[i % sizes[2]]) * seen * numbers[1] : 0.0f;
-    """,
-    "distance": """
-        int size = sizes[2], segment = sizes[3];
-        long start = long(blockIdx.x) * segment;
-        float total = 0;
-        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x)
-            total += fabsf(a[start + at] - b[start + at]);
-        total = sum_of_block(total);
-        if (threadIdx.x == 0) out.as_float()[blockIdx.x] = total * numbers[0];
-    """,
-    "squares": """
-        int size = sizes[2], segment = sizes[3];
-        long start = long(blockIdx.x) * segment;
-        float total = 0;
-        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x)
-            total += a[start + at] * a[start + at];
-        total = sum_of_block(total);
-        if (threadIdx.x == 0) out[blockIdx.x] = total;
-    """,
-    "error": """
-        int size = sizes[2], segment = sizes[3];
-        long start = long(blockIdx.x) * segment;
-        float total = 0;
-        for (int at = threadIdx.x; at < segment && start + at < size; at += blockDim.x) {
-            float x = a[start + at] - numbers[0];
-            total += x * x;
-        }
-        total = sum_of_block(total);
-        if (threadIdx.x == 0) out.as_float()[blockIdx.x] = total * numbers[1];
-    """,
-    "error_gradient": """
-        out[i] = 2 * (a[i] - numbers[0]) * (b[0] * numbers[1]);
+        out[i] = is_kept ? a[i] * b[i / sizes[2] * sizes[3]] * numbers[1] : 0.0f;
     """,
     "distance_gradient": """
         float x = b[i] - a[i];
-        out[i] = ((x > 0) - (x < 0)) * (more[0] * numbers[0]);
+        out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);
     """,
 }
 
-# Of a kernel of their own, that writes up to three arrays.
+# Of the kernel that writes two arrays.
 BRANCHES_APART = {
     "sum_and_leaky_relu": """
         float x = a[i % sizes[3]] + (b[i] + c[i % sizes[2]]);
@@ -189,7 +149,7 @@ BRANCHES_APART = {
         total = sum_of_block(total);
         for (int at = threadIdx.x; at < keys; at += blockDim.x) {
             bool is_seen = c[seen + at * step] != 0;
-            float x = is_seen ? b[start + at] * (a[start + at] - total) * numbers[0] : 0.0f;
+            float x = is_seen ? b[start + at] * (a[start + at] - total) : 0.0f;
             int place = at - query + reach;
             out[start + at] = x;
             if (place >= 0 && place <= 2 * reach) second[band + place] = x;
@@ -199,50 +159,13 @@ BRANCHES_APART = {
             if (at < 0 || at >= keys) second[band + place] = 0.0f;
         }
     """,
-    "heads": """
-        int size = sizes[2], length = sizes[3], heads = sizes[4], row = i / size;
-        int head = row / length % heads, channels = heads * size;
-        long at = (long(row / length / heads) * length + row % length) * 3 * channels;
-        int channel = head * size + i % size;
-        out[i] = a[at + channel] + b[channel];
-        channel += channels;
-        second[i] = a[at + channel] + b[channel];
-        channel += channels;
-        third[i] = a[at + channel] + b[channel];
-    """,
-    "norm_of_sum": """
-        int width = sizes[2], of_bias = sizes[3];
-        long row = blockIdx.x, start = row * width;
-        auto sum = [&](int at) { return a[start + at] + (b[start + at] + c[at % of_bias]); };
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x) total += sum(at);
-        float mean = sum_of_block(total) / width;
-        total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x) {
-            float x = sum(at) - mean;
-            total += x * x;
-        }
-        float scale = 1 / sqrtf(sum_of_block(total) / width + 1.0f / sizes[4]);
-        for (int at = threadIdx.x; at < width; at += blockDim.x) {
-            float x = sum(at);
-            out[start + at] = (x - mean) * scale * numbers[at] + more[at];
-            second[start + at] = x;
-        }
-    """,
-    "adamw": """
-        float m = numbers[0] * c[i] + numbers[1] * b[i];
-        float v = numbers[2] * d[i] + numbers[3] * b[i] * b[i];
-        out[i] = a[i] * e[0] - e[1] * m / (sqrtf(v) * e[2] + numbers[4]);
-        second[i] = m;
-        third[i] = v;
-    """,
     "fold": """
         int width = sizes[2];
         long row = blockIdx.x, start = row * width;
         float total = 0;
         for (int at = threadIdx.x; at < width; at += blockDim.x)
             total += b[start + at] * b[start + at];
-        float length = sqrtf(sum_of_block(total)), scale = a[sizes[3] + row] / length;
+        float length = sqrtf(sum_of_block(total)), scale = a[row] / length;
         for (int at = threadIdx.x; at < width; at += blockDim.x)
             out[start + at] = b[start + at] * scale;
         if (threadIdx.x == 0) second[row] = length;
@@ -253,7 +176,7 @@ BRANCHES_APART = {
         float total = 0;
         for (int at = threadIdx.x; at < width; at += blockDim.x)
             total += c[start + at] * b[start + at];
-        float along = sum_of_block(total) / d[row], scale = a[sizes[3] + row] / d[row];
+        float along = sum_of_block(total) / d[row], scale = a[row] / d[row];
         float share = along / d[row];
         for (int at = threadIdx.x; at < width; at += blockDim.x)
             out[start + at] = scale * (c[start + at] - b[start + at] * share);
@@ -274,17 +197,13 @@ template <typename T> struct Place {
 template <typename T> struct Writer {
     T* to;
     __device__ Place<T> operator[](long i) const { return Place<T>{to + i}; }
-    __device__ float* as_float() const { return reinterpret_cast<float*>(to); }
 };
 template <typename T> __device__ Reader<T> reading(const T* from) { return Reader<T>{from}; }
 template <typename T> __device__ Writer<T> writing(T* to) { return Writer<T>{to}; }
 """
 
-# The sum and the largest of a number of each thread of a block, known to all of them; the largest
-# once.
-HEADER = (
-    ACCESS
-    + """
+# The sum of one number of each thread of a block; all threads get the result.
+SUM_OF_BLOCK = """
 __device__ inline float sum_of_block(float x) {
     __shared__ float sums[32];
     __syncthreads();
@@ -295,6 +214,11 @@ __device__ inline float sum_of_block(float x) {
     for (int warp = 0; warp < blockDim.x / 32; ++warp) total += sums[warp];
     return total;
 }
+"""
+
+# The largest, likewise. To be called once in a kernel: nothing keeps a second call from writing
+# what a slow thread of the first still reads.
+MOST_OF_BLOCK = """
 __device__ inline float most_of_block(float x) {
     __shared__ float found[32];
     for (int step = 16; step > 0; step /= 2)
@@ -306,4 +230,5 @@ __device__ inline float most_of_block(float x) {
     return most;
 }
 """
-)
+
+HEADER = ACCESS + SUM_OF_BLOCK + MOST_OF_BLOCK

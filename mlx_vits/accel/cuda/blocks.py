@@ -1,0 +1,247 @@
+"""Equivalents of blocks on CUDA, whose forward runs the fused kernels.
+
+Each subclass has its block's parameters, arguments and results. Where the arrays are not of one type
+that the kernels take, it runs the plain forward. Convolutions inside a block are planar, of height
+1: `(B, 1, N, C)`, so that no view is needed between two of them.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_vits.accel.cpu import convolution as as_products
+from mlx_vits.accel.cuda import fused, kernels
+from mlx_vits.accel.cuda.kernels import is_used
+from mlx_vits.models.discriminator import (
+    DiscriminatorOutput,
+    DiscriminatorP,
+    DiscriminatorS,
+    reflect_to_multiple,
+)
+from mlx_vits.models.discriminator import SLOPE as SLOPE_D
+from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
+from mlx_vits.nn.attention import FFN, MASKED_SCORE, Encoder, MultiHeadAttention
+from mlx_vits.nn.dropout import Key, dropout, split_key
+from mlx_vits.nn.layers import Convolution
+from mlx_vits.nn.masking import masked, pairs_of
+from mlx_vits.nn.wavenet import WN
+from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d, WeightNormed
+
+
+def _geometry(layer: Convolution) -> fused.Geometry:
+    return fused.Geometry(layer.stride, layer.padding, layer.dilation)
+
+
+def _leaky(layer: Convolution, x: mx.array, slope: float) -> mx.array:
+    """Leaky ReLU of a layer's output.
+
+    Args:
+        x: `(N, T, C)`, or planar where the layer has one group.
+    """
+    weight, bias = layer.parameters_in_use()
+    assert bias is not None
+    x = x.astype(weight.dtype)
+    if layer.groups == 1:
+        return fused.leaky_convolution(_geometry(layer), slope)(x, weight, bias)
+    # The gradient of MLX 0.32.4's own ends in an illegal memory access.
+    y = as_products.conv1d(x, weight, *_geometry(layer), layer.groups)
+    return fused.leaky_relu(slope)(y, bias)
+
+
+def _drop(x: mx.array, p: float, key: Key, mask: mx.array | None = None) -> mx.array:
+    """Dropout of `x * mask`."""
+    if key is None or p == 0.0 or not is_used(x):
+        return masked(dropout(x, p, key), mask)
+    seen = kernels.one(x.dtype) if mask is None else mask.astype(x.dtype)
+    return fused.dropout(p)(x, seen, key)
+
+
+class FusedResBlock1(ResBlock1):
+    """`ResBlock1`, planar: a leaky ReLU comes out of the same kernel as the sum before it."""
+
+    def __call__(self, x: mx.array, activated: mx.array | None = None) -> mx.array:
+        """`(B, N, C)` to `(B, N, C)`, or planar.
+
+        Args:
+            activated: leaky ReLU of x, which all blocks of a stage share.
+        """
+        if not is_used(x, self.convs1[0].parameters_in_use()[0]):
+            return super().__call__(x)
+        if activated is None:
+            activated = nn.leaky_relu(x, SLOPE)
+        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
+            y = _leaky(dilated, activated, SLOPE)
+            parts, at = (x, y, *plain.parameters_in_use()), _geometry(plain)
+            if plain is self.convs2[-1]:
+                x = fused.added_convolution(at)(*parts)
+            else:
+                x, activated = fused.added_leaky_convolution(at, SLOPE)(*parts)
+        return x
+
+
+class FusedGenerator(Generator):
+    """`Generator`, planar between its first and its last convolution."""
+
+    def __call__(self, z: mx.array, g: mx.array) -> mx.array:
+        """`(B, T, C)` and conditioning `(B, 1, G)` to a waveform `(B, N, 1)`."""
+        x = self.conv_pre(z) + self.cond(g)
+        if not (is_used(x) and 2 <= self.num_kernels <= 5):
+            return super().__call__(z, g)
+        activated = nn.leaky_relu(x, SLOPE)[:, None]
+        slopes = [SLOPE] * (len(self.ups) - 1) + [LAST_SLOPE]
+        for stage, (up, slope) in enumerate(zip(self.ups, slopes, strict=True)):
+            weight, bias = up.parameters_in_use()
+            geometry = (1, up.stride), (0, up.padding), (1, up.dilation)
+            y = mx.conv_transpose2d(activated, weight[:, None], *geometry)
+            x, activated = fused.sum_and_leaky_relu(SLOPE)(y, bias)
+            first = stage * self.num_kernels
+            blocks = self.resblocks[first : first + self.num_kernels]
+            activated = fused.leaky_mean(slope)(*(block(x, activated) for block in blocks))
+        return mx.tanh(self.conv_post(activated.squeeze(1)))
+
+
+class FusedDiscriminatorS(DiscriminatorS):
+    """`DiscriminatorS`: a kernel for the bias and the leaky ReLU."""
+
+    def __call__(self, x: mx.array) -> DiscriminatorOutput:
+        """A waveform `(B, N, 1)`."""
+        if not is_used(x):
+            return super().__call__(x)
+        features = []
+        for conv in self.convs:
+            x = _leaky(conv, x, SLOPE_D)
+            features.append(x)
+        x = self.conv_post(x)
+        features.append(x)
+        return DiscriminatorOutput(x.reshape(x.shape[0], -1), features)
+
+
+class FusedDiscriminatorP(DiscriminatorP):
+    """`DiscriminatorP`, planar: a kernel for the bias and the leaky ReLU."""
+
+    def __call__(self, x: mx.array) -> DiscriminatorOutput:
+        """A waveform `(B, N, 1)`."""
+        if not is_used(x):
+            return super().__call__(x)
+        batch, period = x.shape[0], self.period
+        x = reflect_to_multiple(x[..., 0], period)
+        x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, 1, -1, 1)
+        features = []
+        for conv in self.convs:
+            x = _leaky(conv, x, SLOPE_D)
+            features.append(x.squeeze(1))
+        x = self.conv_post.columns(features[-1])
+        features.append(x)
+        score = x.reshape(batch, period, -1).swapaxes(1, 2).reshape(batch, -1)
+        return DiscriminatorOutput(score, features)
+
+
+class FusedWN(WN):
+    """`WN`: one kernel for a gate, one for what a layer passes on."""
+
+    def __call__(self, x: mx.array, mask: mx.array | None, g: mx.array) -> mx.array:
+        """`(B, T, C)`, mask `(B, T, 1)` and conditioning `(B, 1, G)` to `(B, T, C)`."""
+        weights = [conv.parameters_in_use() for conv in self.in_layers]
+        x = x.astype(weights[0][0].dtype)
+        if not is_used(x):
+            return super().__call__(x, mask, g)
+        seen = kernels.one(x.dtype) if mask is None else mask.astype(x.dtype)
+        total = kernels.zero(x.dtype)
+        layers = zip(self.in_layers, weights, self.res_skip_layers, self._conditions(g), strict=True)
+        for conv, own, res_skip, condition in layers:
+            weight, bias = res_skip.parameters_in_use()
+            gated = fused.gated_product(_geometry(conv))
+            y = gated(x, *own, condition, weight.squeeze(1), bias)[0]
+            if res_skip is self.res_skip_layers[-1]:
+                return masked(total + y.reshape(x.shape), mask)
+            x, total = fused.residual(x, y, seen, total)
+        return x
+
+    def _conditions(self, g: mx.array) -> list[mx.array]:
+        """Of each layer `(B, 1, 2 C)`, each in one piece: a slice of channels would be copied."""
+        batch, count = len(g), len(self.in_layers)
+        rows = self.cond_layer(g).reshape(batch, count, -1).swapaxes(0, 1)
+        parts = mx.split(mx.contiguous(rows), count)
+        return [part.reshape(batch, 1, -1) for part in parts]
+
+
+class FusedAttention(MultiHeadAttention):
+    """`MultiHeadAttention`: kernels for the softmax, the band of near keys and dropout."""
+
+    def _attend_with_positions(
+        self, query: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, key: Key
+    ) -> mx.array:
+        if not is_used(query):
+            return super()._attend_with_positions(query, k, v, mask, key)
+        emb_k, emb_v = (emb.astype(query.dtype) for emb in (self.emb_rel_k, self.emb_rel_v))
+        scores, band = query @ k.swapaxes(-1, -2), query @ emb_k.swapaxes(-1, -2)
+        seen = kernels.one(query.dtype) if mask is None else mask.astype(query.dtype)
+        weights = fused.attention(MASKED_SCORE)(scores, band, seen)
+        weights = _drop(weights, self.p_dropout, key)
+        return mx.addmm(weights @ v, fused.narrow(self.window_size or 0)(weights), emb_v)
+
+
+class FusedFFN(FFN):
+    """`FFN`: a kernel for the bias and the ReLU, one for dropout and the mask."""
+
+    def __call__(self, x: mx.array, mask: mx.array | None, key: Key = None) -> mx.array:
+        """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
+        weight, _ = self.conv_1.parameters_in_use()
+        if not is_used(x, weight):
+            return super().__call__(x, mask, key)
+        x = _drop(_leaky(self.conv_1, masked(x, mask), 0.0), self.p_dropout, key, mask)
+        return masked(self.conv_2(x), mask)
+
+
+class FusedEncoder(Encoder):
+    """`Encoder`: a kernel for dropout."""
+
+    def __call__(self, x: mx.array, mask: mx.array | None, key: Key = None) -> mx.array:
+        """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
+        mask = None if mask is None else mask.astype(x.dtype)
+        pairs = pairs_of(mask, mask)
+        pairs = None if pairs is None else pairs.astype(x.dtype)
+        x = masked(x, mask)
+        layers = zip(
+            self.attn_layers, self.norm_layers_1, self.ffn_layers, self.norm_layers_2, strict=True
+        )
+        keys = split_key(key, len(self.attn_layers))
+        for (attention, norm_1, ffn, norm_2), layer_key in zip(layers, keys, strict=True):
+            first, second, third, fourth = split_key(layer_key, 4)
+            x = norm_1(x + _drop(attention(x, x, pairs, first), self.p_dropout, second))
+            x = norm_2(x + _drop(ffn(x, mask, third), self.p_dropout, fourth))
+        return masked(x, mask)
+
+
+class _FusedNorm(WeightNormed):
+    """A kernel for `g * v / ||v||`."""
+
+    def effective_weight(self) -> mx.array:
+        """Return `g * v / ||v||`, fp32, in the shape of `weight_v`."""
+        if self.weight_v.dtype != mx.float32 or not is_used(self.weight_g, self.weight_v):
+            return super().effective_weight()
+        weight: mx.array = fused.fold(self.weight_g, self.weight_v)[0]
+        return weight
+
+
+class FusedWeightNormConv1d(_FusedNorm, WeightNormConv1d):
+    """`WeightNormConv1d`: a kernel for its weight."""
+
+
+class FusedWeightNormConv2d(_FusedNorm, WeightNormConv2d):
+    """`WeightNormConv2d`: a kernel for its weight."""
+
+
+EQUIVALENTS: dict[type, type] = {
+    ResBlock1: FusedResBlock1,
+    Generator: FusedGenerator,
+    DiscriminatorS: FusedDiscriminatorS,
+    DiscriminatorP: FusedDiscriminatorP,
+    WN: FusedWN,
+    MultiHeadAttention: FusedAttention,
+    FFN: FusedFFN,
+    Encoder: FusedEncoder,
+    WeightNormConv1d: FusedWeightNormConv1d,
+    WeightNormConv2d: FusedWeightNormConv2d,
+}
