@@ -72,6 +72,7 @@ def prepare(
             transcripts=transcripts,
             cutting=screen.cutting,
             listening=screen.listening,
+            notice=screen.warn,
         )
         screen.say(f"Transcripts: {made}; correct them and run this again.")
     folder = prepare_voice(

@@ -93,6 +93,7 @@ def _with_clips(
         transcripts=transcripts,
         cutting=screen.cutting,
         listening=screen.listening,
+        notice=screen.say,
     )
     screen.say(f"Transcripts: {made}; correct them and run this again for a better voice.")
     return VoiceData(name, folder)

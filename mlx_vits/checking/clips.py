@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_vits.audio.files import read_audio, read_speech
+from mlx_vits.audio.files import Recording, read_audio, to_speech
 from mlx_vits.audio.formats import open_recording
 from mlx_vits.checking.facts import ClipFacts, FeatureFacts, LeftOut
 from mlx_vits.checking.phonemes import ENGLISH, guessed_words, is_english
@@ -91,35 +91,35 @@ class _Heard(NamedTuple):
     sound: SoundFacts
     samples: int
     digest: str
-    file_form: str
 
 
-def _hear(path: Path) -> _Heard:
-    """Measures a recording at its own rate.
+def _hear(recording: Recording) -> _Heard:
+    """Measures a recording at its own rate."""
+    return _Heard(
+        measure_sound(*recording),
+        len(recording.wav),
+        hashlib.sha256(recording.wav.tobytes()).hexdigest(),
+    )
+
+
+def _file_form(path: Path) -> str:
+    """In words where a recording is not as a prepared one has to be, or "".
 
     Raises:
         DataError: it cannot be read.
     """
-    with open_recording(path) as file:
-        channels = file.channels
-        bare = path.stat().st_size - _SAMPLE_BYTES * file.frames * channels
-        is_plain = file.subtype == "PCM_16" and file.format.startswith("WAV")
-    recording = read_audio(path)
     odd = []
-    if recording.rate != DATA.sampling_rate:
-        odd.append(f"{recording.rate} Hz")
-    if channels != 1:
-        odd.append(f"{channels} channels")
-    if not is_plain:
-        odd.append("not 16-bit WAV")
-    elif bare != _WAV_HEADER_BYTES:
-        odd.append(f"a header of {bare} bytes")
-    return _Heard(
-        measure_sound(recording.wav, recording.rate, channels),
-        len(recording.wav),
-        hashlib.sha256(recording.wav.tobytes()).hexdigest(),
-        ", ".join(odd),
-    )
+    with open_recording(path) as header:
+        bare = path.stat().st_size - _SAMPLE_BYTES * header.frames * header.channels
+        if header.samplerate != DATA.sampling_rate:
+            odd.append(f"{header.samplerate} Hz")
+        if header.channels != 1:
+            odd.append(f"{header.channels} channels")
+        if header.subtype != "PCM_16" or not header.format.startswith("WAV"):
+            odd.append("not 16-bit WAV")
+        elif bare != _WAV_HEADER_BYTES:
+            odd.append(f"a header of {bare} bytes")
+    return ", ".join(odd)
 
 
 def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
@@ -127,11 +127,11 @@ def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
     facts = ClipFacts(clip.name, held_out, clip.text, clip.language or language)
     symbols: list[str] = []
     try:
-        wav = read_speech(clip.path, DATA.sampling_rate)
-        heard = _hear(clip.path)
+        recording = read_audio(clip.path)
+        wav = to_speech(recording, clip.path, DATA.sampling_rate)
     except DataError as error:
         return Reading(replace(facts, left_out=_refused(clip, str(error))), symbols)
-    samples = len(wav)
+    heard, samples = _hear(recording), len(wav)
     facts = replace(
         facts,
         seconds=samples / DATA.sampling_rate,
@@ -187,7 +187,7 @@ def _read_prepared(
     if not held_out and not layout.SHORTEST_FRAMES <= frames <= layout.LONGEST_FRAMES:
         facts = replace(facts, left_out=_odd_length(line.name, frames))
     try:
-        heard = _hear(wav)
+        heard, file_form = _hear(read_audio(wav)), _file_form(wav)
     except DataError as error:
         return Reading(replace(facts, faults=(*facts.faults, str(error))), line.phonemes)
     faults, features = list(facts.faults), None
@@ -207,7 +207,7 @@ def _read_prepared(
         digest=heard.digest,
         faults=tuple(faults),
     )
-    return Reading(_with_vector(facts, vector), line.phonemes, heard.file_form)
+    return Reading(_with_vector(facts, vector), line.phonemes, file_form)
 
 
 def _without(facts: ClipFacts, reason: LeftOut) -> ClipFacts:

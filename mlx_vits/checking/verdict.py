@@ -173,6 +173,10 @@ def _on_sound(facts: VoiceFacts) -> Iterable[Remark]:
         (sound.narrow, "of less treble than the others (%s): recorded or compressed another way?"),
         (sound.off_level, "much louder or quieter than the others (%s): of another session?"),
         (sound.offset, "off centre (%s), a DC offset: a cheap sound card, usually harmless."),
+        (
+            sound.one_channel,
+            "read from one channel alone (%s): the average of all would lose most of the voice.",
+        ),
     ):
         if names:
             yield Remark("note", f"{_are(len(names))} {fault % name_some(names)}")

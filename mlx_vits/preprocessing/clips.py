@@ -17,7 +17,7 @@ from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, recognise_clips
-from mlx_vits.preprocessing.recordings import slice_recordings
+from mlx_vits.preprocessing.recordings import Notice, slice_recordings
 from mlx_vits.preprocessing.sources import find_audio
 from mlx_vits.preprocessing.transcripts import (
     BESIDE,
@@ -67,6 +67,7 @@ def make_clips(
     transcripts: Path | None = None,
     cutting: Progress | None = None,
     listening: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Path:
     """Cuts recordings into clips, and has them recognised where their transcripts are not given.
 
@@ -80,6 +81,7 @@ def make_clips(
         transcripts: given for the slices; then nothing is recognised.
         cutting: called with recordings cut, recordings in all and the recording's name.
         listening: called with clips recognised, clips in all and the clip's name.
+        notice: called with a sentence on each recording of which one channel alone is read.
 
     Returns:
         The file of the transcripts.
@@ -90,7 +92,7 @@ def make_clips(
     """
     gone: list[str] = []
     slices = slice_recordings(
-        _find_recordings(sources), folder, progress=cutting, forget=gone.extend
+        _find_recordings(sources), folder, progress=cutting, forget=gone.extend, notice=notice
     )
     if transcripts is not None:
         return transcripts

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_vits.audio.files import read_speech, write_wav
+from mlx_vits.audio.files import read_audio, to_speech, write_wav
 from mlx_vits.checkpoints.base import Base, load_content_encoder
 from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.config import Config
@@ -111,6 +111,7 @@ class Maker:
         self.folder, self.base, self.config, self.report = folder, base, config, report
         self.journal = Journal(folder, earlier)
         self.unknown: Counter[str] = Counter()
+        self.one_channel: list[str] = []  # clips whose channels cannot be averaged
         self._encoders: _Encoders | None = None
 
     def make(self, voice: VoiceSource, manifest: Manifest) -> None:
@@ -175,7 +176,8 @@ class Maker:
         for clip in clips:
             name = str(clip.path)
             try:
-                wav = read_speech(clip.path, rate)
+                recording = read_audio(clip.path)
+                wav = to_speech(recording, clip.path, rate)
                 reason = judge_clip(wav, self.config.data)
                 if reason is not None:
                     raise DataError(f"{name}: {reason}")
@@ -184,6 +186,8 @@ class Maker:
             except DataError as error:
                 self.report.close(clip, error)
             else:
+                if recording.channel is not None:
+                    self.one_channel.append(clip.name)
                 yield _ReadClip(clip, samples, heard)
 
     def _make_batch(

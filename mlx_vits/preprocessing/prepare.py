@@ -25,7 +25,7 @@ from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 
 Notice = Callable[[str], None]
-_SHOWN = 10  # signs quoted in a notice
+_SHOWN = 10  # signs or names quoted in a notice
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def prepare_voice(
         progress: called with clips done, clips in all and the clip's name.
         drop: called with every clip that is not used, and every line of the transcripts (its name
             is then empty). Without it, and with `strict`, a faulty line is an error.
-        notice: called with a sentence on signs in the transcripts that no phoneme stands for.
+        notice: called with a sentence on signs in the transcripts that no phoneme stands for, and
+            with one on clips of which one channel alone is read.
 
     Returns:
         `output`.
@@ -102,6 +103,8 @@ def prepare_voice(
         maker.make(voice, manifest)
         if notice and maker.unknown:
             notice(_describe_unknown(maker.unknown))
+        if notice and maker.one_channel:
+            notice(_describe_one_channel(maker.one_channel))
         order = [*voice.unlisted, *(clip.name for clip in voice.clips)]
         dropped = sorted(report.dropped, key=lambda clip: order.index(clip.name))
         replace(manifest, dropped=tuple(dropped)).write(partial)
@@ -203,4 +206,13 @@ def _describe_unknown(unknown: Counter[str]) -> str:
     return (
         f"{unknown.total()} signs in the transcripts are not read aloud: {signs}{more}; write them "
         "out in words, or say with --language what they are."
+    )
+
+
+def _describe_one_channel(names: Sequence[str]) -> str:
+    clips = "1 clip" if len(names) == 1 else f"{len(names)} clips"
+    more = ", ..." if len(names) > _SHOWN else ""
+    return (
+        f"Only one channel is read of {clips} ({', '.join(names[:_SHOWN])}{more}), since the "
+        "average of all would lose most of the voice."
     )

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlx_vits.audio.files import write_wav
-from mlx_vits.audio.formats import open_recording
-from mlx_vits.audio.streams import stream_recording
+from mlx_vits.audio.streams import describe_channel, open_stream
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write, make_folder
@@ -29,6 +28,8 @@ LONGEST_CLIP_SECONDS = 15.0  # a shorter recording is taken for a clip, and kept
 _MADE = "slices.json"
 _PEAK, _MIX = 0.9, 0.25  # upstream's slicer: a quarter at a common peak, the rest as it was
 _FORMAT = 1
+
+Notice = Callable[[str], None]
 
 
 class SliceFile(NamedTuple):
@@ -52,6 +53,7 @@ def slice_recordings(
     *,
     progress: Callable[[int, int, str], None] | None = None,
     forget: Callable[[list[str]], None] | None = None,
+    notice: Notice | None = None,
 ) -> list[SliceFile]:
     """Cuts recordings into clips; one that was cut before and has not changed is left alone.
 
@@ -61,13 +63,15 @@ def slice_recordings(
         settings: where to cut.
         progress: called with recordings done, recordings in all and the recording's name.
         forget: called with the names of earlier slices of a recording that has changed.
+        notice: called with a sentence on each recording of which one channel alone is read.
 
     Returns:
         The slices, in order. A silent one is not written.
 
     Raises:
-        DataError: a recording cannot be read, or two have one name.
-        UserError: one needs ffmpeg, which is not installed; or `folder` cannot be written.
+        DataError: a recording cannot be read, was made below 16 kHz, or two have one name.
+        UserError: one needs ffmpeg, which is not installed, or more space for temporary files than
+            there is; or `folder` cannot be written.
     """
     settings = settings or SliceSettings()
     names = [path.name for path in recordings]
@@ -88,7 +92,7 @@ def slice_recordings(
                 (folder / _slice_name(path.name, span)).unlink(missing_ok=True)
             if forget and changed:
                 forget([_slice_name(path.name, span) for span in spans])
-            spans = _slice_one(path, folder, settings)
+            spans = _slice_one(path, folder, settings, notice or (lambda words: None))
             made[path.name] = {"key": key, "spans": [list(span) for span in spans]}
             with atomic_write(folder / _MADE) as file:
                 file.write(json.dumps(made, indent=1).encode())
@@ -110,28 +114,33 @@ def _read_made(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _slice_one(path: Path, folder: Path, settings: SliceSettings) -> list[Span]:
+def _slice_one(path: Path, folder: Path, settings: SliceSettings, notice: Notice) -> list[Span]:
     """Writes the slices of one recording; where they lie."""
-    with open_recording(path) as file:
-        is_clip = file.frames <= LONGEST_CLIP_SECONDS * file.samplerate
     samples = 0
 
-    def counted() -> Iterator[np.ndarray]:
+    def counted(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         nonlocal samples
-        for block in stream_recording(path, SLICE_RATE):
+        for block in blocks:
             samples += len(block)
             yield block
 
-    levels = frame_levels(counted(), settings.window(SLICE_RATE), settings.hop(SLICE_RATE))
-    if samples == 0:
-        raise DataError(f"{path}: holds no sound; take it out")
-    spans = [Span(0, samples)] if is_clip else find_slices(levels, samples, SLICE_RATE, settings)
-    written = []
-    for span, wav in _take(stream_recording(path, SLICE_RATE), spans):
-        levelled = _level(wav)
-        if levelled is not None:
-            write_wav(folder / _slice_name(path.name, span), levelled, SLICE_RATE)
-            written.append(span)
+    with open_stream(path) as stream:
+        blocks = counted(stream.speech(SLICE_RATE))
+        levels = frame_levels(blocks, settings.window(SLICE_RATE), settings.hop(SLICE_RATE))
+        if samples == 0:
+            raise DataError(f"{path}: holds no sound; take it out")
+        if stream.channel is not None:
+            notice(f"{path}: {describe_channel(stream.channel, stream.channels)}")
+        is_clip = samples <= LONGEST_CLIP_SECONDS * SLICE_RATE
+        spans = [Span(0, samples)]
+        if not is_clip:
+            spans = find_slices(levels, samples, SLICE_RATE, settings)
+        written = []
+        for span, wav in _take(stream.speech(SLICE_RATE), spans):
+            levelled = _level(wav)
+            if levelled is not None:
+                write_wav(folder / _slice_name(path.name, span), levelled, SLICE_RATE)
+                written.append(span)
     return written
 
 
