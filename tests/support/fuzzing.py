@@ -166,10 +166,13 @@ def faults_of(tallies: dict[str, Tally]) -> list[str]:
 def main() -> None:
     """Runs the cases and prints what became of them."""
     from tests.support.fuzz_archives import ARCHIVE_KINDS
+    from tests.support.fuzz_audio import AUDIO_KINDS
     from tests.support.fuzz_contents import CONTENT_KINDS
 
-    kinds: dict[str, Kind] = ARCHIVE_KINDS | CONTENT_KINDS
-    parser = argparse.ArgumentParser(description="Fuzzes the readers of model files.")
+    kinds: dict[str, Kind] = ARCHIVE_KINDS | CONTENT_KINDS | AUDIO_KINDS
+    parser = argparse.ArgumentParser(
+        description="Fuzzes the readers of model files and recordings."
+    )
     parser.add_argument("--cases", type=int, default=1000, help="of every kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
