@@ -10,6 +10,7 @@ import typer
 import mlx_vits
 from mlx_vits import train
 from mlx_vits.audio.files import read_audio, write_wav
+from mlx_vits.audio.streams import describe_channel
 from mlx_vits.benchmarking.command import bench as run_bench
 from mlx_vits.checking.command import check_voice
 from mlx_vits.checking.subject import CheckOptions
@@ -115,6 +116,8 @@ def convert(
     """Speak a recording again in a voice."""
     loaded = mlx_vits.load(voice, content_encoder=content_encoder)
     heard = read_audio(recording)
+    if heard.channel is not None:
+        print(f"{recording}: {describe_channel(heard.channel, heard.channels)}")
     dim = loaded.config.reduced_dims.sv_dim
     vectors = [read_speaker_vector(path, dim)[None] for path in speaker_vector or ()]
     if vectors and len(vectors) != len(refer or ()):
