@@ -22,6 +22,11 @@ FFMPEG_SUFFIXES = (
 _COMMON = f"{', '.join(SUFFIXES[:3])} or {SUFFIXES[3]}"
 
 
+def is_recording_name(name: str) -> bool:
+    """Whether a file's name ends as those of recordings do."""
+    return name.lower().endswith((*SUFFIXES, *FFMPEG_SUFFIXES))
+
+
 @contextlib.contextmanager
 def open_recording(path: Path) -> Iterator[soundfile.SoundFile]:
     """Opens a recording, by way of ffmpeg where libsndfile does not know its form.

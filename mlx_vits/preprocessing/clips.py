@@ -20,8 +20,8 @@ from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, r
 from mlx_vits.preprocessing.recordings import slice_recordings
 from mlx_vits.preprocessing.sources import find_audio
 from mlx_vits.preprocessing.transcripts import (
-    BESIDE,
     Transcript,
+    find_beside,
     find_transcripts,
     read_transcripts,
     write_list,
@@ -54,7 +54,7 @@ def needs_clips(sources: Sequence[Path]) -> bool:
     if len(sources) == 1 and sources[0].is_dir():
         folder = sources[0]
         names = find_audio(folder)
-        told = any((folder / name).with_suffix(end).is_file() for name in names for end in BESIDE)
+        told = find_beside([folder / name for name in names])
         return bool(names) and not told and find_transcripts(folder) is None
     return True
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.preprocessing.transcripts import LANGUAGES, Transcript
+from mlx_vits.preprocessing.languages import LANGUAGES
+from mlx_vits.preprocessing.transcripts import Transcript
 
 DEFAULT_MODEL = "large-v3-turbo"
 _RATE = 16000
