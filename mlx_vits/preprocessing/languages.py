@@ -33,3 +33,12 @@ def find_language(tag: str) -> str | None:
     if tag not in _AMBIGUOUS and re.fullmatch(r"[a-z]{2,3}-[a-z]{2,4}(-[a-z]{2})?", tag):
         tag = tag.partition("-")[0]
     return LANGUAGES.get(tag) or _NAMES.get(tag)
+
+
+def guess_language(text: str) -> str:
+    """Upstream's code of a text, by its script alone: English unless it has another than Latin."""
+    if re.search("[\u3041-\u30ff]", text):
+        return "ja"
+    if re.search("[\uac00-\ud7a3]", text):
+        return "ko"
+    return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from mlx_vits.audio.formats import is_recording_name
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
+from mlx_vits.preprocessing.cues import is_timed
 from mlx_vits.preprocessing.languages import LANGUAGES, find_language
 from mlx_vits.preprocessing.listed import Recordings
 from mlx_vits.preprocessing.tables import Row, has_header, read_table
@@ -90,6 +91,11 @@ def read_transcripts(path: Path, fault: Fault | None = None) -> list[Transcript]
             form, a clip that is listed twice, or a missing text. The line is named.
     """
     content = read_text(path)
+    if is_timed(content):
+        raise DataError(
+            f"{path}: holds texts with times, which a recording is cut by; put it beside the "
+            "recording under the same name, and leave --transcripts out"
+        )
     is_list = path.suffix.lower() == LIST_SUFFIX and _is_upstreams(content)
     found: list[Transcript] = []
     first = ""
@@ -161,7 +167,13 @@ def read_beside(clips: Sequence[Path], fault: Fault | None = None) -> list[Trans
         if path is None:
             continue
         try:
-            text = " ".join(read_text(path).split())
+            content = read_text(path)
+            if is_timed(content):
+                raise DataError(
+                    f"{path}: holds texts with times, by which `mlx-vits prepare {clip}` cuts the "
+                    "recording; do that, or write its text alone"
+                )
+            text = " ".join(content.split())
             if not text:
                 raise DataError(f"{path}: is empty; write what is said in {clip.name}")
         except DataError as error:
