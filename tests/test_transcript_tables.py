@@ -181,7 +181,7 @@ def heard(folder: Path, **options: Any) -> dict[str, str]:
             unicodedata.normalize("NFC", "café été.wav"),
         ),
         (unicodedata.normalize("NFC", "한국어.wav"), unicodedata.normalize("NFD", "한국어")),
-        ("it's %20 #1 [x].wav", "it's %20 #1 [x].wav"),
+        ("'it's' %20 #1 [x].wav", "'it's' %20 #1 [x].wav"),
         ("你好 世界.wav", "D:\\录音\\你好 世界.wav"),
     ],
 )
@@ -233,6 +233,18 @@ def test_clips_of_sub_folders(tmp_path: Path) -> None:
     assert list(heard(folder).values()) == ["one", "two", "three"]
     (folder / "held_out.txt").write_text("ch2/1\n")
     assert [c.name for c in read_voice_source(folder).held_out] == ["ch2_1.wav"]
+
+
+def test_another_recording_beside_the_list_hides_no_sub_folder(tmp_path: Path) -> None:
+    folder = make(tmp_path / "clips", "sample.wav", "wavs/1.wav", "wavs/11.wav")
+    (folder / "metadata.csv").write_text("1|one\n11|\n")
+    said: list[str] = []
+    assert heard(folder, fault=said.append) == {"wavs/1.wav": "one"}
+    assert [reason.rpartition("/")[2][:32] for reason in said] == [
+        "metadata.csv: line 2 gives no te",
+        "sample.wav: has no line in metad",
+        "11.wav: has no line in metadata.",
+    ]
 
 
 def test_no_path_leads_out_of_the_folder(tmp_path: Path) -> None:

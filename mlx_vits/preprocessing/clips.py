@@ -56,10 +56,8 @@ def needs_clips(sources: Sequence[Path]) -> bool:
     """Whether these are recordings to be cut and recognised, and not clips with transcripts."""
     if len(sources) == 1 and sources[0].is_dir():
         folder = sources[0]
-        if find_transcripts(folder) is not None:
-            return False
         recordings = [folder / name for name in find_audio(folder)]
-        return bool(recordings) and not _are_told(recordings)
+        return bool(recordings) and find_transcripts(folder) is None and not _are_told(recordings)
     return True
 
 

@@ -1,7 +1,7 @@
 """A voice source: a folder of clips with their transcripts, in any form of `transcripts.py`.
 
-The clips lie in the folder itself or, where it has none, in its sub-folders, as those of LJ Speech
-and Piper do in `wavs/`. Clips of several sub-folders are named `SUBFOLDER_NAME`.
+The clips lie in the folder itself or, where none of them does, in its sub-folders, as those of LJ
+Speech and Piper do in `wavs/`. Clips of several sub-folders are named `SUBFOLDER_NAME`.
 
 A file `held_out.txt`, one clip's name a line, names clips that are only listened to, never trained
 on.
@@ -9,6 +9,7 @@ on.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,9 +136,14 @@ def _read_clips(folder: Path, transcripts: Path | None, fault: Fault | None) -> 
         reasons.append(reason)
         fault(reason)
 
-    found = find_audio(folder) or _find_below(folder)
+    found = find_audio(folder)
     path = transcripts or find_transcripts(folder)
+    if not found and path is None:
+        found = _find_below(folder)
     rows = _read_rows(folder, found, path, leave_out if fault else None)
+    here = Recordings(found)
+    if not any(here.find(row.listed or row.name) for row in rows):
+        found = [*found, *_find_below(folder)]
     of_lines = list(reasons)
     audio = _usable(folder, found, leave_out)
     clips = _match(folder, rows, audio, set(found) - set(audio), leave_out)
@@ -146,7 +152,8 @@ def _read_clips(folder: Path, transcripts: Path | None, fault: Fault | None) -> 
     if untold and not (path is not None and path.suffix.lower() == LIST_SUFFIX):
         place = path.name if path is not None else "a .txt or .lab beside it"
         for name in untold:
-            if not any(name in reason for reason in of_lines):  # its line has been said
+            named = re.compile(rf"(?<![\w.-]){re.escape(Path(name).name)}(?!\w)")
+            if not any(map(named.search, of_lines)):  # its line has been said
                 leave_out(f"{folder / name}: has no line in {place}; add one or take the clip out")
         untold = []
     if not clips:

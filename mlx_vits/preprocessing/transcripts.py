@@ -130,7 +130,7 @@ def _once(rows: Iterable[Transcript], fault: Fault | None) -> list[Transcript]:
 
 def _transcript(row: Row, is_list: bool) -> Transcript:
     """Checks a row of any form."""
-    listed = _clean_path(row.file)
+    listed = _clean_path(row.file, is_list)
     name = listed.rpartition("/")[2]
     # Of a path in a list only the name counts; in a table one may name a sub-folder.
     if name in ("", ".", "..") or (not is_list and ".." in PurePosixPath(listed).parts):
@@ -145,9 +145,10 @@ def _transcript(row: Row, is_list: bool) -> Transcript:
     return Transcript(name, row.text, language, row.where, listed)
 
 
-def _clean_path(path: str) -> str:
-    """A path without what Windows puts around one, as upstream cleans it, with `/`."""
-    return path.rstrip("/\\").strip(" '\n\"\u202a").replace("\\", "/")
+def _clean_path(path: str, is_list: bool) -> str:
+    """A path with `/`, without what Windows puts around it; of a list as upstream cleans it."""
+    signs = " '\n\"\u202a" if is_list else ' \n"\u202a'
+    return path.rstrip("/\\").strip(signs).replace("\\", "/")
 
 
 def read_beside(clips: Sequence[Path], fault: Fault | None = None) -> list[Transcript]:
@@ -194,7 +195,10 @@ def find_beside(clips: Sequence[Path], suffixes: Sequence[str] = BESIDE) -> dict
     found: dict[Path, Path] = {}
     for folder in sorted({clip.parent for clip in clips}):
         recordings = Recordings(clip.name for clip in clips if clip.parent == folder)
-        texts = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+        try:
+            texts = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
         exact = {clip.stem for clip in clips if clip.parent == folder}
         texts.sort(key=lambda p: (p.stem not in exact, suffixes.index(p.suffix.lower()), p.name))
         for path in texts:
