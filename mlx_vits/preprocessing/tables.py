@@ -248,14 +248,14 @@ def _json_values(path: Path, content: str) -> list[tuple[str, object]]:
     if content.lstrip().startswith("["):
         try:
             return [(f"{path}: entry {n}", value) for n, value in enumerate(json.loads(content), 1)]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: is not JSON ({error}); write it again") from error
     values: list[tuple[str, object]] = []
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
                 value: object = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = None
             values.append((f"{path}: line {number}", value))
     return values
