@@ -18,6 +18,7 @@ from mlx_vits.errors import DataError, UserError
 from mlx_vits.preprocessing import clips as clips_module
 from mlx_vits.preprocessing.clips import LIST, ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.recognition import Heard, load_recogniser, recognise_clips
+from mlx_vits.preprocessing.sources import read_voice_source
 from mlx_vits.preprocessing.transcripts import read_transcripts
 from tests.support.tiny import RATE, SEGMENT, hum, make_base, make_voice
 
@@ -131,6 +132,111 @@ def test_without_a_recogniser_one_sentence_says_what_to_do(monkeypatch: Any) -> 
         monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(UserError, match=r"mlx-vits\[asr\].*--transcripts"):
         load_recogniser()
+
+
+SRT = """1
+00:00:00,600 --> 00:00:05,000
+<i>It is number one,</i>
+and so on.
+
+2
+00:00:05,600 --> 00:00:07,000
+Short
+3
+00:00:07,000 --> 00:00:10,000
+{\\an8}but &amp; merged | here.
+
+4
+00:00:10,000 --> 00:00:10,600
+[music]
+
+5
+00:00:15,600 --> 00:00:20,040
+And four.
+"""
+LABELS = """0.600000\t5.000000\tIt is number one, and so on.
+\\\t100.0\t200.0
+5.600000\t10.000000\tShort but & merged here.
+15.600000\t20.040000\tAnd four.
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("talk.srt", SRT),
+        ("Talk.VTT", "WEBVTT\n\nNOTE none\n\n" + SRT.replace(",", ".").replace("one.", "one,")),
+        ("talk.txt", LABELS),
+    ],
+)
+def test_subtitles_and_labels_are_cuts_and_transcripts(
+    name: str, content: str, recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper = Whisper(monkeypatch)
+    source = tmp_path / "in"
+    source.mkdir()
+    recording.rename(source / recording.name)
+    (source / name).write_text(content, encoding="utf-8-sig")
+    assert needs_clips([source])
+    path = make_clips([source], tmp_path / "clips", ClipOptions())
+    assert not whisper.heard
+    rows = read_transcripts(path)
+    assert [row.text.replace(".", ",") for row in rows] == [
+        "It is number one, and so on,",
+        "Short but & merged here,",
+        "And four,",
+    ]
+    lengths = [soundfile.info(tmp_path / "clips" / row.name).duration for row in rows]
+    assert lengths == pytest.approx([4.4, 4.4, 4.4])
+    # A line taken out stays out; subtitles that change are cut again.
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert len(read_transcripts(make_clips([source], tmp_path / "clips", ClipOptions()))) == 2
+    (source / name).write_text(content.replace("four", "five"))
+    rows = read_transcripts(make_clips([source], tmp_path / "clips", ClipOptions()))
+    assert [row.text[:5] for row in rows] == ["It is", "Short", "And f"]
+    assert rows[2].text.startswith("And five")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("talk.srt", SRT.replace("15,600", "09,000"), r"two texts overlap at 9\.00 s"),
+        ("talk.txt", LABELS + "3.0\t3.0\tpoint\n", r"'point' at 3\.00 s has no length"),
+        ("talk.txt", LABELS + "30.0\t33.0\tbeyond\n", r"ends at 20\.0 s, .* go on at 30\.0 s"),
+        ("talk.srt", "words alone\n", r"talk\.srt: holds no subtitles"),
+    ],
+)
+def test_subtitles_that_do_not_fit_are_refused(
+    name: str, content: str, words: str, recording: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        make_clips([recording], tmp_path / "clips", ClipOptions())
+
+
+def test_times_are_never_read_aloud(recording: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for stem in ("a", "talk"):
+        (folder / f"{stem}.wav").write_bytes(recording.read_bytes())
+    (folder / "a.txt").write_text("one two three")
+    (folder / "talk.txt").write_text(LABELS)
+    with pytest.raises(DataError, match=r"talk\.txt: holds texts with times, by which"):
+        read_voice_source(folder, 0)
+    with pytest.raises(DataError, match=r"labels\.txt: holds texts with times.*leave"):
+        read_transcripts((folder / "talk.txt").rename(tmp_path / "labels.txt"))
+
+
+def test_subtitles_count_for_a_long_recording_and_text_for_a_clip(tmp_path: Path) -> None:
+    """Recognisers write both."""
+    for name, seconds in (("clip", 3.0), ("talk", 16.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        soundfile.write(folder / f"{name}.wav", hum(seconds), RATE)
+        (folder / f"{name}.txt").write_text("It is number one, and so on.")
+        (folder / f"{name}.srt").write_text(SRT)
+    assert not needs_clips([tmp_path / "clip"])
+    assert needs_clips([tmp_path / "talk"])
 
 
 def test_clips_with_transcripts_are_not_cut(tmp_path: Path, recording: Path) -> None:

@@ -38,6 +38,11 @@ class SoundFile(soundfile.SoundFile):
         return False
 
 
+def is_recording_name(name: str) -> bool:
+    """Whether a file's name ends as those of recordings do."""
+    return name.lower().endswith((*SUFFIXES, *FFMPEG_SUFFIXES))
+
+
 @contextlib.contextmanager
 def open_recording(path: Path, longest: float | None = None) -> Iterator[SoundFile]:
     """Opens a recording, by way of ffmpeg where libsndfile does not know its form.

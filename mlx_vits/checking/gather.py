@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -171,6 +172,11 @@ def _left_out(subject: Subject, clips: Sequence[ClipFacts]) -> Iterable[LeftOut]
     """What is not trained on: named when preparing, by the loader's rules, or in no list."""
     if subject.source is not None:
         yield from (clip.left_out for clip in clips if clip.left_out is not None)
+        for words in subject.faults:
+            place = Path(words.partition(": ")[0]).name
+            line = re.search(r": (line \d+)\b", words)
+            name = f"{place} {line[1]}" if line else place
+            yield LeftOut(name, "cannot be matched", words)
         for name in subject.source.unlisted:
             words = f"{name}: has no line in the list of transcripts"
             yield LeftOut(name, "has no transcript", words)

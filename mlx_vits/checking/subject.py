@@ -49,6 +49,7 @@ class Subject:
         language: see `CheckOptions`.
         batch_size: clips a step.
         note: what is to be said of the folder itself, or "".
+        faults: sentences on clips and lines of the transcripts that preparing leaves out.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Subject:
     language: str | None
     batch_size: int
     note: str = ""
+    faults: tuple[str, ...] = ()
 
 
 def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
@@ -100,9 +102,11 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
             f"{folder}: holds recordings without transcripts; cut and transcribe them with "
             "`mlx-vits prepare`, then check what it makes"
         )
-    source = read_voice_source(folder, options.held_out, options.transcripts)
+    faults: list[str] = []
+    source = read_voice_source(folder, options.held_out, options.transcripts, faults.append)
     kind = "clips with transcripts, not prepared yet"
-    return Subject(folder, kind, source, None, options.language, batch_size)
+    language = options.language
+    return Subject(folder, kind, source, None, language, batch_size, faults=tuple(faults))
 
 
 def _find_folder(voice: str) -> Path:

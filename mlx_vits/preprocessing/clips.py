@@ -16,12 +16,15 @@ from pathlib import Path
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
+from mlx_vits.preprocessing.cues import CUE_SUFFIXES, is_timed, read_cues
+from mlx_vits.preprocessing.languages import find_language, guess_language
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, recognise_clips
-from mlx_vits.preprocessing.recordings import Notice, slice_recordings
+from mlx_vits.preprocessing.recordings import Notice, SliceFile, is_clip, slice_recordings
 from mlx_vits.preprocessing.sources import find_audio
+from mlx_vits.preprocessing.text_files import read_text
 from mlx_vits.preprocessing.transcripts import (
-    BESIDE,
     Transcript,
+    find_beside,
     find_transcripts,
     read_transcripts,
     write_list,
@@ -53,10 +56,28 @@ def needs_clips(sources: Sequence[Path]) -> bool:
     """Whether these are recordings to be cut and recognised, and not clips with transcripts."""
     if len(sources) == 1 and sources[0].is_dir():
         folder = sources[0]
-        names = find_audio(folder)
-        told = any((folder / name).with_suffix(end).is_file() for name in names for end in BESIDE)
-        return bool(names) and not told and find_transcripts(folder) is None
+        recordings = [folder / name for name in find_audio(folder)]
+        return bool(recordings) and find_transcripts(folder) is None and not _are_told(recordings)
     return True
+
+
+def _are_told(recordings: Sequence[Path]) -> bool:
+    """Whether a text beside one of them is all that is said in it.
+
+    Recognisers write subtitles as well as plain text: of a clip the text counts, of a long
+    recording the subtitles.
+    """
+    texts = find_beside(recordings)
+    subtitles = find_beside(recordings, CUE_SUFFIXES) if texts else {}
+    for clip, path in texts.items():
+        try:
+            if is_timed(read_text(path)):
+                continue
+            if subtitles.get(clip, path) == path or is_clip(clip):
+                return True
+        except DataError:
+            return True  # said when its turn comes
+    return False
 
 
 def make_clips(
@@ -70,6 +91,9 @@ def make_clips(
     notice: Notice | None = None,
 ) -> Path:
     """Cuts recordings into clips, and has them recognised where their transcripts are not given.
+
+    One with subtitles or Audacity's labels beside it, see `cues.py`, is cut by these, and their
+    texts are its transcripts.
 
     A list that is there already is the user's: its lines stay as they are, lines that were taken
     out stay out, and only clips that are new are recognised and added.
@@ -91,8 +115,11 @@ def make_clips(
         UserError: transcripts are needed and there is no recogniser.
     """
     gone: list[str] = []
+    recordings = _find_recordings(sources)
+    subtitles = {} if transcripts else find_beside(recordings, CUE_SUFFIXES)
+    cues = {recording: read_cues(path) for recording, path in subtitles.items()}
     slices = slice_recordings(
-        _find_recordings(sources), folder, progress=cutting, forget=gone.extend, notice=notice
+        recordings, folder, cues=cues, progress=cutting, forget=gone.extend, notice=notice
     )
     if transcripts is not None:
         return transcripts
@@ -104,7 +131,13 @@ def make_clips(
         heard = [name for name in heard if name not in gone]
         _save(path, known, rows, heard, options.speaker)
     seen = {*heard, *(row.name for row in rows)}
-    new = [folder / piece.name for piece in slices if piece.name not in seen]
+    fresh = [piece for piece in slices if piece.name not in seen]
+    told = [_told(piece, options) for piece in fresh if piece.text is not None]
+    if told:
+        rows += told
+        heard += [row.name for row in told]
+        _save(path, known, rows, heard, options.speaker)
+    new = [folder / piece.name for piece in fresh if piece.text is None]
     if new:
         recogniser = load_recogniser(options.model)
         found = recognise_clips(new, recogniser, options.language, progress=listening)
@@ -116,6 +149,12 @@ def make_clips(
     if not rows:
         raise DataError(f"{folder}: nothing is said in these recordings; give others")
     return path
+
+
+def _told(piece: SliceFile, options: ClipOptions) -> Transcript:
+    text = piece.text or ""
+    language = find_language((options.language or "").removeprefix("all_"))
+    return Transcript(piece.name, text, language or guess_language(text), piece.recording)
 
 
 def _save(path: Path, known: Path, rows: list[Transcript], heard: list[str], speaker: str) -> None:

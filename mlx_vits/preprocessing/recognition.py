@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.preprocessing.transcripts import LANGUAGES, Transcript
+from mlx_vits.preprocessing.languages import LANGUAGES
+from mlx_vits.preprocessing.transcripts import Transcript
 
 DEFAULT_MODEL = "large-v3-turbo"
 _RATE = 16000

@@ -1,4 +1,4 @@
-"""Long recordings to a folder of clips, cut at their silences.
+"""Long recordings to a folder of clips, cut at their silences or by their subtitles.
 
 Each recording passes by in blocks, so that memory does not grow with its length. Slices are
 levelled as GPT-SoVITS's slicer does, and named `RECORDING_START_END.wav`, in samples.
@@ -9,7 +9,7 @@ Source: GPT-SoVITS `tools/slice_audio.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from mlx_vits.audio.streams import describe_channel, open_stream
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.preprocessing.cues import Cue
 from mlx_vits.preprocessing.slicer import SliceSettings, Span, find_slices, frame_levels
 
 SLICE_RATE = 32000
@@ -39,11 +40,13 @@ class SliceFile(NamedTuple):
         name: of its file.
         recording: that it was cut from.
         span: where, in samples at `SLICE_RATE`.
+        text: what is said, None where only listening tells.
     """
 
     name: str
     recording: str
     span: Span
+    text: str | None = None
 
 
 def slice_recordings(
@@ -51,6 +54,7 @@ def slice_recordings(
     folder: Path,
     settings: SliceSettings | None = None,
     *,
+    cues: Mapping[Path, Sequence[Cue]] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     forget: Callable[[list[str]], None] | None = None,
     notice: Notice | None = None,
@@ -61,6 +65,7 @@ def slice_recordings(
         recordings: files of any length; one of up to `LONGEST_CLIP_SECONDS` stays in one piece.
         folder: of the clips, made if it is missing.
         settings: where to cut.
+        cues: of recordings that are cut by these instead.
         progress: called with recordings done, recordings in all and the recording's name.
         forget: called with the names of earlier slices of a recording that has changed.
         notice: called with a sentence on each recording of which one channel alone is read.
@@ -69,7 +74,8 @@ def slice_recordings(
         The slices, in order. A silent one is not written.
 
     Raises:
-        DataError: a recording cannot be read, was made below 16 kHz, or two have one name.
+        DataError: a recording cannot be read, was made below 16 kHz or ends before its cues, or two
+            have one name.
         UserError: one needs ffmpeg, which is not installed, or more space for temporary files than
             there is; or `folder` cannot be written.
     """
@@ -82,7 +88,9 @@ def slice_recordings(
     made = _read_made(folder)
     slices: list[SliceFile] = []
     for number, path in enumerate(recordings, 1):
-        key = f"{_FORMAT} {file_sha256(path)} {json.dumps(asdict(settings))}"
+        own = (cues or {}).get(path, [])
+        texts = {_at(cue.start): cue.text for cue in own}
+        key = f"{_FORMAT} {file_sha256(path)} {json.dumps(own or asdict(settings))}"
         before = made.get(path.name, {})
         spans = [Span(*span) for span in before.get("spans", [])]
         is_there = all((folder / _slice_name(path.name, span)).is_file() for span in spans)
@@ -92,14 +100,30 @@ def slice_recordings(
                 (folder / _slice_name(path.name, span)).unlink(missing_ok=True)
             if forget and changed:
                 forget([_slice_name(path.name, span) for span in spans])
-            spans = _slice_one(path, folder, settings, notice or (lambda words: None))
+            spans = _slice_one(path, folder, settings, own, notice or (lambda words: None))
             made[path.name] = {"key": key, "spans": [list(span) for span in spans]}
             with atomic_write(folder / _MADE) as file:
                 file.write(json.dumps(made, indent=1).encode())
-        slices += [SliceFile(_slice_name(path.name, span), path.name, span) for span in spans]
+        slices += [
+            SliceFile(_slice_name(path.name, span), path.name, span, texts.get(span.start))
+            for span in spans
+        ]
         if progress:
             progress(number, len(recordings), path.name)
     return slices
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a recording is short enough to stay in one piece."""
+    with open_stream(path) as stream:
+        frames = stream.frames
+        if frames is None:
+            frames = sum(len(block) for block in stream.blocks())
+        return frames <= LONGEST_CLIP_SECONDS * stream.rate
+
+
+def _at(seconds: float) -> int:
+    return round(seconds * SLICE_RATE)
 
 
 def _slice_name(recording: str, span: Span) -> str:
@@ -114,7 +138,9 @@ def _read_made(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _slice_one(path: Path, folder: Path, settings: SliceSettings, notice: Notice) -> list[Span]:
+def _slice_one(
+    path: Path, folder: Path, settings: SliceSettings, cues: Sequence[Cue], notice: Notice
+) -> list[Span]:
     """Writes the slices of one recording; where they lie."""
     samples = 0
 
@@ -131,9 +157,11 @@ def _slice_one(path: Path, folder: Path, settings: SliceSettings, notice: Notice
             raise DataError(f"{path}: holds no sound; take it out")
         if stream.channel is not None:
             notice(f"{path}: {describe_channel(stream.channel, stream.channels)}")
-        is_clip = samples <= LONGEST_CLIP_SECONDS * SLICE_RATE
-        spans = [Span(0, samples)]
-        if not is_clip:
+        if cues:
+            spans = _spans_of(path, cues, samples)
+        elif samples <= LONGEST_CLIP_SECONDS * SLICE_RATE:
+            spans = [Span(0, samples)]
+        else:
             spans = find_slices(levels, samples, SLICE_RATE, settings)
         written = []
         for span, wav in _take(stream.speech(SLICE_RATE), spans):
@@ -142,6 +170,15 @@ def _slice_one(path: Path, folder: Path, settings: SliceSettings, notice: Notice
                 write_wav(folder / _slice_name(path.name, span), levelled, SLICE_RATE)
                 written.append(span)
     return written
+
+
+def _spans_of(path: Path, cues: Sequence[Cue], samples: int) -> list[Span]:
+    if _at(cues[-1].start) >= samples:
+        raise DataError(
+            f"{path}: ends at {samples / SLICE_RATE:.1f} s, but its subtitles go on at "
+            f"{cues[-1].start:.1f} s; give those of this recording"
+        )
+    return [Span(_at(cue.start), min(_at(cue.end), samples)) for cue in cues]
 
 
 class _Slice(NamedTuple):
