@@ -112,17 +112,6 @@ def test_products_keep_to_one_core_and_get_the_others_back() -> None:
     assert threads.read() == before
 
 
-def test_blocks_of_threads_may_overlap() -> None:
-    count = [4]
-    threads = streams._Threads(lambda: count[0], lambda number: count.__setitem__(0, number))
-    threads.take()
-    threads.take()
-    threads.give_back()
-    assert count == [1], "the other block goes on"
-    threads.give_back()
-    assert count == [4]
-
-
 def make_voice() -> Voice:
     mx.random.seed(1)
     return Voice(SynthesizerTrn(tiny_config("v2")))

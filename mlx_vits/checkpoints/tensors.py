@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_vits.checkpoints.torch_names import printable
-from mlx_vits.errors import CheckpointError
+from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.files import atomic_write
+
+_reading_process: int | None = None  # whose threads read files for MLX
 
 
 class TensorFile(NamedTuple):
@@ -35,6 +38,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         # MLX reads lazily, and past the end of a truncated file: the library checks it first.
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+        _check_not_forked(path)
         tensors: Any = mx.load(str(path), format="safetensors")
         mx.eval(tensors)
     except OSError as error:
@@ -45,6 +49,21 @@ def read_tensors(path: str | Path) -> TensorFile:
             f"{path}: is damaged or not a safetensors file ({reason}); copy or download it again"
         ) from error
     return TensorFile(tensors, metadata)
+
+
+def _check_not_forked(path: Path) -> None:
+    """Refuse to read where MLX would wait for ever: for threads that only a parent process has.
+
+    MLX starts the threads that read files at the first file, and a fork leaves them behind.
+    """
+    global _reading_process
+    if _reading_process not in (None, os.getpid()):
+        raise UserError(
+            f"{path}: cannot be read in this process, which was forked from one that had read such "
+            "a file; load it before the fork, or start the process with multiprocessing's "
+            "'spawn' method"
+        )
+    _reading_process = os.getpid()
 
 
 def write_tensors(

@@ -26,6 +26,7 @@ from mlx_vits.nn.conv import (
     weight_form,
 )
 from mlx_vits.nn.gradients import sum_to, with_gradient
+from mlx_vits.nn.threads import forget_at_thread_end
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
 Layer = TypeVar("Layer", bound="Convolution")
@@ -39,6 +40,7 @@ def exact(layer: Layer) -> Layer:
 
 def draw_uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
     """PyTorch's initial values for weights and biases: uniform within 1 / sqrt(fan_in)."""
+    forget_at_thread_end()
     bound = 1.0 / math.sqrt(fan_in)
     return mx.random.uniform(-bound, bound, shape)
 

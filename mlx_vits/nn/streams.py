@@ -19,8 +19,8 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
-from threading import Lock
+from functools import cache
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -44,56 +44,46 @@ def _second() -> mx.ThreadLocalStream | None:
 
 
 @cache
-def lanes() -> list[Callable[[], AbstractContextManager]]:
-    """A stream for each core of a CPU: functions, each to a context that computes on its own."""
-    streams = [mx.new_thread_local_stream(mx.cpu) for _ in range(min(_cores(), _MOST_LANES))]
-    return [partial(mx.stream, stream) for stream in streams]
+def lanes() -> list[mx.ThreadLocalStream]:
+    """A stream for each core of a CPU, in every thread that computes other ones."""
+    return [mx.new_thread_local_stream(mx.cpu) for _ in range(min(_cores(), _MOST_LANES))]
+
+
+def _forget_streams() -> None:
+    """Have a forked process make its own: the threads of these exist in its parent alone."""
+    for streams in (_second, lanes):
+        streams.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_streams)
 
 
 @contextmanager
 def one_core_a_product() -> Iterator[None]:
     """Has the BLAS keep to one core within a `with` block, so that each stream can have its own.
 
-    It is what is computed within the block that counts, not what is described there. Blocks of
-    several threads may overlap: the last one gives the cores back. Without effect on a BLAS that
-    cannot be told, as Accelerate.
+    It is what is computed within the block that counts, not what is described there. Blocks must
+    not overlap, so take turns (`threads.py`). Without effect on a BLAS that cannot be told, as
+    Accelerate.
     """
     threads = _blas_threads()
     if threads is None:
         yield
         return
-    threads.take()
+    before = threads.read()
+    threads.write(1)
     try:
         yield
     finally:
-        threads.give_back()
+        threads.write(before)
 
 
-class _Threads:
-    """How many threads a BLAS uses.
+class _Threads(NamedTuple):
+    """A BLAS's own functions for how many threads it uses."""
 
-    Args:
-        read, write: the library's own functions.
-    """
-
-    def __init__(self, read: Callable[[], int], write: Callable[[int], None]):
-        self.read, self._write = read, write
-        self._lock, self._blocks, self._before = Lock(), 0, 1
-
-    def take(self) -> None:
-        """One thread, until it was given back as often."""
-        with self._lock:
-            if not self._blocks:
-                self._before = self.read()
-                self._write(1)
-            self._blocks += 1
-
-    def give_back(self) -> None:
-        """As many as before."""
-        with self._lock:
-            self._blocks -= 1
-            if not self._blocks:
-                self._write(self._before)
+    read: Callable[[], int]
+    write: Callable[[int], None]
 
 
 # Of MKL and OpenBLAS. The package threadpoolctl tells MKL for the calling thread alone, which is

@@ -22,6 +22,7 @@ from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layout import channels_last
+from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.features import speech_features
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.synthesis.playback import Playback, Spoken
@@ -31,10 +32,13 @@ Array = np.ndarray | mx.array
 Reference = str | Path | Array
 
 _DEFAULT_SEED = 0
+_features = on_lasting_thread(speech_features)
 
 
 class Voice:
     """A generator with its configuration and what it needs to be used.
+
+    Any thread may use it; threads take turns. On a CPU, so may a forked process.
 
     Args:
         model: the generator.
@@ -63,6 +67,7 @@ class Voice:
         reference: Path | None = None,
         speaker_vector: np.ndarray | None = None,
     ):
+        mx.eval(model.parameters())  # for other threads
         self.model, self.info, self.name = model, info, name
         self._playback = Playback(Folding(model))
         self.content_encoder, self.reference = content_encoder, reference
@@ -86,6 +91,7 @@ class Voice:
     def __repr__(self) -> str:
         return f"Voice({self.name!r}, version={self.version!r}, info={self.info!r})"
 
+    @on_lasting_thread
     def decode(
         self,
         codes: Array,
@@ -156,6 +162,7 @@ class Voice:
         specs = [channels_last(_floats(one, (1, bins, None), "refer")) for one in references]
         return specs, vectors
 
+    @on_lasting_thread
     def extract_codes(self, ssl: Array) -> np.ndarray:
         """Semantic codes of SSL features.
 
@@ -219,7 +226,7 @@ class Voice:
             raise DataError("the recording is not one channel of numbers; give an array (N,)")
         # By way of the voice's rate, as preparation goes, so that both hear the same.
         audio = resample(audio, sample_rate, self.sample_rate)
-        features = speech_features(self.content_encoder, audio, self.sample_rate, "the recording")
+        features = _features(self.content_encoder, audio, self.sample_rate, "the recording")
         phonemes = clean_text(text, language, self.version).phonemes
         return self.speak_features(
             features,
@@ -231,6 +238,7 @@ class Voice:
             seed=seed,
         )
 
+    @on_lasting_thread
     def speak_features(
         self,
         features: np.ndarray,
@@ -287,6 +295,7 @@ class Voice:
             return self.reference_spectrogram(read_speech(refer, self.sample_rate))
         return refer
 
+    @on_lasting_thread
     def reference_spectrogram(self, wav: np.ndarray) -> mx.array:
         """A reference for `decode`.
 
@@ -306,8 +315,11 @@ class Voice:
             spec = spectrogram(mx.array(wav)[None], self.config.data)
         except ValueError as error:
             raise DataError(f"the reference is too short: {error}") from error
-        return spec.swapaxes(1, 2)
+        spec = spec.swapaxes(1, 2)
+        mx.eval(spec)
+        return spec
 
+    @on_lasting_thread
     def save(self, path: str | Path) -> Path:
         """Writes the voice, every tensor under upstream's name and in PyTorch's axes.
 
