@@ -308,7 +308,7 @@ def test_speaker_vectors(prepared: Path) -> None:
     assert "prepared for v2Pro, which cannot be trained on it" in _said(_look(prepared)[1])
 
 
-def test_clips_before_they_are_prepared(clips: Path) -> None:
+def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
     facts, verdict = _look(clips)
     assert (facts.is_prepared, facts.alignment, facts.versions) == (False, None, {})
     assert (facts.training.clips, facts.held_out.clips) == (CLIPS - 1, 1)
@@ -317,6 +317,7 @@ def test_clips_before_they_are_prepared(clips: Path) -> None:
 
     write_wav(clips / "clip_0.wav", hum(0.2), RATE)
     (clips / "clip_1.wav").write_text("not audio")
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     _change_wav(clips / "clip_2.wav", np.zeros_like)
     facts, verdict = _look(clips)
     assert [row.rule for row in facts.left_out] == ["cannot be prepared"] * 3
