@@ -327,7 +327,8 @@ def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
     assert "3 clips are left out (clip_0.wav, clip_1.wav, clip_2.wav)" in _said(verdict)
     assert verdict.status == 0
 
-    (clips / "transcripts.tsv").write_text("".join(f"clip_{i}.wav\t☃\n" for i in range(CLIPS)))
+    lines = "".join(f"clip_{i}.wav\t☃\n" for i in range(CLIPS))
+    (clips / "transcripts.tsv").write_text(lines, encoding="utf-8")
     facts, verdict = _look(clips)
     assert facts.training.clips == 0
     assert verdict.status == 2
