@@ -308,6 +308,7 @@ def test_speaker_vectors(prepared: Path) -> None:
     assert "prepared for v2Pro, which cannot be trained on it" in _said(_look(prepared)[1])
 
 
+@pytest.mark.machine
 def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
     facts, verdict = _look(clips)
     assert (facts.is_prepared, facts.alignment, facts.versions) == (False, None, {})

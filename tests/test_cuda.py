@@ -34,7 +34,7 @@ from tests.support.tiny import tiny_config
 
 On = Callable[[], AbstractContextManager[None]]
 HAS_CUDA = mx.cuda.is_available()
-pytestmark = pytest.mark.skipif(not HAS_CUDA and not shutil.which("g++"), reason="no g++")
+pytestmark = pytest.mark.machine
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch, folder: Path) -> On:
     """Has the kernels used within a `with` block, and nowhere else."""
+    if not HAS_CUDA and not shutil.which("g++"):
+        pytest.skip("no g++")
     if not HAS_CUDA:
         return lambda: cuda_on_cpu(monkeypatch, folder)
     monkeypatch.setattr(cuda, "USED", False)

@@ -173,6 +173,7 @@ def _faults(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.machine
 def test_bad_voices_get_one_sentence_and_leave_nothing(
     base: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
