@@ -81,6 +81,13 @@ def test_kernels_of_a_graph() -> None:
     graph = count_graph([mx.concatenate([mx.tanh(x).T, x.T]), x])
     assert graph.kinds == {"Transpose": 2, "Tanh": 1, "Concatenate": 1}
     assert (graph.operations, graph.kernels, graph.fused) == (4, 3, 0)
+
+
+@pytest.mark.machine("g++")
+@pytest.mark.usefixtures("fusing")
+def test_fused_kernels_of_a_graph() -> None:
+    x = mx.ones((4, 6))
+    mx.eval(x)
     fused = count_graph(mx.compile(lambda x: mx.tanh(x * x) @ x.T)(x))
     assert (fused.kernels, fused.fused, fused.sources) == (2, 1, 1)
 

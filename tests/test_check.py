@@ -308,6 +308,7 @@ def test_speaker_vectors(prepared: Path) -> None:
     assert "prepared for v2Pro, which cannot be trained on it" in _said(_look(prepared)[1])
 
 
+@pytest.mark.machine
 def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     facts, verdict = _look(clips)
@@ -318,6 +319,7 @@ def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
 
     write_wav(clips / "clip_0.wav", hum(0.2), RATE)
     (clips / "clip_1.wav").write_text("not audio")
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     _change_wav(clips / "clip_2.wav", np.zeros_like)
     facts, verdict = _look(clips)
     assert [row.rule for row in facts.left_out] == ["cannot be prepared"] * 3
@@ -329,7 +331,8 @@ def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
     assert "3 clips are left out (clip_0.wav, clip_1.wav, clip_2.wav)" in _said(verdict)
     assert verdict.status == 0
 
-    (clips / "transcripts.tsv").write_text("".join(f"clip_{i}.wav\t☃\n" for i in range(CLIPS)))
+    lines = "".join(f"clip_{i}.wav\t☃\n" for i in range(CLIPS))
+    (clips / "transcripts.tsv").write_text(lines, encoding="utf-8")
     facts, verdict = _look(clips)
     assert facts.training.clips == 0
     assert verdict.status == 2

@@ -34,7 +34,7 @@ from tests.support.tiny import tiny_config
 
 On = Callable[[], AbstractContextManager[None]]
 HAS_CUDA = mx.cuda.is_available()
-pytestmark = pytest.mark.skipif(not HAS_CUDA and not shutil.which("g++"), reason="no g++")
+pytestmark = pytest.mark.machine
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch, folder: Path) -> On:
     """Has the kernels used within a `with` block, and nowhere else."""
+    if not HAS_CUDA and not shutil.which("g++"):
+        pytest.skip("no g++")
     if not HAS_CUDA:
         return lambda: cuda_on_cpu(monkeypatch, folder)
     monkeypatch.setattr(cuda, "USED", False)
@@ -365,8 +367,14 @@ def test_arrays_are_cast_together(on_cuda: On) -> None:
 
 @pytest.mark.parametrize("backend", ["planar", "cudnn"])
 def test_a_whole_step(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """The wiring: without CUDA, MLX's own operations stand for the kernels."""
-    tolerance = 2e-2 if HAS_CUDA else 1e-4  # products may be TF32 there
+    """The wiring: without CUDA, MLX's own operations stand for the kernels.
+
+    Each array is compared by its norm. How far the plain step is from itself under six BLAS kernels
+    (MKL with AVX-512 and with SSE2, OpenBLAS for Prescott, Haswell and Skylake-X, the reference
+    BLAS) sets the scale: up to 7e-4 for a gradient of a few elements, each of them a sum over every
+    sample in which most cancels, and up to 8e-5 for the rest. Gradients that are 0 in exact
+    arithmetic are left with up to 2e-8, 6e-11 of the norm of all of them.
+    """
     monkeypatch.setattr(cuda, "USED", False)
     monkeypatch.setattr(work.Work, "config", property(lambda self: tiny_config(self.version)))
     size = work.Work("v2", 2, 1.0)
@@ -390,10 +398,13 @@ def test_a_whole_step(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     with conv_backend(backend):
         ours = stepped()
         mx.eval(ours)
+    nothing = 3e-10 * plain["grad_norm_g"].item()
     for name, value in plain.items():
-        # Some gradients are 0 but for rounding.
-        atol = tolerance * mx.max(mx.abs(value)).item() + 1e-8
-        np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=atol, err_msg=name)
+        few, many = (2e-2, 2e-2) if HAS_CUDA else (2e-3, 3e-4)  # products may be TF32 there
+        bound = (few if value.size <= 4 else many) * mx.linalg.norm(value).item()
+        if name.startswith("generator."):
+            bound += nothing
+        assert mx.linalg.norm(ours[name] - value).item() <= bound, name
 
 
 def test_other_types_and_devices_are_computed_without_kernels(on_cuda: On) -> None:

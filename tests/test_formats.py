@@ -30,6 +30,7 @@ from mlx_vits.preprocessing.sources import find_audio, read_voice_source
 from tests.support.bench import Bench, content, take
 from tests.support.tiny import RATE, make_base
 
+pytestmark = pytest.mark.machine  # with an ffmpeg of a user's own, and with none
 MARK = b"\0\0\0\x20ftyp"
 PROGRAM = """#!/bin/sh
 while [ $# -gt 1 ]; do

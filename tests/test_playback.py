@@ -44,6 +44,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.machine("g++")
 @pytest.mark.parametrize("version", ["v2", "v2Pro"])
 def test_what_is_played_back_sounds_the_same(version: str, times: list[int]) -> None:
     voice, at_once = _voice(version), _voice(version, plays_back=False)
@@ -55,6 +56,7 @@ def test_what_is_played_back_sounds_the_same(version: str, times: list[int]) -> 
     assert len(times) == before  # the last was not described again
 
 
+@pytest.mark.machine("g++")
 def test_a_shape_of_its_own_for_every_length_and_speed(times: list[int]) -> None:
     voice = _voice(limit=4)
     kinds: list[dict[str, Any]] = [{}, {"codes": 7}, {"speed": 1.25}]
@@ -64,6 +66,7 @@ def test_a_shape_of_its_own_for_every_length_and_speed(times: list[int]) -> None
     assert len(set(lengths)) == 3
 
 
+@pytest.mark.machine("g++")
 def test_few_shapes_are_remembered(times: list[int]) -> None:
     voice = _voice(limit=2)
     for codes in (4, 4, 5, 5, 6, 6):
@@ -76,6 +79,7 @@ def test_few_shapes_are_remembered(times: list[int]) -> None:
     assert len(times) == before + 1
 
 
+@pytest.mark.machine("g++")
 def test_new_weights_are_heard() -> None:
     voice = _voice()
     for _ in range(2):
