@@ -33,7 +33,7 @@ from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
 from mlx_vits.config import Config
 from mlx_vits.errors import Interrupted, TrainingStopped, UserError
-from mlx_vits.files import atomic_write, inside, make_folder
+from mlx_vits.files import atomic_write, inside, make_folder, sweep
 from mlx_vits.memory import is_out_of_memory
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
@@ -175,6 +175,7 @@ class FinetuneRun:
         training = options.training
         self.blend = Blend(self.generator, training.blend, training.blend_prior)
         prepared = self.folder / info.prepared
+        sweep(prepared)  # it may lie elsewhere, and other runs write its spectrograms
         self.trainer = VITSTrainer(
             self.generator,
             nets.discriminator,
