@@ -18,6 +18,7 @@ from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
 from mlx_vits.doctor.command import diagnose
 from mlx_vits.errors import UserError
+from mlx_vits.files import single_name, sweep
 from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.handover import hand_over
 from mlx_vits.inspecting.as_json import as_json
@@ -57,7 +58,7 @@ def prepare(
     """Turn recordings into a prepared voice, to train here or in GPT-SoVITS."""
     chosen = choose_base(base, content_encoder=content_encoder, speaker_encoder=speaker_encoder)
     config = chosen.read_generator().config
-    name = voice or sources[0].resolve().stem
+    name = single_name(voice or sources[0].resolve().stem, "--voice")
     home = output or VOICES / name
     screen = TerminalScreen()
     clips = sources[0]
@@ -133,6 +134,7 @@ def convert(
         speed=speed,
         seed=seed,
     )
+    sweep(output.parent, below=False)
     write_wav(output, wav, loaded.sample_rate)
     print(f"{output}: {len(wav) / loaded.sample_rate:.2f} s")
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from mlx_vits.checkpoints.base import DEMO, weights_home
 from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import single_name, tidy
 from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.prepared import is_prepared
 
@@ -63,9 +64,11 @@ def find_voice_data(
         folder = data_dir.expanduser()
         if not folder.is_dir():
             raise DataError(f"{data_dir}: there is no such folder; check the path")
-        return _with_clips(voice or _name_of(folder), folder, options, screen, transcripts)
+        name = single_name(voice, "--voice") if voice else _name_of(folder)
+        return _with_clips(name, folder, options, screen, transcripts)
     assert voice is not None
-    if len(Path(voice).parts) == 1:
+    if is_name(voice):
+        tidy(VOICES / voice / PREPARED)
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
                 return VoiceData(voice, kept)
@@ -76,6 +79,11 @@ def find_voice_data(
             f"`{DEMO}` to try"
         )
     return _with_clips(_name_of(path), path, options, screen, transcripts)
+
+
+def is_name(voice: str) -> bool:
+    """Whether a voice is given by a name that may be looked up, and not by a path."""
+    return len(Path(voice).parts) == 1 and voice != ".."
 
 
 def _with_clips(
@@ -109,4 +117,4 @@ def _name_of(path: Path) -> str:
     name = path.name if path.is_dir() else path.stem
     if not name:
         raise DataError(f"{path}: has no name to call the voice by; give --voice as well")
-    return name
+    return single_name(name, "--voice")

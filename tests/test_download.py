@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError
+from mlx_vits.locks import WriterLock
 from tests.support.goldens import ROOT
 from tests.support.hub_server import (
     COMMIT,
@@ -321,9 +321,8 @@ def test_a_full_disk_is_a_sentence(hub: HubServer, monkeypatch: pytest.MonkeyPat
 def test_two_at_once_do_not_mix(hub: HubServer) -> None:
     stage = _weights() / ".v2.download"
     stage.mkdir(parents=True)
-    with (stage / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _refused("another download writes there; wait for it")
+    with WriterLock(stage):
+        _refused("has been writing there since")
     assert not hub.gets(GENERATOR)
 
 

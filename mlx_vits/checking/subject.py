@@ -13,7 +13,7 @@ from mlx_vits.preprocessing.clips import needs_clips
 from mlx_vits.preprocessing.prepared import Manifest
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
-from mlx_vits.voice_data import PREPARED, VOICES
+from mlx_vits.voice_data import PREPARED, VOICES, is_name
 
 _UPSTREAM_RUN = "logs_s2"  # how the folder of a run begins that lies in a prepared one of upstream
 _UPSTREAM_TEXT_PARTS = "2-name2text-*.txt"
@@ -110,7 +110,7 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
 
 
 def _find_folder(voice: str) -> Path:
-    if len(Path(voice).parts) == 1:
+    if is_name(voice):
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
                 return kept

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -39,7 +38,8 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.config import VERSIONS, Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
+from mlx_vits.files import atomic_write, fresh_folder, make_folder, replace_folder, tidy
+from mlx_vits.locks import WriterLock
 from mlx_vits.version import __version__
 
 REPOSITORY = "lj1995/GPT-SoVITS"
@@ -126,12 +126,13 @@ def download_base(
     Raises:
         CheckpointError: a file cannot be fetched, is not what the hub says it is, or is of another
             version; nothing appears under the base's name, and the next call goes on from there.
-        UserError: the disk is full, or cannot be written.
+        UserError: the disk is full, or cannot be written, or another download goes on there.
         KeyboardInterrupt: stopped; the next call goes on from there.
     """
     if version not in _NETS:
         raise CheckpointError(f"{version}: cannot be downloaded; choose {', '.join(VERSIONS)}")
     target = (weights_home() / version if output is None else output.expanduser()).resolve()
+    tidy(target)
     if _is_there(target, version, force):
         say(f"{target}: the {version} base is there already; --force fetches it again")
         return target
@@ -140,11 +141,12 @@ def download_base(
     try:
         remotes = hub.describe(_base_files(version))
         make_folder(stage)
-        with _only_one(stage):
+        with WriterLock(stage):
             _check_space(remotes, stage, target)
             _build(version, _fetch_all(hub, remotes, stage, say), target)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"stopped; {_AGAIN}") from error
+        error.args = (f"stopped; {_AGAIN}",)
+        raise
     shutil.rmtree(stage, ignore_errors=True)
     say(f"{target}: the {version} base is ready")
     return target
@@ -362,23 +364,10 @@ def _check_space(remotes: list[_Remote], stage: Path, target: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _only_one(stage: Path) -> Iterator[None]:
-    """Keeps two downloads from writing into one partial file."""
-    with (stage / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(f"{stage}: another download writes there; wait for it") from error
-        yield
-
-
 def _build(version: str, fetched: list[_Fetched], target: Path) -> None:
     """Opens every file, writes the base, and gives it its name when it is whole."""
     generator, discriminator, *others = fetched
-    fresh = temporary_sibling(target)
-    try:
-        make_folder(fresh)
+    with fresh_folder(target) as fresh:
         with _doubted(generator):
             config = _lay_generator(version, generator, fresh)
         with _doubted(discriminator):
@@ -395,8 +384,6 @@ def _build(version: str, fetched: list[_Fetched], target: Path) -> None:
             ]
             file.write(json.dumps({"files": records}, indent=1).encode())
         replace_folder(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextlib.contextmanager

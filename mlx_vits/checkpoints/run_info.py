@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write
+from mlx_vits.files import atomic_write, inside, single_name
 
 RUN_FILE = "run.json"
 
@@ -55,7 +55,8 @@ class RunInfo:
         """Reads `run.json`.
 
         Raises:
-            CheckpointError: the folder is not a run's, or the file is damaged.
+            CheckpointError: the folder is not a run's, or the file is damaged, or names something
+                outside the folder where the run writes.
         """
         path = folder / RUN_FILE
         if not path.is_file():
@@ -63,9 +64,21 @@ class RunInfo:
                 f"{folder}: is not the folder of a run (no {RUN_FILE}); check the path"
             )
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            info = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: is damaged; start the run again") from error
+        info.check_names(path)
+        return info
+
+    def check_names(self, path: Path) -> None:
+        """Checks that the file it was read from names nothing outside the run's folder to write.
+
+        Raises:
+            CheckpointError: it does.
+        """
+        single_name(self.voice, f"{path}: voice", CheckpointError)
+        if not Path(self.prepared).is_absolute():
+            inside(path.parent, self.prepared, error=CheckpointError)
 
 
 def is_run(folder: Path) -> bool:

@@ -42,7 +42,7 @@ from mlx_vits.checkpoints.upstream_optimizer import (
 from mlx_vits.checkpoints.voice_file import VoiceFile, voice_of
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.files import atomic_write, make_folder, single_name
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 
 LATEST = 233333333333  # upstream's number where only the latest state is kept
@@ -264,6 +264,7 @@ def _read_side(folder: Path, paths: tuple[Path, Path]) -> tuple[SideFile | None,
         side = SideFile(Place(**values["place"]), RunInfo(**values["run"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged; take it away to go on without it") from error
+    single_name(side.info.voice, f"{path}: voice", CheckpointError)
     if any(digests.get(file.name) != file_sha256(file) for file in paths):
         return None, [
             f"{path} belongs to other files than {paths[0].name} and {paths[1].name}, which "

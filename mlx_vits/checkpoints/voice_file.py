@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, UpstreamFile, read_upstream
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
+from mlx_vits.files import atomic_write, fresh_folder, replace_folder, sweep
 
 _FOLDER_FILES = {"config.json", "weights.safetensors"}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
@@ -136,6 +135,7 @@ def write_voice(
         UserError: the file cannot be written.
     """
     path = Path(path)
+    sweep(path.parent, below=False)
     if path.suffix == ".pth":
         _write_pth(path, state, config, info, name, whole)
     elif path.suffix == ".safetensors":
@@ -153,15 +153,11 @@ def write_voice(
 def _write_folder(path: Path, state: Mapping[str, mx.array], config: Config, info: str) -> None:
     if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _FOLDER_FILES):
         raise CheckpointError(f"{path}: holds something else; choose another name")
-    fresh = temporary_sibling(path)
-    try:
-        make_folder(fresh)
+    with fresh_folder(path) as fresh:
         with atomic_write(fresh / "config.json") as file:
             file.write(json.dumps(_stated(config), indent=1).encode())
         write_tensors(fresh / "weights.safetensors", state, {"info": info, "format": "pt"})
         replace_folder(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _stated(config: Config) -> dict[str, Any]:

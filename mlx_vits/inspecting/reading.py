@@ -283,7 +283,9 @@ def _read_run(path: Path) -> Subject:
     if not voice.is_file():
         voice = next((file for file in files if file.suffix == ".safetensors"), last)
     if not voice.is_file():
-        reason = faults[0] if faults else f"{path}: the run has no checkpoint yet; start it again"
+        reason = (
+            faults[0] if faults else f"{path}: the run has no checkpoint yet; go on with --resume"
+        )
         raise CheckpointError(reason)
     subject = _read_safetensors(voice)
     subject.path, subject.kind = path, "run of mlx_vits, a fine-tune"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError
-from mlx_vits.files import atomic_write
+from mlx_vits.files import atomic_write, make_folder, sweep
+from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing.cues import CUE_SUFFIXES, is_timed, read_cues
 from mlx_vits.preprocessing.languages import find_language, guess_language
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, recognise_clips
@@ -112,8 +113,24 @@ def make_clips(
 
     Raises:
         DataError: a recording cannot be read, or nothing is said in any.
-        UserError: transcripts are needed and there is no recogniser.
+        UserError: transcripts are needed and there is no recogniser, or another process is at work
+            in the folder.
     """
+    make_folder(folder)
+    with WriterLock(folder):
+        sweep(folder)
+        return _make_clips(sources, folder, options, transcripts, cutting, listening, notice)
+
+
+def _make_clips(
+    sources: Sequence[Path],
+    folder: Path,
+    options: ClipOptions,
+    transcripts: Path | None,
+    cutting: Progress | None,
+    listening: Progress | None,
+    notice: Notice | None,
+) -> Path:
     gone: list[str] = []
     recordings = _find_recordings(sources)
     subtitles = {} if transcripts else find_beside(recordings, CUE_SUFFIXES)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_vits.errors import UserError
-from mlx_vits.files import make_folder
+from mlx_vits.files import atomic_write, inside, make_folder, remove_file
 from mlx_vits.preprocessing import prepared as layout
 
 JOURNAL = "journal.jsonl"
@@ -46,9 +46,9 @@ class Journal:
         for line in _read_lines(folder / JOURNAL):
             try:
                 entry = json.loads(line)
-                files = [folder / file for file in entry["files"]]
+                files = [inside(folder, file) for file in entry["files"]]
                 self._found[str(entry["key"])] = files
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, UserError):
                 continue  # the line that an interruption cut short
         for other in earlier:
             manifest = layout.read_manifest(other)
@@ -108,10 +108,9 @@ def _link(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         return
     make_folder(target.parent)
-    target.unlink(missing_ok=True)
+    remove_file(target)
     try:
         os.link(source, target)
     except OSError:
-        partial = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        with source.open("rb") as old, atomic_write(target) as new:
+            shutil.copyfileobj(old, new)

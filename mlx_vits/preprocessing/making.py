@@ -18,7 +18,7 @@ from mlx_vits.checkpoints.base import Base, load_content_encoder
 from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import make_folder
+from mlx_vits.files import inside, make_folder, remove_file
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.speaker_encoder import ERes2NetV2
 from mlx_vits.preprocessing import prepared as layout
@@ -127,6 +127,8 @@ class Maker:
             (self.folder, voice.training),
             (self.folder / layout.HELD_OUT_FOLDER, voice.held_out),
         ):
+            for name in (layout.SPEAKER_FOLDER, layout.SSL_FOLDER, layout.WAV_FOLDER):
+                inside(self.folder, str(part.relative_to(self.folder)), name)
             for name in (layout.SSL_FOLDER, layout.WAV_FOLDER):
                 make_folder(part / name)
             readable = self._read_texts(clips, sources)
@@ -233,7 +235,7 @@ class Maker:
         for folder in (layout.WAV_FOLDER, layout.SSL_FOLDER, layout.SPEAKER_FOLDER):
             for path in (part / folder).glob("*"):
                 if path not in wanted:
-                    path.unlink()
+                    remove_file(path)
 
     def _load_encoders(self) -> _Encoders:
         if self._encoders is None:

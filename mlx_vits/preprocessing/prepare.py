@@ -17,7 +17,8 @@ from mlx_vits.audio.files import read_seconds
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import replace_folder
+from mlx_vits.files import make_folder, replace_folder, sweep, tidy
+from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.journal import Journal, audio_key
 from mlx_vits.preprocessing.making import Drop, Maker, Progress, Report, encoder_folder
@@ -80,11 +81,13 @@ def prepare_voice(
     Raises:
         DataError: no clip can be used, a transcript is missing, or `output` holds something else;
             with `strict` also a clip that cannot be used. It is named, and nothing is written.
+        UserError: another process prepares the same folder, or it cannot be written.
         CheckpointError: the base has no content encoder, or one of another width.
     """
     options = options or PrepareOptions()
     fault = (lambda reason: drop(DroppedClip("", reason))) if drop and not options.strict else None
     voice = read_voice_source(source, options.held_out, options.transcripts, fault)
+    tidy(output)
     _check_output(source.resolve(), output.resolve())
     before = layout.read_manifest(output)
     manifest = _manifest(voice, base, config, options.language, before)
@@ -97,22 +100,26 @@ def prepare_voice(
             drop(clip)  # type: ignore[misc]
         return output
     partial = output.with_name(f".{output.name.lstrip('.')}.partial")
-    report = Report(len(voice.clips), options.strict, progress, drop)
-    maker = Maker(partial, [output, *options.earlier], base, config, report)
-    try:
-        maker.make(voice, manifest)
-        if notice and maker.unknown:
-            notice(_describe_unknown(maker.unknown))
-        if notice and maker.one_channel:
-            notice(_describe_one_channel(maker.one_channel))
-        order = [*voice.unlisted, *(clip.name for clip in voice.clips)]
-        dropped = sorted(report.dropped, key=lambda clip: order.index(clip.name))
-        replace(manifest, dropped=tuple(dropped)).write(partial)
-        replace_folder(partial, output)
-        Journal(output).close()
-    finally:
-        if maker.journal.is_empty:  # nothing there to go on from
-            shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+    with WriterLock(partial) as lock:
+        sweep(partial)
+        report = Report(len(voice.clips), options.strict, progress, drop)
+        maker = Maker(partial, [output, *options.earlier], base, config, report)
+        try:
+            maker.make(voice, manifest)
+            if notice and maker.unknown:
+                notice(_describe_unknown(maker.unknown))
+            if notice and maker.one_channel:
+                notice(_describe_one_channel(maker.one_channel))
+            order = [*voice.unlisted, *(clip.name for clip in voice.clips)]
+            dropped = sorted(report.dropped, key=lambda clip: order.index(clip.name))
+            replace(manifest, dropped=tuple(dropped)).write(partial)
+            replace_folder(partial, output)
+            lock.folder = output
+            Journal(output).close()
+        finally:
+            if maker.journal.is_empty:  # nothing there to go on from
+                shutil.rmtree(partial, ignore_errors=True)
     return output
 
 

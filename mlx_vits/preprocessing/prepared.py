@@ -26,7 +26,7 @@ import numpy as np
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import atomic_write
+from mlx_vits.files import atomic_write, single_name
 
 TEXT_FILE = "2-name2text.txt"
 SSL_FOLDER = "4-cnhubert"
@@ -127,6 +127,8 @@ class Manifest:
             values = json.loads(path.read_text(encoding="utf-8"))
             values.pop("format")
             sources = tuple(SourceClip(**clip) for clip in values.pop("sources"))
+            for clip in sources:
+                single_name(clip.name, str(path), DataError)
             dropped = tuple(DroppedClip(**clip) for clip in values.pop("dropped", ()))
             return cls(sources=sources, dropped=dropped, **values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -149,7 +151,8 @@ def fingerprint(folder: Path) -> str:
         digest.update(path.read_bytes() if path.is_file() else b"")
     for part in (WAV_FOLDER, SSL_FOLDER, SPEAKER_FOLDER):
         for path in sorted((folder / part).glob("*")):
-            digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
+            if not path.name.startswith("."):  # as .DS_Store, which comes and goes
+                digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 
@@ -194,14 +197,18 @@ def read_text_lines(path: Path) -> list[TextLine]:
     """Reads `2-name2text.txt`; lines without four columns are skipped, as upstream does.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or a name in it is that of no file in a folder.
     """
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read; prepare the voice again") from error
     rows = [line.split("\t") for line in content.split("\n")]
-    return [TextLine(row[0], row[1].split(" "), row[3]) for row in rows if len(row) == 4]
+    return [
+        TextLine(single_name(row[0], str(path), DataError), row[1].split(" "), row[3])
+        for row in rows
+        if len(row) == 4
+    ]
 
 
 def write_text_lines(path: Path, lines: list[TextLine], word2ph: list[list[int] | None]) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
-from mlx_vits.errors import DataError
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import single_name
 from mlx_vits.preprocessing.listed import Recordings
 from mlx_vits.preprocessing.text_files import read_text
 from mlx_vits.preprocessing.transcripts import (
@@ -193,7 +194,12 @@ def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
         elif twin is not None:
             leave_out(f"{folder}: {twin} and {name} differ in ending only; rename one")
         else:
-            usable[Path(name).with_suffix("")] = name
+            try:
+                single_name(Path(name).name, str(folder))
+            except UserError as error:
+                leave_out(str(error))
+            else:
+                usable[Path(name).with_suffix("")] = name
     return list(usable.values())
 
 
