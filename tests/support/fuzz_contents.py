@@ -60,7 +60,7 @@ def configuration(version: str) -> Config:
 def weights(version: str, net: str) -> dict[str, np.ndarray]:
     kind = SynthesizerTrn if net == "generator" else MultiPeriodDiscriminator
     shapes = expected_shapes(kind(configuration(version)))
-    return {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    return {name: np.ones(shape, np.float16) for name, shape in shapes.items()}
 
 
 def _resume(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
