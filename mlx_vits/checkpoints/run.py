@@ -100,6 +100,6 @@ def read_run_state(path: Path, *, finite: bool = True) -> RunState:
         for name, array in file.tensors.items():
             part, _, key = name.partition("/")
             leaves[part].append((key, array))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not the state of a run; give a run's folder") from error
     return RunState(place, {part: tree_unflatten(pairs) for part, pairs in leaves.items()})
