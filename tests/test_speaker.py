@@ -208,7 +208,7 @@ def test_files_that_do_not_fit(small: dict[str, np.ndarray], tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="there is no such file"):
         load_speaker_encoder(tmp_path / "absent.ckpt")
     path.write_bytes(b"<html>")
-    with pytest.raises(CheckpointError, match="is not a PyTorch file"):
+    with pytest.raises(CheckpointError, match="is a web page, not a model"):
         load_speaker_encoder(path)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
+from mlx_vits.checkpoints.tensors import check_finite, read_tensors, write_tensors
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import make_folder
 
@@ -82,19 +82,24 @@ def write_run_state(path: Path, trees: dict[str, Any], place: Place) -> None:
     write_tensors(path, tensors, {"place": json.dumps(asdict(place))})
 
 
-def read_run_state(path: Path) -> RunState:
+def read_run_state(path: Path, *, finite: bool = True) -> RunState:
     """Reads a state.
+
+    Args:
+        finite: refuses weights and moments that hold NaN or infinity.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     file = read_tensors(path)
+    if finite:
+        check_finite(file.tensors, path)
     leaves: dict[str, list[tuple[str, mx.array]]] = {part: [] for part in _PARTS}
     try:
         place = Place(**json.loads(file.metadata["place"]))
         for name, array in file.tensors.items():
             part, _, key = name.partition("/")
             leaves[part].append((key, array))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not the state of a run; give a run's folder") from error
     return RunState(place, {part: tree_unflatten(pairs) for part, pairs in leaves.items()})

@@ -81,19 +81,28 @@ def _read_folder(path: Path) -> VoiceFile:
 
 def _read_safetensors(path: Path) -> VoiceFile:
     file = read_tensors(path)
-    if "config" not in file.metadata:
+    config = complete_config(stated_config(file.metadata, path), file.tensors, path)
+    return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path)
+
+
+def stated_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The configuration in the metadata of a voice's safetensors file, upstream's nested table.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if "config" not in metadata:
         raise CheckpointError(
             f"{path}: has no configuration in its metadata; put a config.json beside it in a "
             "folder, as weights.safetensors, and give the folder"
         )
     try:
-        values = json.loads(file.metadata["config"])
+        values = json.loads(metadata["config"])
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the configuration in its metadata is damaged") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: the configuration in its metadata is damaged")
-    config = complete_config(values, file.tensors, path)
-    return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path)
+    return values
 
 
 def voice_of(file: UpstreamFile) -> VoiceFile:
@@ -107,7 +116,15 @@ def voice_of(file: UpstreamFile) -> VoiceFile:
             f"{file.path}: is a discriminator, not a voice; give a generator (s2G, G_ or an "
             "exported voice)"
         )
-    config = complete_config(file.config, file.tensors, file.path)
+    try:
+        config = complete_config(file.config, file.tensors, file.path)
+    except CheckpointError as error:
+        if file.config or file.form == "resume":
+            raise
+        raise CheckpointError(
+            f"{error}; it states no configuration: save it in PyTorch as "
+            "{'weight': ..., 'config': ..., 'info': ...}, with that of the voice it comes from"
+        ) from error
     return VoiceFile(config, file.tensors, file.info, file.path)
 
 
@@ -176,11 +193,16 @@ def _write_pth(
     if whole:
         weight = {key: to_numpy(array) for key, array in state.items()}
     else:
-        weight = {
-            key: np.array(array.astype(mx.float16))
-            for key, array in state.items()
-            if _LEFT_OUT not in key
-        }
+        weight = {}
+        for key, array in state.items():
+            if _LEFT_OUT not in key:
+                half = array.astype(mx.float16)
+                if not mx.all(mx.isfinite(half)).item():
+                    raise CheckpointError(
+                        f"{path}: cannot be written, {key} holds numbers that are too large for "
+                        "fp16, which GPT-SoVITS's voices are in; write a .safetensors instead"
+                    )
+                weight[key] = np.array(half)
     values = _EXPORT_DEFAULTS | config.to_dict() | {"name": name, "version": config.version}
     full_size_v2 = config.version == "v2" and not config.is_reduced and not whole
     write_torch_archive(

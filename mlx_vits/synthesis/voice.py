@@ -211,7 +211,8 @@ class Voice:
             `(samples,)` float32 at `sample_rate` of the voice, neither normalised nor clipped.
 
         Raises:
-            CheckpointError: the voice has no content encoder, or lacks a speaker vector.
+            CheckpointError: the voice has no content encoder, lacks a speaker vector, or speaks
+                NaN or infinity.
             DataError: the recording is silent or too short, or the text cannot be spoken.
         """
         if self.content_encoder is None:
@@ -228,7 +229,7 @@ class Voice:
         audio = resample(audio, sample_rate, self.sample_rate)
         features = _features(self.content_encoder, audio, self.sample_rate, "the recording")
         phonemes = clean_text(text, language, self.version).phonemes
-        return self.speak_features(
+        spoken = self.speak_features(
             features,
             phonemes_to_ids(phonemes, self.version),
             self._references(refer, audio),
@@ -237,6 +238,12 @@ class Voice:
             speed=speed,
             seed=seed,
         )
+        if not np.isfinite(spoken).all():
+            raise CheckpointError(
+                f"{self.name}: speaks NaN or infinity, its weights are damaged; copy or download "
+                "the voice again, or take an earlier one"
+            )
+        return spoken
 
     @on_lasting_thread
     def speak_features(
