@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_vits.checkpoints.base import weights_home
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.clips import needs_clips
@@ -76,7 +76,8 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
     if is_run(folder):
         info = RunInfo.read(folder)
         if options.batch_size is None:
-            batch_size = int(info.options.get("training", {}).get("batch_size", batch_size))
+            training = VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE)
+            batch_size = training.batch_size
         prepared = folder / info.prepared
         if not layout.is_prepared(prepared):
             raise DataError(

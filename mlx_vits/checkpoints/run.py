@@ -14,6 +14,7 @@ The place in the run (step, epoch, batches done, best score, ...) is JSON in the
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import make_folder
+from mlx_vits.json_files import check_ranges, parse_json
 
 CHECKPOINTS = "checkpoints"  # within a run's folder
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+MOST_STEPS = 10**8  # years of training
+_MOST_DIGITS = 4
+_COUNTS = ("step", "batch", "best_step", "epoch_batches")
 _PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
 
 
@@ -50,6 +55,10 @@ class Place:
     best_step: int = 0
     best_score: float | None = None
     epoch_batches: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, epoch=(1, MOST_STEPS))
+        check_ranges(self, **dict.fromkeys(_COUNTS, (0, MOST_STEPS)))
 
     @property
     def finished_epochs(self) -> int:
@@ -90,11 +99,27 @@ def read_run_state(path: Path) -> RunState:
     """
     file = read_tensors(path)
     leaves: dict[str, list[tuple[str, mx.array]]] = {part: [] for part in _PARTS}
-    try:
-        place = Place(**json.loads(file.metadata["place"]))
-        for name, array in file.tensors.items():
-            part, _, key = name.partition("/")
-            leaves[part].append((key, array))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not the state of a run; give a run's folder") from error
+    place = read_place(file.metadata, path)
+    for name, array in file.tensors.items():
+        part, _, key = name.partition("/")
+        # A list is made as long as the largest index in a name.
+        is_listed = all(len(k) <= _MOST_DIGITS for k in key.split(".") if k.isdigit())
+        if part not in leaves or not is_listed:
+            raise CheckpointError(f"{path}: is not the state of a run; give a run's folder")
+        leaves[part].append((key, array))
     return RunState(place, {part: tree_unflatten(pairs) for part, pairs in leaves.items()})
+
+
+def read_place(metadata: Mapping[str, str], path: Path) -> Place:
+    """Read the place in the run from a state's metadata.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return parse_json(
+        metadata.get("place", "null"),
+        Place,
+        f"{path}: the place in the run",
+        error=CheckpointError,
+        cure="give the folder of a run, or start the run again",
+    )

@@ -23,6 +23,7 @@ from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, Upstrea
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
+from mlx_vits.json_files import parse_json
 
 _FOLDER_FILES = {"config.json", "weights.safetensors"}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
@@ -87,14 +88,23 @@ def _read_safetensors(path: Path) -> VoiceFile:
             f"{path}: has no configuration in its metadata; put a config.json beside it in a "
             "folder, as weights.safetensors, and give the folder"
         )
-    try:
-        values = json.loads(file.metadata["config"])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration in its metadata is damaged") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: the configuration in its metadata is damaged")
-    config = complete_config(values, file.tensors, path)
+    config = complete_config(read_stated_config(file.metadata, path), file.tensors, path)
     return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path)
+
+
+def read_stated_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Read the configuration in the metadata of a voice's safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return parse_json(
+        metadata.get("config", "null"),
+        dict[str, Any],
+        f"{path}: the configuration in its metadata",
+        error=CheckpointError,
+        cure="copy or download the file again",
+    )
 
 
 def voice_of(file: UpstreamFile) -> VoiceFile:

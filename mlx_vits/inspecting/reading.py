@@ -8,7 +8,6 @@ be read at all, or that holds no net, is refused.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,16 +24,26 @@ from mlx_vits.checkpoints.contents import (
     is_discriminator,
     is_generator,
 )
-from mlx_vits.checkpoints.run import BEST, CHECKPOINTS, LAST, RunState, read_run_state
+from mlx_vits.checkpoints.run import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    RunState,
+    read_place,
+    read_run_state,
+)
 from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.upstream import UpstreamFile, read_upstream
+from mlx_vits.checkpoints.voice_file import read_stated_config
 from mlx_vits.config import read_json_table
 from mlx_vits.errors import CheckpointError
 from mlx_vits.inspecting.layers import upstream_tensors
 from mlx_vits.inspecting.subject import Form, Net, NetName, OptimizerFile, Subject
+from mlx_vits.json_files import build_record, read_json
 
 _CHECKSUMS = "checksums.json"  # of a base that `mlx-vits download` made
+_UNTOLD = "where the base came from cannot be told"
 _GENERATOR, _WEIGHTS = "generator.safetensors", "weights.safetensors"
 _DISCRIMINATOR = "discriminator.safetensors"
 _ENCODER_STARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec")
@@ -164,13 +173,10 @@ def _safetensors_config(
     """The configuration in the metadata or beside the file, and where it was found."""
     if "config" in metadata:
         try:
-            values = json.loads(metadata["config"])
-        except ValueError:
-            values = None
-        if isinstance(values, dict):
-            return values, "the metadata"
-        faults.append(f"{path}: the configuration in its metadata is damaged; it is not used")
-        return {}, ""
+            return read_stated_config(metadata, path), "the metadata"
+        except CheckpointError as error:
+            faults.append(f"{error}; it is not used")
+            return {}, ""
     beside = path.with_name("config.json")
     if not beside.is_file():
         return {}, ""
@@ -238,14 +244,13 @@ def _read_checksums(path: Path, faults: list[str]) -> list[dict[str, Any]] | Non
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = None
-    rows = values.get("files") if isinstance(values, dict) else values
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        faults.append(f"{path}: is damaged; where the base came from cannot be told")
+        values: Any = read_json(path, Any, error=CheckpointError, cure=_UNTOLD)
+        rows = values.get("files") if isinstance(values, dict) else values
+        kind = list[dict[str, Any]]
+        return build_record(kind, rows, f"{path}:", error=CheckpointError, cure=_UNTOLD)
+    except CheckpointError as error:
+        faults.append(str(error))
         return None
-    return rows
 
 
 class _Header(NamedTuple):
@@ -275,8 +280,8 @@ def _read_run(path: Path) -> Subject:
     last = path / CHECKPOINTS / LAST
     if last.is_file():
         try:
-            run["place"] = json.loads(_header(last).metadata.get("place", "{}"))
-        except (CheckpointError, ValueError) as error:
+            run["place"] = asdict(read_place(_header(last).metadata, last))
+        except CheckpointError as error:
             faults.append(str(error))
     voice = path / f"{run.get('voice')}.safetensors"
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
@@ -305,7 +310,7 @@ def _run_info(folder: Path, faults: list[str]) -> dict[str, Any]:
     with contextlib.suppress(CheckpointError):
         known = {f.name for f in fields(RunInfo)}
         values = read_json_table(folder / RUN_FILE)
-        return {name: value for name, value in values.items() if name in known}
+        return {n: value for n, value in values.items() if n in known and isinstance(value, str)}
     return {}
 
 
@@ -319,9 +324,9 @@ def _read_state(path: Path) -> Subject:
     if is_run(folder):
         run = _run_info(folder, faults) | run
         # A state states no configuration; without the voice's, sizes are told by the tensors.
-        with contextlib.suppress(CheckpointError, ValueError):
+        with contextlib.suppress(CheckpointError):
             voice = folder / f"{run.get('voice')}.safetensors"
-            config = _section(json.loads(_header(voice).metadata.get("config", "{}")))
+            config = read_stated_config(_header(voice).metadata, voice)
     nets = [
         _state_net(path, state, "generator", config),
         _state_net(path, state, "discriminator", {}),

@@ -23,6 +23,7 @@ from mlx_vits.preprocessing.transcripts import (
     BESIDE,
     Transcript,
     find_transcripts,
+    read_text,
     read_transcripts,
     write_list,
 )
@@ -96,7 +97,7 @@ def make_clips(
         return transcripts
     path, known = folder / LIST, folder / _RECOGNISED
     rows = read_transcripts(path) if path.is_file() else []
-    heard = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
+    heard = read_text(known).splitlines() if known.is_file() else []
     if gone:
         rows = [row for row in rows if row.name not in gone]
         heard = [name for name in heard if name not in gone]

@@ -19,7 +19,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_a
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.files import atomic_write
+from mlx_vits.json_files import build_record, read_json
 
 TEXT_FILE = "2-name2text.txt"
 SSL_FOLDER = "4-cnhubert"
@@ -123,14 +124,10 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             return None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values.pop("format")
-            sources = tuple(SourceClip(**clip) for clip in values.pop("sources"))
-            dropped = tuple(DroppedClip(**clip) for clip in values.pop("dropped", ()))
-            return cls(sources=sources, dropped=dropped, **values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: is damaged; prepare the voice again") from error
+        cure = "prepare the voice again"
+        values = read_json(path, dict[str, Any], error=DataError, cure=cure)
+        values.pop("format", None)
+        return build_record(cls, values, f"{path}:", error=DataError, cure=cure)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

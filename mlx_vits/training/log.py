@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from mlx_vits.errors import UserError
+from mlx_vits.errors import DataError, UserError
 from mlx_vits.files import atomic_write
+from mlx_vits.json_files import read_json_lines
 
 LOSSES = "losses.jsonl"
 SCORES = "scores.jsonl"
@@ -39,11 +41,14 @@ class JsonLines:
     Args:
         path: the file.
         keep_to: lines of later steps are taken away; None for a new file.
+
+    Raises:
+        DataError: an earlier file is damaged; it stays as it is.
     """
 
     def __init__(self, path: Path, keep_to: int | None = None):
         self.path = path
-        kept = [] if keep_to is None else [r for r in read_lines(path) if r["step"] <= keep_to]
+        kept = [] if keep_to is None else [r for r in _read_lines(path) if r["step"] <= keep_to]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
         self._file = path.open("a", encoding="utf-8")
@@ -66,17 +71,16 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; a last line that was cut off is left out."""
-    if not path.is_file():
+class _Record(TypedDict):
+    step: int
+
+
+def _read_lines(path: Path) -> Sequence[Mapping[str, Any]]:
+    """Read all records of a file; a last line that was cut off is left out."""
+    if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    cure = "move the file away to go on without its lines"
+    return read_json_lines(path, _Record, error=DataError, cure=cure, may_be_cut=True)
 
 
 def check_tensorboard() -> None:
