@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlx_vits.errors import UserError
+
+_NO_NAME = re.compile(r"\.{0,2}|.*[/\x00-\x1f\x7f].*", re.DOTALL)
+_LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
+_LONGEST_SHOWN = 40
 
 _CURES = {
     errno.ENOSPC: "free some space or write elsewhere",
@@ -116,3 +121,47 @@ def replace_folder(new: Path, path: Path) -> None:
 def temporary_sibling(path: Path) -> Path:
     """A name beside `path`, hidden and not taken, to make something whole under."""
     return path.with_name(f".{path.name}-{secrets.token_hex(4)}.new")
+
+
+def single_name(name: str, where: str, error: type[UserError] = UserError) -> str:
+    """Return a name that is to become part of a path, if it cannot lead anywhere else.
+
+    Args:
+        name: from a file or the command line.
+        where: it comes from, for the message.
+        error: the kind of `UserError` to raise.
+
+    Raises:
+        UserError: it is empty, has several components, or is no text of bearable length.
+    """
+    try:
+        is_short = len(name.encode()) <= _LONGEST_NAME
+    except UnicodeEncodeError:  # bytes of a file's name that are not UTF-8
+        is_short = False
+    if not is_short or _NO_NAME.fullmatch(name):
+        shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
+        raise error(
+            f"{where}: {shown!r} is not a plain name; choose one in UTF-8 without `/` and control "
+            f"characters, of {_LONGEST_NAME} bytes at most"
+        )
+    return name
+
+
+def given_path(path: str | os.PathLike[str], error: type[UserError] = UserError) -> Path:
+    """Return a path that a user gave, with `~` expanded, whether or not anything is there.
+
+    Raises:
+        UserError: it cannot be looked at: its name is too long or not UTF-8, a link on it leads in
+            a circle, a folder on it is closed, or `~NAME` is nobody.
+    """
+    try:
+        found = Path(path).expanduser()
+        str(found).encode()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found.stat()
+    except UnicodeEncodeError as fault:
+        raise error(f"{path}: has a name that is not UTF-8; rename it") from fault
+    except (OSError, RuntimeError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{path}: cannot be looked at ({reason}); check the path") from fault
+    return found

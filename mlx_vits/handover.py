@@ -64,8 +64,13 @@ def hand_over(run: Path, folder: Path) -> list[str]:
     state = read_run_state(state_path)
     config = _own_config(read_voice(voice_path).config, info.voice, training)
     nets = Nets(SynthesizerTrn(config), MultiPeriodDiscriminator(config))
-    nets.generator.update(state.trees["generator"], strict=True)
-    nets.discriminator.update(state.trees["discriminator"], strict=True)
+    try:
+        nets.generator.update(state.trees["generator"], strict=True)
+        nets.discriminator.update(state.trees["discriminator"], strict=True)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{state_path}: does not fit {voice_path.name} ({error}); go on with --resume {run}"
+        ) from error
     rates = Rates(training.lr_g, training.lr_d, training.text_low_lr_rate)
     # The folder is another one: paths within the run's own have to be whole.
     info = replace(info, prepared=str(run / info.prepared), generator=str(run / info.generator))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mlx_vits._backend import BLAS
 from mlx_vits.errors import UserError
+from mlx_vits.files import given_path
 from mlx_vits.memory import is_out_of_memory
 from mlx_vits.training.vits_trainer import StepRecord
 
@@ -28,14 +31,24 @@ def report_errors(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # the names of files may be in any encoding
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return command(*args, **kwargs)
+            return command(*args, **{name: _given(value) for name, value in kwargs.items()})
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             print(str(error) or "stopped.", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # Whatever a disk or a changing folder can do that was not foreseen where it happens.
+            fault = UserError(f"{error.filename}: {error.strerror}; check the path and its disk")
+            print(f"error: {fault}", file=sys.stderr)
+            raise typer.Exit(1) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -43,6 +56,13 @@ def report_errors(command: Command) -> Command:
             raise typer.Exit(1) from error
 
     return wrapped  # type: ignore[return-value]
+
+
+def _given(value: Any) -> Any:
+    """An option's value, its paths checked."""
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    return given_path(value) if isinstance(value, Path) else value
 
 
 class TerminalScreen:

@@ -193,7 +193,7 @@ def _check_training(given: dict[str, Any]) -> None:
 
 
 def _resume(given: dict[str, Any], screen: TerminalScreen) -> None:
-    folder = given.pop("resume").expanduser()
+    folder = given.pop("resume")
     if not is_run(folder) and resume_files(folder) is not None:
         _take_over(folder, given, screen)
         return
@@ -233,7 +233,7 @@ def _options(given: dict[str, Any], screen: TerminalScreen) -> FinetuneOptions:
         transcripts=given.get("transcripts"),
     )
     wished = {key: value for key, value in given.items() if key in vars(_DEFAULT)}
-    suggested = _suggested(folder)
+    suggested = suggested_options(folder)
     if "epochs" in wished:
         suggested.pop("steps", None)
     parts = ("pretrained", "pretrained_d", "content_encoder", "speaker_encoder")
@@ -248,7 +248,7 @@ def _options(given: dict[str, Any], screen: TerminalScreen) -> FinetuneOptions:
     )
 
 
-def _suggested(folder: Path) -> dict[str, Any]:
+def suggested_options(folder: Path) -> dict[str, Any]:
     """Options that a voice's folder has for itself; those on the command line win."""
     path = folder / SUGGESTED
     if not path.is_file():

@@ -81,10 +81,14 @@ def read_clips(subject: Subject) -> Iterator[Reading]:
 def _parts(folder: Path) -> list[tuple[Path, list[TextLine]]]:
     parts = [folder, folder / layout.HELD_OUT_FOLDER]
     return [
-        (part, layout.read_text_lines(part / layout.TEXT_FILE))
+        (part, layout.read_text_lines(part / layout.TEXT_FILE, _ignore))
         for part in parts
         if layout.is_prepared(part)
     ]
+
+
+def _ignore(reason: str) -> None:
+    """Of a line that is told of among what is left out."""
 
 
 class _Heard(NamedTuple):
@@ -142,6 +146,7 @@ def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
     )
     try:
         cleaned = clean_text(clip.text, facts.language)
+        layout.check_phoneme_count(len(cleaned.phonemes))
     except DataError as error:
         left_out = _refused(clip, f"{clip.path}: {error}")
         return Reading(replace(facts, left_out=left_out), symbols)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlx_vits.checkpoints.base import weights_home
 from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import given_path
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.clips import needs_clips
 from mlx_vits.preprocessing.prepared import Manifest
@@ -107,11 +108,11 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
 
 
 def _find_folder(voice: str) -> Path:
-    if len(Path(voice).parts) == 1:
+    folder = given_path(voice, DataError)
+    if len(folder.parts) == 1:
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
                 return kept
-    folder = Path(voice).expanduser()
     if folder.is_file():
         raise DataError(f"{voice}: is a file; give the folder that the voice's clips lie in")
     if not folder.is_dir():

@@ -39,7 +39,7 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.config import VERSIONS, Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
+from mlx_vits.files import atomic_write, given_path, make_folder, replace_folder, temporary_sibling
 from mlx_vits.version import __version__
 
 REPOSITORY = "lj1995/GPT-SoVITS"
@@ -131,7 +131,9 @@ def download_base(
     """
     if version not in _NETS:
         raise CheckpointError(f"{version}: cannot be downloaded; choose {', '.join(VERSIONS)}")
-    target = (weights_home() / version if output is None else output.expanduser()).resolve()
+    target = (
+        weights_home() / version if output is None else given_path(output, CheckpointError)
+    ).resolve()
     if _is_there(target, version, force):
         say(f"{target}: the {version} base is there already; --force fetches it again")
         return target

@@ -31,7 +31,7 @@ CHECKPOINTS = "checkpoints"  # within a run's folder
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 MOST_STEPS = 10**8  # years of training
-_MOST_DIGITS = 4
+_MOST_DIGITS, _MOST_STEPS = 4, 32  # of an index, and of a name
 _COUNTS = ("step", "batch", "best_step", "epoch_batches")
 _PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
 
@@ -102,12 +102,28 @@ def read_run_state(path: Path) -> RunState:
     place = read_place(file.metadata, path)
     for name, array in file.tensors.items():
         part, _, key = name.partition("/")
-        # A list is made as long as the largest index in a name.
-        is_listed = all(len(k) <= _MOST_DIGITS for k in key.split(".") if k.isdigit())
-        if part not in leaves or not is_listed:
-            raise CheckpointError(f"{path}: is not the state of a run; give a run's folder")
-        leaves[part].append((key, array))
-    return RunState(place, {part: tree_unflatten(pairs) for part, pairs in leaves.items()})
+        leaves.setdefault(part, []).append((key, array))
+    trees = {part: _tree(leaves[part]) for part in leaves}
+    states = trees["optimizer_g"].get("states")
+    if len(trees) > len(_PARTS) or not all(trees.values()) or not isinstance(states, list):
+        raise CheckpointError(f"{path}: is not the state of a run; give a run's folder")
+    return RunState(place, trees)
+
+
+def _tree(leaves: list[tuple[str, mx.array]]) -> dict[str, Any]:
+    """Arrays by path as a tree; empty where they are none that was written here."""
+    steps = [step for name, _ in leaves for step in name.split(".")]
+    deepest = max((name.count(".") for name, _ in leaves), default=0)
+    # A tree is as deep as a name has parts, and a list as long as its largest index.
+    if deepest > _MOST_STEPS or any(step.isdigit() and len(step) > _MOST_DIGITS for step in steps):
+        return {}
+    try:
+        tree: Any = tree_unflatten(leaves)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):  # "a" beside "a.b"
+        return {}
+    found: Any = tree_flatten(tree)
+    is_same = {name for name, _ in found} == {name for name, _ in leaves}
+    return tree if is_same and isinstance(tree, dict) else {}
 
 
 def read_place(metadata: Mapping[str, str], path: Path) -> Place:

@@ -146,10 +146,15 @@ def write_upstream_run(
     make_folder(folder)
     config, place = nets.generator.config, state.place
     iteration = place.finished_epochs
-    moments = {
-        "G": moments_of(nets.generator, state.trees["optimizer_g"]["states"]),
-        "D": moments_of(nets.discriminator, [state.trees["optimizer_d"]]),
-    }
+    try:
+        moments = {
+            "G": moments_of(nets.generator, state.trees["optimizer_g"]["states"]),
+            "D": moments_of(nets.discriminator, [state.trees["optimizer_d"]]),
+        }
+    except (ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder}: the run's optimizers do not fit its nets ({error}); start the run again"
+        ) from error
     slow = rates.lr_g * rates.text_low_lr_rate
     groups = {
         "G": [_rate(initial, config, iteration) for initial in (rates.lr_g, slow, slow, slow)],

@@ -83,23 +83,23 @@ def _read_folder(path: Path) -> VoiceFile:
 
 def _read_safetensors(path: Path) -> VoiceFile:
     file = read_tensors(path)
-    if "config" not in file.metadata:
-        raise CheckpointError(
-            f"{path}: has no configuration in its metadata; put a config.json beside it in a "
-            "folder, as weights.safetensors, and give the folder"
-        )
-    config = complete_config(read_stated_config(file.metadata, path), file.tensors, path)
+    config = complete_config(stated_config(file.metadata, path), file.tensors, path)
     return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path)
 
 
-def read_stated_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+def stated_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Read the configuration in the metadata of a voice's safetensors file.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
+    if "config" not in metadata:
+        raise CheckpointError(
+            f"{path}: has no configuration in its metadata; put a config.json beside it in a "
+            "folder, as weights.safetensors, and give the folder"
+        )
     return parse_json(
-        metadata.get("config", "null"),
+        metadata["config"],
         dict[str, Any],
         f"{path}: the configuration in its metadata",
         error=CheckpointError,

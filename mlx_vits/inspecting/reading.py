@@ -35,9 +35,10 @@ from mlx_vits.checkpoints.run import (
 from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.upstream import UpstreamFile, read_upstream
-from mlx_vits.checkpoints.voice_file import read_stated_config
+from mlx_vits.checkpoints.voice_file import stated_config
 from mlx_vits.config import read_json_table
 from mlx_vits.errors import CheckpointError
+from mlx_vits.files import given_path
 from mlx_vits.inspecting.layers import upstream_tensors
 from mlx_vits.inspecting.subject import Form, Net, NetName, OptimizerFile, Subject
 from mlx_vits.json_files import build_record, read_json
@@ -60,7 +61,7 @@ def read_subject(name_or_path: str) -> Subject:
     Raises:
         CheckpointError: it is missing, unreadable, or holds no net.
     """
-    path = Path(name_or_path).expanduser()
+    path = given_path(name_or_path, CheckpointError)
     if len(path.parts) == 1 and not path.exists() and (weights_home() / path).is_dir():
         path = find_base(name_or_path).generator
     if path.is_dir():
@@ -173,7 +174,7 @@ def _safetensors_config(
     """The configuration in the metadata or beside the file, and where it was found."""
     if "config" in metadata:
         try:
-            return read_stated_config(metadata, path), "the metadata"
+            return stated_config(metadata, path), "the metadata"
         except CheckpointError as error:
             faults.append(f"{error}; it is not used")
             return {}, ""
@@ -326,7 +327,7 @@ def _read_state(path: Path) -> Subject:
         # A state states no configuration; without the voice's, sizes are told by the tensors.
         with contextlib.suppress(CheckpointError):
             voice = folder / f"{run.get('voice')}.safetensors"
-            config = read_stated_config(_header(voice).metadata, voice)
+            config = stated_config(_header(voice).metadata, voice)
     nets = [
         _state_net(path, state, "generator", config),
         _state_net(path, state, "discriminator", {}),

@@ -146,7 +146,9 @@ class Maker:
         for clip in clips:
             language = sources[clip.name].language
             try:
-                texts.append((clip, clean_text(clip.text, language, self.config.version)))
+                text = clean_text(clip.text, language, self.config.version)
+                layout.check_phoneme_count(len(text.phonemes))
+                texts.append((clip, text))
             except DataError as error:
                 self.report.close(clip, DataError(f"{clip.path}: {error}"))
         return texts

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
-from mlx_vits.errors import DataError
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import single_name
 from mlx_vits.preprocessing.transcripts import (
     LIST_SUFFIX,
     TRANSCRIPTS,
@@ -169,7 +170,10 @@ def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
         elif twin is not None:
             leave_out(f"{folder}: {twin} and {name} differ in ending only; rename one")
         else:
-            usable.append(name)
+            try:
+                usable.append(single_name(name, str(folder)))
+            except UserError as error:
+                leave_out(str(error))
     return usable
 
 

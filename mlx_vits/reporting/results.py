@@ -66,7 +66,7 @@ class _Verdict(TypedDict):
     drift: dict[str, float]
 
 
-class _Losses(TypedDict):
+class LossRecord(TypedDict):
     step: float
     loss_d: float
     loss_gen: float
@@ -117,10 +117,10 @@ def read_results(folder: Path) -> RunResults:
         if len(verdict[score]["clips"]) != len(verdict["clips"]):
             raise DataError(f"{path}: {score} and clips differ in length; {cure}")
     # Strict where a resumed run forgives: a finished one has no half line.
-    losses: Any = read_json_lines(folder / LOSSES, _Losses, error=DataError, cure=cure)
+    losses: Any = read_json_lines(folder / LOSSES, LossRecord, error=DataError, cure=cure)
     columns = {
         name: np.array([record[name] for record in losses], dtype=np.float64)
-        for name in _Losses.__annotations__
+        for name in LossRecord.__annotations__
     }
     scores: Any = read_json_lines(folder / SCORES, _Score, error=DataError, cure=cure)
     return RunResults(folder, verdict, columns, sorted(scores, key=lambda score: score["step"]))

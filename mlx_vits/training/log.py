@@ -48,7 +48,7 @@ class JsonLines:
 
     def __init__(self, path: Path, keep_to: int | None = None):
         self.path = path
-        kept = [] if keep_to is None else [r for r in _read_lines(path) if r["step"] <= keep_to]
+        kept = [] if keep_to is None else [r for r in read_lines(path) if r["step"] <= keep_to]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
         self._file = path.open("a", encoding="utf-8")
@@ -75,7 +75,7 @@ class _Record(TypedDict):
     step: int
 
 
-def _read_lines(path: Path) -> Sequence[Mapping[str, Any]]:
+def read_lines(path: Path) -> Sequence[Mapping[str, Any]]:
     """Read all records of a file; a last line that was cut off is left out."""
     if not path.exists():
         return []

@@ -328,7 +328,7 @@ class VITSTrainer:
             self._step.set_moments(state.trees["optimizer_g"], state.trees["optimizer_d"])
             self.generator.update(state.trees["generator"], strict=True)
             self.discriminator.update(state.trees["discriminator"], strict=True)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{source}: belongs to a run with other settings ({error}); start a new run"
             ) from error
