@@ -17,6 +17,7 @@ from mlx_vits.errors import UserError
 _NO_NAME = re.compile(r"\.{0,2}|.*[/\x00-\x1f\x7f].*", re.DOTALL)
 _LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
 _LONGEST_SHOWN = 40
+LARGEST_BYTES = 64 << 20  # of a text or JSON file
 
 _CURES = {
     errno.ENOSPC: "free some space or write elsewhere",
@@ -71,6 +72,31 @@ def atomic_write(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a text or JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, no regular file, or has an impossible name.
+    """
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise ValueError("there is no such file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise ValueError(f"it is larger than {LARGEST_BYTES >> 20} MB")
+    return content
+
+
+def read_utf8(path: Path) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark, of any system's line ends.
+
+    Raises:
+        OSError, ValueError: as `read_bytes`, or it is not UTF-8.
+    """
+    return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def make_folder(path: Path) -> None:

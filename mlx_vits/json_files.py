@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from mlx_vits.errors import UserError
+from mlx_vits.files import LARGEST_BYTES, read_bytes
 
-LARGEST_BYTES = 64 << 20  # of a file, and of a line of JSON lines
 _DEEPEST = 32
 _MOST_DIGITS = 19  # a whole number then fits a float, and 64 bits but for the last digit
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -44,22 +44,6 @@ def read_json(path: Path, kind: type[T], *, error: type[UserError], cure: str) -
         reason = getattr(fault, "strerror", None) or fault
         raise error(f"{path}: cannot be read ({reason}); {cure}") from fault
     return parse_json(text, kind, f"{path}:", error=error, cure=cure)
-
-
-def read_bytes(path: Path, most: int = LARGEST_BYTES) -> bytes:
-    """Read a small file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is too large, no regular file, or has an impossible name.
-    """
-    if not path.is_file():  # opening a pipe would wait for its writer
-        raise ValueError("there is no such file")
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it is larger than {most >> 20} MB")
-    return content
 
 
 def parse_json(

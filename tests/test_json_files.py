@@ -20,6 +20,7 @@ from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.cli import app
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.json_files import parse_json, read_json_lines
+from mlx_vits.preprocessing.prepared import read_text_lines
 from mlx_vits.preprocessing.recordings import slice_recordings
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 from tests.support.fuzz_json import JSON_KINDS
@@ -261,6 +262,33 @@ def test_damaged_texts_of_a_prepared_voice(
     done = run("check", prepared)
     assert done.exit_code == 2
     assert "Traceback" not in done.output
+
+
+def test_a_clip_with_more_text_than_can_be_said_is_left_out(home: Path, clips: Path) -> None:
+    path = clips / "transcripts.tsv"
+    lines = path.read_text().split("\n")
+    lines[:2] = ["clip_0.wav\t" + "word " * 100_000, "clip_1.wav\t" + "1 " * 3000]
+    path.write_text("\n".join(lines))
+    done = run("prepare", clips, "--base", home / "base", "--output", clips.parent / "voice")
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    assert "clip_0.wav: has 499,999 characters, more than a clip can hold" in words
+    assert "clip_1.wav: has 9,000 phonemes, more than a clip can hold" in words
+    assert "499,999 characters" in run("check", clips, "--json").stdout
+
+
+def test_texts_with_the_line_ends_of_windows(home: Path, finished: Path) -> None:
+    prepared = finished / "prepared"
+    path = prepared / "2-name2text.txt"
+    before = read_text_lines(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_text_lines(path) == before
+
+
+def test_a_pipe_among_the_texts_is_not_waited_for(clips: Path) -> None:
+    (clips / "transcripts.tsv").unlink()
+    os.mkfifo(clips / "transcripts.list")
+    refused(run("check", clips), "transcripts.list: cannot be read")
 
 
 def _can_hold(folder: Path, name: bytes) -> bool:

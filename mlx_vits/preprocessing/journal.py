@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import make_folder
-from mlx_vits.json_files import parse_json, read_bytes
+from mlx_vits.files import make_folder, read_bytes
+from mlx_vits.json_files import parse_json
 from mlx_vits.preprocessing import prepared as layout
 
 JOURNAL = "journal.jsonl"

@@ -28,8 +28,9 @@ import numpy as np
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import atomic_write, single_name
-from mlx_vits.json_files import build_record, read_bytes, read_json
+from mlx_vits.files import atomic_write, read_utf8, single_name
+from mlx_vits.json_files import build_record, read_json
+from mlx_vits.text import CleanText, clean_text
 
 TEXT_FILE = "2-name2text.txt"
 SSL_FOLDER = "4-cnhubert"
@@ -39,6 +40,7 @@ HELD_OUT_FOLDER = "held_out"
 MANIFEST = "mlx_vits.json"
 SHORTEST_FRAMES, LONGEST_FRAMES = 33, 1900  # of a clip: upstream's sampler drops the others
 MOST_PHONEMES = 4096  # a hundred a second of the longest clip
+_MOST_CHARACTERS = 2 * MOST_PHONEMES
 WAV_HEADER_BYTES = 44
 _FORMAT = 1
 
@@ -205,7 +207,7 @@ def read_text_lines(path: Path, fault: Callable[[str], None] | None = None) -> l
         DataError: the file cannot be read; without `fault` also a line of another form.
     """
     try:
-        content = read_bytes(path).decode()
+        content = read_utf8(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read; prepare the voice again") from error
     lines = []
@@ -225,22 +227,29 @@ def _text_line(row: str, where: str) -> TextLine:
         raise DataError(f"{where} has not four columns")
     phonemes = columns[1].split(" ")
     try:
-        check_phoneme_count(len(phonemes))
+        _check_count(len(phonemes), "phonemes", MOST_PHONEMES)
     except DataError as error:
         raise DataError(f"{where} {error}") from error
     return TextLine(single_name(columns[0], where, DataError), phonemes, columns[3])
 
 
-def check_phoneme_count(count: int) -> None:
-    """Check that a clip's phonemes are not too many to be said in it, nor for the memory.
+def clean_clip_text(text: str, language: str, version: str = "v2") -> CleanText:
+    """Like `clean_text`, of what is said in a clip.
 
     Raises:
-        DataError: they are.
+        DataError: as `clean_text`, or nobody can say so much in a clip.
     """
-    if count > MOST_PHONEMES:
+    _check_count(len(text), "characters", _MOST_CHARACTERS)
+    cleaned = clean_text(text, language, version)
+    _check_count(len(cleaned.phonemes), "phonemes", MOST_PHONEMES)
+    return cleaned
+
+
+def _check_count(count: int, unit: str, most: int) -> None:
+    if count > most:
         raise DataError(
-            f"has {count:,} phonemes, more than a clip can hold ({MOST_PHONEMES:,}); correct its "
-            "text or cut it in pieces"
+            f"has {count:,} {unit}, more than a clip can hold ({most:,}); correct its text or cut "
+            "it in pieces"
         )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.errors import DataError
-from mlx_vits.files import atomic_write
+from mlx_vits.files import atomic_write, read_utf8
 
 Fault = Callable[[str], None]
 
@@ -176,8 +176,8 @@ def read_text(path: Path) -> str:
         DataError: it is missing or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_utf8(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text; save it again as UTF-8") from error
 
 
