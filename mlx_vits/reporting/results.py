@@ -45,7 +45,16 @@ class _Clip(TypedDict):
     text: str
 
 
-class _Verdict(TypedDict):
+class _Best(TypedDict):
+    step: int
+    mel_distance: float | None
+
+
+class _MayHave(TypedDict, total=False):
+    best: _Best | None
+
+
+class _Verdict(_MayHave):
     verdict: str
     words: list[str]
     better_than_base: bool

@@ -55,6 +55,7 @@ _VERDICT = {
     "clips_are_held_out": True,
     "base_score": _SCORE,
     "final_score": _SCORE,
+    "best": {"step": 1, "mel_distance": 1.0},
     "drift": {"dec": 0.5},
 }
 _VALUES: tuple[Any, ...] = (
