@@ -27,6 +27,7 @@ from tests.support.fuzz_json import JSON_KINDS
 from tests.support.fuzzing import faults_of, fuzz
 from tests.support.tiny import RATE, SEGMENT, hum, make_base, make_voice
 
+MANIFEST = "run/prepared/mlx_vits.json"
 QUICK = ("--batch-size", "2", "--segment-size", str(SEGMENT), "--steps", "1")
 
 
@@ -236,6 +237,21 @@ def test_a_recording_is_cut_again_where_slices_json_is_damaged(tmp_path: Path, t
     made = slice_recordings([tmp_path / "a.wav"], tmp_path / "out")
     (tmp_path / "out" / "slices.json").write_text(text)
     assert slice_recordings([tmp_path / "a.wav"], tmp_path / "out") == made
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "../../clip_0.wav", "/etc/passwd", "a\0b", 5])
+def test_a_journal_of_a_preparation_that_is_damaged_costs_work_alone(
+    home: Path, clips: Path, name: Any
+) -> None:
+    voice = clips.parent / "voice"
+    (voice / ".prepared.partial").mkdir(parents=True)
+    keys = [clip["key"] for clip in json.loads((home / MANIFEST).read_text())["sources"]]
+    lines = [json.dumps({"key": key, "files": [name]}) for key in keys]
+    path = voice / ".prepared.partial" / "journal.jsonl"
+    path.write_text("\n".join(["[" * 100_000, *lines, '{"key": "']))
+    done = run("prepare", clips, "--base", home / "base", "--output", voice)
+    assert done.exit_code == 0, done.output
+    assert not (voice / "prepared" / "journal.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import make_folder, read_bytes
+from mlx_vits.files import make_folder, read_bytes, single_name
 from mlx_vits.json_files import parse_json
 from mlx_vits.preprocessing import prepared as layout
 
@@ -58,6 +58,8 @@ class Journal:
             # A line that an interruption cut short costs the work of a clip.
             with contextlib.suppress(DataError):
                 entry = parse_json(line, _Entry, JOURNAL, error=DataError, cure="")
+                for step in "/".join(entry.files).split("/"):
+                    single_name(step, JOURNAL, DataError)
                 self._found[entry.key] = [folder / file for file in entry.files]
         for other in earlier:
             manifest = layout.read_manifest(other)
