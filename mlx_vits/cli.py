@@ -18,7 +18,7 @@ from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
 from mlx_vits.doctor.command import diagnose
 from mlx_vits.errors import UserError
-from mlx_vits.files import single_name, sweep
+from mlx_vits.files import given_path, single_name, sweep
 from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.handover import hand_over
 from mlx_vits.inspecting.as_json import as_json
@@ -150,7 +150,7 @@ def export(
 ) -> None:
     """Write a voice in another form; .pth is what GPT-SoVITS opens."""
     if resumable:
-        for note in hand_over(Path(voice).expanduser(), output):
+        for note in hand_over(given_path(voice), output):
             print(note)
         print(f"{output}: G_ and D_ resume files; the prepared voice belongs one folder above.")
         return

@@ -23,6 +23,11 @@ _TEMPORARY = re.compile(r"\.mlx_vits-[0-9a-f]{16}\.tmp")
 _NO_NAME = re.compile(r"\.{0,2}|.*[/\x00-\x1f\x7f].*", re.DOTALL)
 _LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
 
+_NO_NAME = re.compile(r"\.{0,2}|.*[/\x00-\x1f\x7f].*", re.DOTALL)
+_LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
+_LONGEST_SHOWN = 40
+LARGEST_BYTES = 64 << 20  # of a text or JSON file
+
 _CURES = {
     errno.ENOSPC: "free some space or write elsewhere",
     errno.EDQUOT: "free some space or write elsewhere",
@@ -79,6 +84,31 @@ def atomic_write(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a text or JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, no regular file, or has an impossible name.
+    """
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise ValueError("there is no such file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise ValueError(f"it is larger than {LARGEST_BYTES >> 20} MB")
+    return content
+
+
+def read_utf8(path: Path) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark, of any system's line ends.
+
+    Raises:
+        OSError, ValueError: as `read_bytes`, or it is not UTF-8.
+    """
+    return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def make_folder(path: Path) -> None:
@@ -237,8 +267,9 @@ def single_name(name: str, where: str, error: type[UserError] = UserError) -> st
     except UnicodeEncodeError:  # bytes of a file's name that are not UTF-8
         is_short = False
     if not is_short or _NO_NAME.fullmatch(name):
+        shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
         raise error(
-            f"{where}: {name!r} is not a plain name; choose one without `/` and control "
+            f"{where}: {shown!r} is not a plain name; choose one in UTF-8 without `/` and control "
             f"characters, of {_LONGEST_NAME} bytes at most"
         )
     return name
@@ -257,3 +288,23 @@ def inside(folder: Path, *names: str, error: type[UserError] = UserError) -> Pat
             "in place of the link or the path"
         )
     return path
+
+
+def given_path(path: str | os.PathLike[str], error: type[UserError] = UserError) -> Path:
+    """Return a path that a user gave, with `~` expanded, whether or not anything is there.
+
+    Raises:
+        UserError: it cannot be looked at: its name is too long or not UTF-8, a link on it leads in
+            a circle, a folder on it is closed, or `~NAME` is nobody.
+    """
+    try:
+        found = Path(path).expanduser()
+        str(found).encode()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found.stat()
+    except UnicodeEncodeError as fault:
+        raise error(f"{path}: has a name that is not UTF-8; rename it") from fault
+    except (OSError, RuntimeError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{path}: cannot be looked at ({reason}); check the path") from fault
+    return found

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
 from mlx_vits.checkpoints.contents import has_posterior
 from mlx_vits.checkpoints.run import CHECKPOINTS, LAST, Place, RunState, write_run_state
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, RunOptions, is_run
 from mlx_vits.checkpoints.upstream_run import UpstreamRun
 from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
 from mlx_vits.errors import CheckpointError, DataError, UserError
@@ -168,10 +168,10 @@ def _resume(folder: Path, info: RunInfo, screen: Screen) -> dict[str, Any]:
             Path(info.content_encoder) if info.content_encoder else None,
         ),
         output=folder,
-        training=VITSTrainingConfig(**info.options["training"]),
+        training=VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE),
         language=info.language,
-        save_every=info.options["save_every"],
-        tensorboard=info.options["tensorboard"],
+        save_every=info.options.save_every,
+        tensorboard=info.options.tensorboard,
     )
     if options.tensorboard:
         check_tensorboard()
@@ -270,22 +270,18 @@ def _prepare(options: FinetuneOptions, file: VoiceFile, fresh: Path, screen: Scr
         content_encoder=str(base.content_encoder.resolve()) if base.content_encoder else "",
         generator_sha256=file_sha256(file.source),
         language=options.language,
-        options={
-            "training": asdict(options.training),
-            "save_every": options.save_every,
-            "tensorboard": options.tensorboard,
-        },
+        options=RunOptions(asdict(options.training), options.save_every, options.tensorboard),
     )
 
 
 def _changed(info: RunInfo, changes: dict[str, Any]) -> RunInfo:
     """The run's options with those that a resume may change."""
     given = {name: value for name, value in changes.items() if value is not None}
-    training = dict(info.options["training"])
+    training = dict(info.options.training)
     if "epochs" in given:
         training["steps"] = None  # a limit in steps would hide the new one
     training |= {name: given.pop(name) for name in CHANGEABLE_TRAINING if name in given}
-    return replace(info, options=info.options | given | {"training": training})
+    return replace(info, options=replace(info.options, **given, training=training))
 
 
 def _move_aside(output: Path, screen: Screen) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mlx_vits._backend import BLAS
 from mlx_vits.errors import Interrupted, UserError
+from mlx_vits.files import given_path
 from mlx_vits.memory import address_limit, is_out_of_memory
 from mlx_vits.signals import handle_signals, raise_interrupted
 from mlx_vits.training.vits_trainer import StepRecord
@@ -35,9 +38,12 @@ def report_errors(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # the names of files may be in any encoding
+                stream.reconfigure(errors="backslashreplace")
         try:
             with handle_signals(raise_interrupted):
-                return command(*args, **kwargs)
+                return command(*args, **{name: _given(value) for name, value in kwargs.items()})
         except UserError as error:
             _complain(f"error: {error}")
             raise typer.Exit(1) from error
@@ -45,6 +51,13 @@ def report_errors(command: Command) -> Command:
             _complain(str(error) or "stopped.")
             number = error.number if isinstance(error, Interrupted) else signal.SIGINT
             raise typer.Exit(_SIGNALLED + number) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # Whatever a disk or a changing folder can do that was not foreseen where it happens.
+            fault = UserError(f"{error.filename}: {error.strerror}; check the path and its disk")
+            _complain(f"error: {fault}")
+            raise typer.Exit(1) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -74,6 +87,13 @@ class _Console(Console):
             yield
         except OSError:
             self.on_broken_pipe()
+
+
+def _given(value: Any) -> Any:
+    """An option's value, its paths checked."""
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    return given_path(value) if isinstance(value, Path) else value
 
 
 class TerminalScreen:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from mlx_vits.checkpoints.base import DEMO, weights_home
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import single_name, tidy
+from mlx_vits.files import given_path, single_name, tidy
 from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.prepared import is_prepared
 
@@ -61,18 +61,18 @@ def find_voice_data(
     if voice is None and data_dir is None:
         raise UserError("give --voice NAME or --data-dir FOLDER; `--voice demo` is there to try")
     if data_dir is not None:
-        folder = data_dir.expanduser()
+        folder = given_path(data_dir, DataError)
         if not folder.is_dir():
             raise DataError(f"{data_dir}: there is no such folder; check the path")
         name = single_name(voice, "--voice") if voice else _name_of(folder)
         return _with_clips(name, folder, options, screen, transcripts)
     assert voice is not None
+    path = given_path(voice, DataError)
     if is_name(voice):
         tidy(VOICES / voice / PREPARED)
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
                 return VoiceData(voice, kept)
-    path = Path(voice).expanduser()
     if not path.exists():
         raise DataError(
             f"{voice}: there is no such voice; give the folder of its clips, a recording, or "

@@ -26,7 +26,7 @@ from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepared import TextLine
 from mlx_vits.preprocessing.quality import judge_clip
 from mlx_vits.preprocessing.sources import Clip
-from mlx_vits.text.cleaner import UNKNOWN, clean_text
+from mlx_vits.text.cleaner import UNKNOWN
 from mlx_vits.text.symbols import symbols_for
 
 DATA = DataSection()  # every version's: 32 kHz, 640 samples a frame
@@ -81,10 +81,14 @@ def read_clips(subject: Subject) -> Iterator[Reading]:
 def _parts(folder: Path) -> list[tuple[Path, list[TextLine]]]:
     parts = [folder, folder / layout.HELD_OUT_FOLDER]
     return [
-        (part, layout.read_text_lines(part / layout.TEXT_FILE))
+        (part, layout.read_text_lines(part / layout.TEXT_FILE, _ignore))
         for part in parts
         if layout.is_prepared(part)
     ]
+
+
+def _ignore(reason: str) -> None:
+    """Of a line that is told of among what is left out."""
 
 
 class _Heard(NamedTuple):
@@ -141,7 +145,7 @@ def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
         digest=heard.digest,
     )
     try:
-        cleaned = clean_text(clip.text, facts.language)
+        cleaned = layout.clean_clip_text(clip.text, facts.language)
     except DataError as error:
         left_out = _refused(clip, f"{clip.path}: {error}")
         return Reading(replace(facts, left_out=left_out), symbols)

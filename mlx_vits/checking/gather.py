@@ -190,11 +190,12 @@ def _left_out(subject: Subject, clips: Sequence[ClipFacts]) -> Iterable[LeftOut]
 def _unlisted(folder: Path) -> Iterable[LeftOut]:
     """Lines in another form, lines that are there twice, and files without a line."""
     path = folder / layout.TEXT_FILE
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.count("\t") != 3:
-            where = f"line {number}"
-            yield LeftOut(where, "not four columns", f"{where} of {path.name} has not four columns")
-    names = Counter(line.name for line in layout.read_text_lines(path))
+    faults: list[str] = []
+    names = Counter(line.name for line in layout.read_text_lines(path, faults.append))
+    for words in faults:
+        rule = "not four columns" if "four columns" in words else "damaged line"
+        line = re.search(r"line \d+", words.removeprefix(f"{path}"))
+        yield LeftOut(line[0] if line else "", rule, words)
     for name, times in names.items():
         if times > 1:
             yield LeftOut(name, "listed twice", f"{name}: is listed {times} times")

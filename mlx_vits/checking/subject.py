@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_vits.checkpoints.base import weights_home
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import given_path
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.clips import needs_clips
 from mlx_vits.preprocessing.prepared import Manifest
@@ -78,7 +79,8 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
     if is_run(folder):
         info = RunInfo.read(folder)
         if options.batch_size is None:
-            batch_size = int(info.options.get("training", {}).get("batch_size", batch_size))
+            training = VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE)
+            batch_size = training.batch_size
         prepared = folder / info.prepared
         if not layout.is_prepared(prepared):
             raise DataError(
@@ -110,11 +112,11 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
 
 
 def _find_folder(voice: str) -> Path:
+    folder = given_path(voice, DataError)
     if is_name(voice):
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
                 return kept
-    folder = Path(voice).expanduser()
     if folder.is_file():
         raise DataError(f"{voice}: is a file; give the folder that the voice's clips lie in")
     if not folder.is_dir():

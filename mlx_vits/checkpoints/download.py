@@ -40,7 +40,7 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.config import VERSIONS, Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, fresh_folder, make_folder, replace_folder, tidy
+from mlx_vits.files import atomic_write, fresh_folder, given_path, make_folder, replace_folder, tidy
 from mlx_vits.locks import WriterLock
 
 CHECKSUMS = "checksums.json"
@@ -101,7 +101,9 @@ def download_base(
     """
     if version not in _NETS:
         raise CheckpointError(f"{version}: cannot be downloaded; choose {', '.join(VERSIONS)}")
-    target = (weights_home() / version if output is None else output.expanduser()).resolve()
+    target = (
+        weights_home() / version if output is None else given_path(output, CheckpointError)
+    ).resolve()
     tidy(target)
     if _is_there(target, version, force):
         say(f"{target}: the {version} base is there already; --force fetches it again")

@@ -22,6 +22,7 @@ from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, Upstrea
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import atomic_write, fresh_folder, replace_folder, sweep
+from mlx_vits.json_files import parse_json
 
 _FOLDER_FILES = {"config.json", "weights.safetensors"}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
@@ -86,23 +87,23 @@ def _read_safetensors(path: Path) -> VoiceFile:
 
 
 def stated_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The configuration in the metadata of a voice's safetensors file, upstream's nested table.
+    """Read the configuration in the metadata of a voice's safetensors file.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: it is missing or damaged.
     """
     if "config" not in metadata:
         raise CheckpointError(
             f"{path}: has no configuration in its metadata; put a config.json beside it in a "
             "folder, as weights.safetensors, and give the folder"
         )
-    try:
-        values = json.loads(metadata["config"])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration in its metadata is damaged") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: the configuration in its metadata is damaged")
-    return values
+    return parse_json(
+        metadata["config"],
+        dict[str, Any],
+        f"{path}: the configuration in its metadata",
+        error=CheckpointError,
+        cure="copy or download the file again",
+    )
 
 
 def voice_of(file: UpstreamFile) -> VoiceFile:

@@ -8,7 +8,6 @@ be read at all, or that holds no net, is refused.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,7 +24,14 @@ from mlx_vits.checkpoints.contents import (
     is_generator,
     refuse_others,
 )
-from mlx_vits.checkpoints.run import BEST, CHECKPOINTS, LAST, RunState, read_run_state
+from mlx_vits.checkpoints.run import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    RunState,
+    read_place,
+    read_run_state,
+)
 from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.checkpoints.safetensors_header import read_header
 from mlx_vits.checkpoints.tensors import read_tensors
@@ -33,10 +39,13 @@ from mlx_vits.checkpoints.upstream import UpstreamFile, read_upstream
 from mlx_vits.checkpoints.voice_file import stated_config
 from mlx_vits.config import read_json_table
 from mlx_vits.errors import CheckpointError
+from mlx_vits.files import given_path
 from mlx_vits.inspecting.layers import upstream_tensors
 from mlx_vits.inspecting.subject import Form, Net, NetName, OptimizerFile, Subject
+from mlx_vits.json_files import build_record, read_json
 
 _CHECKSUMS = "checksums.json"  # of a base that `mlx-vits download` made
+_UNTOLD = "where the base came from cannot be told"
 _GENERATOR, _WEIGHTS = "generator.safetensors", "weights.safetensors"
 _DISCRIMINATOR = "discriminator.safetensors"
 _ENCODER_STARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec")
@@ -53,7 +62,7 @@ def read_subject(name_or_path: str) -> Subject:
     Raises:
         CheckpointError: it is missing, unreadable, or holds no net.
     """
-    path = Path(name_or_path).expanduser()
+    path = given_path(name_or_path, CheckpointError)
     if len(path.parts) == 1 and not path.exists() and (weights_home() / path).is_dir():
         path = find_base(name_or_path).generator
     if path.is_dir():
@@ -238,14 +247,13 @@ def _read_checksums(path: Path, faults: list[str]) -> list[dict[str, Any]] | Non
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = None
-    rows = values.get("files") if isinstance(values, dict) else values
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        faults.append(f"{path}: is damaged; where the base came from cannot be told")
+        values: Any = read_json(path, Any, error=CheckpointError, cure=_UNTOLD)
+        rows = values.get("files") if isinstance(values, dict) else values
+        kind = list[dict[str, Any]]
+        return build_record(kind, rows, f"{path}:", error=CheckpointError, cure=_UNTOLD)
+    except CheckpointError as error:
+        faults.append(str(error))
         return None
-    return rows
 
 
 def _read_run(path: Path) -> Subject:
@@ -255,8 +263,8 @@ def _read_run(path: Path) -> Subject:
     last = path / CHECKPOINTS / LAST
     if last.is_file():
         try:
-            run["place"] = json.loads(read_header(last).metadata.get("place", "{}"))
-        except (CheckpointError, ValueError) as error:
+            run["place"] = asdict(read_place(read_header(last).metadata, last))
+        except CheckpointError as error:
             faults.append(str(error))
     voice = path / f"{run.get('voice')}.safetensors"
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
@@ -287,7 +295,7 @@ def _run_info(folder: Path, faults: list[str]) -> dict[str, Any]:
     with contextlib.suppress(CheckpointError):
         known = {f.name for f in fields(RunInfo)}
         values = read_json_table(folder / RUN_FILE)
-        return {name: value for name, value in values.items() if name in known}
+        return {n: value for n, value in values.items() if n in known and isinstance(value, str)}
     return {}
 
 

@@ -142,7 +142,7 @@ def _make_clips(
         return transcripts
     path, known = folder / LIST, folder / _RECOGNISED
     rows = read_transcripts(path) if path.is_file() else []
-    heard = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
+    heard = read_text(known).splitlines() if known.is_file() else []
     if gone:
         rows = [row for row in rows if row.name not in gone]
         heard = [name for name in heard if name not in gone]

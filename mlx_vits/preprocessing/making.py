@@ -34,7 +34,7 @@ from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip, T
 from mlx_vits.preprocessing.quality import judge_clip
 from mlx_vits.preprocessing.sources import Clip, VoiceSource
 from mlx_vits.preprocessing.speakers import speaker_vector, write_speaker_vector
-from mlx_vits.text import CleanText, clean_text
+from mlx_vits.text import CleanText
 
 Progress = Callable[[int, int, str], None]
 Drop = Callable[[DroppedClip], None]
@@ -149,7 +149,8 @@ class Maker:
         for clip in clips:
             language = sources[clip.name].language
             try:
-                texts.append((clip, clean_text(clip.text, language, self.config.version)))
+                text = layout.clean_clip_text(clip.text, language, self.config.version)
+                texts.append((clip, text))
             except DataError as error:
                 self.report.close(clip, DataError(f"{clip.path}: {error}"))
         return texts

@@ -8,11 +8,12 @@ Source: GPT-SoVITS `tools/slice_audio.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from mlx_vits.audio.streams import describe_channel, open_stream
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.json_files import read_json
 from mlx_vits.preprocessing.cues import Cue
 from mlx_vits.preprocessing.slicer import SliceSettings, Span, find_slices, frame_levels
 
@@ -47,6 +49,14 @@ class SliceFile(NamedTuple):
     recording: str
     span: Span
     text: str | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a recording was cut into, and the key of what that depends on."""
+
+    key: str
+    spans: tuple[tuple[int, int], ...]
 
 
 def slice_recordings(
@@ -91,19 +101,20 @@ def slice_recordings(
         own = (cues or {}).get(path, [])
         texts = {_at(cue.start): cue.text for cue in own}
         key = f"{_FORMAT} {file_sha256(path)} {json.dumps(own or asdict(settings))}"
-        before = made.get(path.name, {})
-        spans = [Span(*span) for span in before.get("spans", [])]
+        before = made.get(path.name, _Made("", ()))
+        spans = [Span(*span) for span in before.spans]
         is_there = all((folder / _slice_name(path.name, span)).is_file() for span in spans)
-        if before.get("key") != key or not is_there:
-            changed = before.get("key") != key
+        if before.key != key or not is_there:
+            changed = before.key != key
             for span in spans if changed else ():
                 (folder / _slice_name(path.name, span)).unlink(missing_ok=True)
             if forget and changed:
                 forget([_slice_name(path.name, span) for span in spans])
             spans = _slice_one(path, folder, settings, own, notice or (lambda words: None))
-            made[path.name] = {"key": key, "spans": [list(span) for span in spans]}
+            made[path.name] = _Made(key, tuple(spans))
+            table = {name: asdict(one) for name, one in made.items()}
             with atomic_write(folder / _MADE) as file:
-                file.write(json.dumps(made, indent=1).encode())
+                file.write(json.dumps(table, indent=1).encode())
         slices += [
             SliceFile(_slice_name(path.name, span), path.name, span, texts.get(span.start))
             for span in spans
@@ -130,12 +141,11 @@ def _slice_name(recording: str, span: Span) -> str:
     return f"{recording}_{span.start:010d}_{span.end:010d}.wav"
 
 
-def _read_made(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / _MADE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+def _read_made(folder: Path) -> dict[str, _Made]:
+    # Where it is missing or damaged, all recordings are cut again, which gives the same slices.
+    with contextlib.suppress(DataError):
+        return read_json(folder / _MADE, dict[str, _Made], error=DataError, cure="")
+    return {}
 
 
 def _slice_one(

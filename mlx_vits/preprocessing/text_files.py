@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from mlx_vits.errors import DataError
+from mlx_vits.files import read_bytes
 
 _DOUBLE_BYTE = {"gb2312": "GBK", "shift_jis": "Shift-JIS", "gbk": "GBK"}  # in the order of trial
 
@@ -20,9 +21,10 @@ def read_text(path: Path) -> str:
             encoding that it looks like; it is not guessed, as a wrong guess would be taught.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        data = read_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if is_utf16 else "utf-8-sig")

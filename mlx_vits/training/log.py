@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from mlx_vits.errors import UserError
+from mlx_vits.errors import DataError, UserError
 from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.json_files import read_json_lines
 
 LOSSES = "losses.jsonl"
 SCORES = "scores.jsonl"
@@ -54,6 +56,7 @@ class JsonLines:
         is_new: whether no line was kept.
 
     Raises:
+        DataError: an earlier file is damaged; it stays as it is.
         UserError: the file cannot be written.
     """
 
@@ -86,17 +89,16 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; a last line that was cut off is left out."""
-    if not path.is_file():
+class _Record(TypedDict):
+    step: int
+
+
+def read_lines(path: Path) -> Sequence[Mapping[str, Any]]:
+    """Read all records of a file; a last line that was cut off is left out."""
+    if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    cure = "move the file away to go on without its lines"
+    return read_json_lines(path, _Record, error=DataError, cure=cure, may_be_cut=True)
 
 
 def check_tensorboard() -> None:
