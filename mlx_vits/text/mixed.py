@@ -161,10 +161,12 @@ def _settle(pieces: list[_Piece], default: str, fallback: str) -> list[Part]:
     A mark belongs to what it ends, or opens. A number between two words of one language is of that
     language, else of the default one, or of what is before it where there is none.
     """
+    following = [""]  # the language of the next word, of each piece from the last
+    for piece in reversed(pieces):
+        following.append(piece.language or following[-1])
     settled: list[Part] = []
-    for i, piece in enumerate(pieces):
+    for piece, after in zip(pieces, following[:0:-1], strict=True):
         before = settled[-1].language if settled else ""
-        after = next((p.language for p in pieces[i:] if p.language), "")
         if piece.language:
             found = piece.language
         elif piece.kind == "opening":
