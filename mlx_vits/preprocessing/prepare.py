@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +20,17 @@ from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.files import replace_folder
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.journal import Journal, audio_key
-from mlx_vits.preprocessing.making import Drop, Maker, Progress, Report, encoder_folder
+from mlx_vits.preprocessing.making import (
+    Drop,
+    Maker,
+    Notice,
+    Progress,
+    Report,
+    encoder_folder,
+)
 from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 
-Notice = Callable[[str], None]
 _SHOWN = 10  # signs quoted in a notice
 
 
@@ -71,7 +77,8 @@ def prepare_voice(
         progress: called with clips done, clips in all and the clip's name.
         drop: called with every clip that is not used, and every line of the transcripts (its name
             is then empty). Without it, and with `strict`, a faulty line is an error.
-        notice: called with a sentence on signs in the transcripts that no phoneme stands for.
+        notice: called with a sentence where transcripts look like another language than they are
+            read as, or have signs that no phoneme stands for.
 
     Returns:
         `output`.
@@ -97,7 +104,7 @@ def prepare_voice(
         return output
     partial = output.with_name(f".{output.name.lstrip('.')}.partial")
     report = Report(len(voice.clips), options.strict, progress, drop)
-    maker = Maker(partial, [output, *options.earlier], base, config, report)
+    maker = Maker(partial, [output, *options.earlier], base, config, report, notice)
     try:
         maker.make(voice, manifest)
         if notice and maker.unknown:

@@ -56,12 +56,14 @@ class CleanText(NamedTuple):
     unknown: what the text has and the phonemes do not say, in order, repeats included: letters of
         another script, pictures, characters without a reading, symbols that the version lacks.
         English guesses words that it does not know, which is no such case.
+    guessed: English words that no dictionary has, in order, repeats included.
     """
 
     phonemes: list[str]
     word2ph: list[int] | None
     normalized: str
     unknown: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
 
 
 def supported_languages(version: str = "v2") -> tuple[str, ...]:

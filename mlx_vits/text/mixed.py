@@ -84,6 +84,7 @@ def clean_mixed(text: str, language: str, version: str = "v2") -> CleanText:
         None if None in counts else [n for count in counts for n in count or ()],
         "".join(part.normalized for part in cleaned),
         (*(word for part in cleaned for word in part.unknown), *unread),
+        tuple(word for part in cleaned for word in part.guessed),
     )
 
 
@@ -135,7 +136,7 @@ def _tell_apart(sentence: str, chinese: str, version: str) -> list[_Piece]:
     pieces = []
     for kind, written in tokens:
         if kind == "han":
-            found = "ja" if has_kana and _is_japanese(written) else chinese
+            found = "ja" if has_kana and can_be_japanese(written) else chinese
         elif kind == "ko" and version == "v1":
             found = ""
         else:
@@ -144,8 +145,8 @@ def _tell_apart(sentence: str, chinese: str, version: str) -> list[_Piece]:
     return pieces
 
 
-def _is_japanese(characters: str) -> bool:
-    """Whether characters in a sentence with kana are Japanese, as far as they tell."""
+def can_be_japanese(characters: str) -> bool:
+    """Whether Chinese characters are of a Japanese text, as far as they tell."""
     if _CHINESE_ONLY.search(characters):
         return False
     try:
