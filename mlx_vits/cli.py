@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -54,8 +55,13 @@ def prepare(
     transcripts: Path | None = train.TRANSCRIPTS,
     strict: bool = typer.Option(False, help="Refuse a clip that cannot be used."),
     asr_model: str = typer.Option(DEFAULT_MODEL, help="Whisper's model, where it has to listen."),
+    threshold: float | None = train.THRESHOLD,
+    min_length: int | None = train.MIN_LENGTH,
+    min_interval: int | None = train.MIN_INTERVAL,
+    max_sil_kept: int | None = train.MAX_SIL_KEPT,
 ) -> None:
     """Turn recordings into a prepared voice, to train here or in GPT-SoVITS."""
+    options = ClipOptions(language, asr_model, slicing=train.slicing(locals()), strict=strict)
     chosen = choose_base(base, content_encoder=content_encoder, speaker_encoder=speaker_encoder)
     config = chosen.read_generator().config
     name = single_name(voice or sources[0].resolve().stem, "--voice")
@@ -63,20 +69,21 @@ def prepare(
     screen = TerminalScreen()
     clips = sources[0]
     if transcripts is not None and len(sources) == 1 and clips.is_dir():
-        pass  # clips whose transcripts lie elsewhere
+        options.refuse_slicing(clips)  # clips whose transcripts lie elsewhere
     elif needs_clips(sources):
         clips = home / CLIPS
-        options = ClipOptions(language, asr_model, name)
         made = make_clips(
             sources,
             clips,
-            options,
+            replace(options, speaker=name),
             transcripts=transcripts,
             cutting=screen.cutting,
             listening=screen.listening,
             notice=screen.warn,
         )
         screen.say(f"Transcripts: {made}; correct them and run this again.")
+    else:
+        options.refuse_slicing(clips)
     folder = prepare_voice(
         clips,
         home / PREPARED,

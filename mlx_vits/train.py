@@ -5,6 +5,7 @@ python -m mlx_vits.train --data-dir my_clips/ --output runs/me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mlx_vits.json_files import read_json
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from mlx_vits.preprocessing.clips import ClipOptions
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
+from mlx_vits.preprocessing.slicer import FLAGS
 from mlx_vits.screen import TerminalScreen, report_errors
 from mlx_vits.training.precision import PRECISIONS
 from mlx_vits.training.vits_trainer import CHECKPOINTING, VITSTrainingConfig
@@ -36,6 +38,7 @@ _CHOICES["checkpoint_activations"] = CHECKPOINTING
 _CHANGEABLE = {"save_every", "tensorboard", *CHANGEABLE_TRAINING}  # on --resume
 # What the files of a run of GPT-SoVITS decide, when it is resumed.
 _TAKEN_OVER_FIXED = {"pretrained_d", "weight_norm", "train", "held_out"}
+_TAKEN_OVER_FIXED |= {flag[2:].replace("-", "_") for flag in FLAGS.values()}
 _RUN_OPTIONS = ("language", "held_out", "transcripts", "strict", "save_every", "tensorboard")
 _DEFAULT = VITSTrainingConfig()
 
@@ -117,6 +120,17 @@ STRICT = typer.Option(
     None, "--strict", help="Refuse a clip that cannot be used; else leave it out."
 )
 ASR_MODEL = _option("Whisper's model, where transcripts have to be recognised.", DEFAULT_MODEL)
+THRESHOLD = _option(
+    "Recordings are cut where they are quieter, in dB re full scale.",
+    "-34, or as before",
+    min=-100,
+    max=0,
+)
+MIN_LENGTH = _option("Of a slice, in ms.", "4000, or as before", min=40)
+MIN_INTERVAL = _option("Of a pause to cut at, in ms.", "300, or as before", min=40)
+MAX_SIL_KEPT = _option(
+    "Of a pause, left at either end of a slice, in ms.", "500, or as before", min=10
+)
 LANGUAGE = _option("Language of what is said.", "en; recognised speech tells its own")
 TENSORBOARD = typer.Option(None, "--tensorboard", help="Also write TensorBoard files.")
 
@@ -157,6 +171,10 @@ def main(
     transcripts: Path | None = TRANSCRIPTS,
     strict: bool | None = STRICT,
     asr_model: str | None = ASR_MODEL,
+    threshold: float | None = THRESHOLD,
+    min_length: int | None = MIN_LENGTH,
+    min_interval: int | None = MIN_INTERVAL,
+    max_sil_kept: int | None = MAX_SIL_KEPT,
     tensorboard: bool | None = TENSORBOARD,
 ) -> None:
     """Fine-tune a GPT-SoVITS voice from about one minute of speech."""
@@ -228,7 +246,12 @@ def _options(given: dict[str, Any], screen: TerminalScreen) -> FinetuneOptions:
     name, folder = find_voice_data(
         given.get("voice"),
         given.get("data_dir"),
-        ClipOptions(given.get("language"), given.get("asr_model", DEFAULT_MODEL)),
+        ClipOptions(
+            given.get("language"),
+            given.get("asr_model", DEFAULT_MODEL),
+            slicing=slicing(given),
+            strict=bool(given.get("strict")),
+        ),
         screen,
         transcripts=given.get("transcripts"),
     )
@@ -246,6 +269,12 @@ def _options(given: dict[str, Any], screen: TerminalScreen) -> FinetuneOptions:
         training=VITSTrainingConfig(**(suggested | wished)),
         **{key: given[key] for key in _RUN_OPTIONS if key in given},
     )
+
+
+def slicing(given: Mapping[str, Any]) -> dict[str, float]:
+    """The fields of `SliceSettings` among the command line's options."""
+    options = {name: given.get(flag[2:].replace("-", "_")) for name, flag in FLAGS.items()}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def suggested_options(folder: Path) -> dict[str, Any]:

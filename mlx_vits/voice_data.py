@@ -29,6 +29,9 @@ class DataScreen(Protocol):
     def say(self, text: str) -> None:
         """A line of information."""
 
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+
     def cutting(self, done: int, count: int, name: str) -> None:
         """A recording was cut into clips."""
 
@@ -55,7 +58,8 @@ def find_voice_data(
         transcripts: a file of their own, then nothing is recognised.
 
     Raises:
-        UserError: neither is given, or there is no recogniser where one is needed.
+        UserError: neither is given, there is no recogniser where one is needed, or options of
+            cutting are given where nothing is cut.
         DataError: there is no such voice.
     """
     if voice is None and data_dir is None:
@@ -72,6 +76,7 @@ def find_voice_data(
         tidy(VOICES / voice / PREPARED)
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
+                options.refuse_slicing(kept)
                 return VoiceData(voice, kept)
     if not path.exists():
         raise DataError(
@@ -89,9 +94,9 @@ def is_name(voice: str) -> bool:
 def _with_clips(
     name: str, path: Path, options: ClipOptions, screen: DataScreen, transcripts: Path | None
 ) -> VoiceData:
-    if is_prepared(path) or not needs_clips([path]):
-        return VoiceData(name, path)
-    if path.is_dir() and transcripts is not None:
+    told_elsewhere = path.is_dir() and transcripts is not None
+    if is_prepared(path) or told_elsewhere or not needs_clips([path]):
+        options.refuse_slicing(path)
         return VoiceData(name, path)
     folder = VOICES / name / CLIPS
     made = make_clips(
@@ -101,7 +106,7 @@ def _with_clips(
         transcripts=transcripts,
         cutting=screen.cutting,
         listening=screen.listening,
-        notice=screen.say,
+        notice=screen.warn,
     )
     screen.say(f"Transcripts: {made}; correct them and run this again for a better voice.")
     return VoiceData(name, folder)

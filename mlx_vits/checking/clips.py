@@ -23,6 +23,7 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.config import DataSection
 from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.preprocessing import prepared as layout
+from mlx_vits.preprocessing.language_check import check_language
 from mlx_vits.preprocessing.prepared import TextLine
 from mlx_vits.preprocessing.quality import judge_clip
 from mlx_vits.preprocessing.sources import Clip
@@ -145,6 +146,7 @@ def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
         digest=heard.digest,
     )
     try:
+        check_language(clip.text, facts.language)
         cleaned = layout.clean_clip_text(clip.text, facts.language)
     except DataError as error:
         left_out = _refused(clip, f"{clip.path}: {error}")

@@ -9,18 +9,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
-from mlx_vits.errors import DataError
+from mlx_vits.errors import DataError, UserError
 from mlx_vits.files import atomic_write, make_folder, sweep
 from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing.cues import CUE_SUFFIXES, is_timed, read_cues
 from mlx_vits.preprocessing.languages import find_language, guess_language
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, recognise_clips
-from mlx_vits.preprocessing.recordings import Notice, SliceFile, is_clip, slice_recordings
+from mlx_vits.preprocessing.recordings import (
+    Notice,
+    SliceFile,
+    describe_long_slices,
+    is_clip,
+    is_too_long_slice,
+    slice_recordings,
+)
+from mlx_vits.preprocessing.slicer import FLAGS
 from mlx_vits.preprocessing.sources import find_audio
 from mlx_vits.preprocessing.text_files import read_text
 from mlx_vits.preprocessing.transcripts import (
@@ -46,11 +54,28 @@ class ClipOptions:
         language: of all, None to have it told from each clip.
         model: of the recogniser.
         speaker: a name for the list; upstream ignores it.
+        slicing: fields of `SliceSettings` that are to be different from how a recording was cut
+            before, or else from the defaults.
+        strict: whether a slice that is too long for a clip is refused instead of left out.
     """
 
     language: str | None = None
     model: str = DEFAULT_MODEL
     speaker: str = "voice"
+    slicing: Mapping[str, float] = field(default_factory=dict)
+    strict: bool = False
+
+    def refuse_slicing(self, path: Path) -> None:
+        """Refuses options of cutting where there is nothing to cut.
+
+        Raises:
+            UserError: one is given.
+        """
+        if self.slicing:
+            raise UserError(
+                f"{FLAGS[next(iter(self.slicing))]}: is for recordings, which are cut into clips; "
+                f"{path} holds clips already, so leave it out"
+            )
 
 
 def needs_clips(sources: Sequence[Path]) -> bool:
@@ -97,7 +122,9 @@ def make_clips(
     texts are its transcripts.
 
     A list that is there already is the user's: its lines stay as they are, lines that were taken
-    out stay out, and only clips that are new are recognised and added.
+    out stay out, and only clips that are new are recognised and added. Where a recording is cut in
+    other places, lines of slices that are no longer there go, and the former list is kept beside
+    the new one.
 
     Args:
         sources: recordings, or folders of them.
@@ -106,13 +133,15 @@ def make_clips(
         transcripts: given for the slices; then nothing is recognised.
         cutting: called with recordings cut, recordings in all and the recording's name.
         listening: called with clips recognised, clips in all and the clip's name.
-        notice: called with a sentence on each recording of which one channel alone is read.
+        notice: called with a sentence on each recording of which one channel alone is read, on
+            slices that are too long for a clip, which are not recognised, and on lines that are
+            gone.
 
     Returns:
         The file of the transcripts.
 
     Raises:
-        DataError: a recording cannot be read, or nothing is said in any.
+        DataError: a recording cannot be read, nothing is said in any, or all slices are too long.
         UserError: transcripts are needed and there is no recogniser, or another process is at work
             in the folder.
     """
@@ -136,14 +165,25 @@ def _make_clips(
     subtitles = {} if transcripts else find_beside(recordings, CUE_SUFFIXES)
     cues = {recording: read_cues(path) for recording, path in subtitles.items()}
     slices = slice_recordings(
-        recordings, folder, cues=cues, progress=cutting, forget=gone.extend, notice=notice
+        recordings,
+        folder,
+        changes=options.slicing,
+        cues=cues,
+        progress=cutting,
+        forget=gone.extend,
+        notice=notice,
     )
+    slices = _leave_out_long(recordings, slices, folder, options.strict, notice)
     if transcripts is not None:
         return transcripts
     path, known = folder / LIST, folder / _RECOGNISED
     rows = read_transcripts(path) if path.is_file() else []
     heard = read_text(known).splitlines() if known.is_file() else []
     if gone:
+        if any(row.name in gone for row in rows):
+            kept = _keep(path)
+            if notice:
+                notice(f"{path}: slices have changed; the former list is kept in {kept}.")
         rows = [row for row in rows if row.name not in gone]
         heard = [name for name in heard if name not in gone]
         _save(path, known, rows, heard, options.speaker)
@@ -172,6 +212,36 @@ def _told(piece: SliceFile, options: ClipOptions) -> Transcript:
     text = piece.text or ""
     language = find_language((options.language or "").removeprefix("all_"))
     return Transcript(piece.name, text, language or guess_language(text), piece.recording)
+
+
+def _leave_out_long(
+    recordings: Sequence[Path],
+    slices: list[SliceFile],
+    folder: Path,
+    strict: bool,
+    notice: Callable[[str], None] | None,
+) -> list[SliceFile]:
+    """The slices that can be clips; of each recording that has others it is said how to cut it."""
+    fitting = [piece for piece in slices if not is_too_long_slice(piece)]
+    for path in recordings if len(fitting) < len(slices) else ():
+        of_it = [piece for piece in slices if piece.recording == path.name]
+        long = [piece for piece in of_it if is_too_long_slice(piece)]
+        if long:
+            words = describe_long_slices(path, long, folder)
+            if strict or not fitting:
+                raise DataError(words.removesuffix("."))
+            if notice:
+                notice(words)
+    return fitting
+
+
+def _keep(path: Path) -> Path:
+    """Adds a list to those that were kept before."""
+    kept = path.with_name(f"{path.name}.old")
+    before = kept.read_bytes() if kept.is_file() else b""
+    with atomic_write(kept) as file:
+        file.write(before + path.read_bytes())
+    return kept
 
 
 def _save(path: Path, known: Path, rows: list[Transcript], heard: list[str], speaker: str) -> None:

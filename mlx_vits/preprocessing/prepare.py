@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,11 +21,17 @@ from mlx_vits.files import make_folder, replace_folder, sweep, tidy
 from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.journal import Journal, audio_key
-from mlx_vits.preprocessing.making import Drop, Maker, Progress, Report, encoder_folder
+from mlx_vits.preprocessing.making import (
+    Drop,
+    Maker,
+    Notice,
+    Progress,
+    Report,
+    encoder_folder,
+)
 from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 
-Notice = Callable[[str], None]
 _SHOWN = 10  # signs or names quoted in a notice
 
 
@@ -72,8 +78,9 @@ def prepare_voice(
         progress: called with clips done, clips in all and the clip's name.
         drop: called with every clip that is not used, and every line of the transcripts (its name
             is then empty). Without it, and with `strict`, a faulty line is an error.
-        notice: called with a sentence on signs in the transcripts that no phoneme stands for, and
-            with one on clips of which one channel alone is read.
+        notice: called with a sentence where transcripts look like another language than they are
+            read as, or have signs that no phoneme stands for, and with one on clips of which one
+            channel alone is read.
 
     Returns:
         `output`.
@@ -104,7 +111,7 @@ def prepare_voice(
     with WriterLock(partial) as lock:
         sweep(partial)
         report = Report(len(voice.clips), options.strict, progress, drop)
-        maker = Maker(partial, [output, *options.earlier], base, config, report)
+        maker = Maker(partial, [output, *options.earlier], base, config, report, notice)
         try:
             maker.make(voice, manifest)
             if notice and maker.unknown:
