@@ -34,8 +34,8 @@ from tests.support.goldens import (
 META = values("train_v2", "train.json")
 DATA = tensors("train_v2", "train.safetensors")
 # AdamW's first steps have the size of the rate, whatever the gradient's: an element whose gradient
-# is 0 but for rounding may step the other way. Rounding is up to 3.3e-4 of a gradient (below), which
-# decides for 0.8 * 3.3e-4 of normal elements. The share that may differ freely, and at least one:
+# is 0 but for rounding may step the other way. Rounding is up to 3.3e-4 of a gradient (below) and
+# decides for 0.8 * 3.3e-4 of normal elements. The share that may differ freely, at least one:
 FLIPPED = 1e-3
 # Relative L2 of a gradient; the golden's are computed in fp32. Under five BLAS kernels (MKL's with
 # AVX-512 and SSE2, OpenBLAS's for Prescott, Haswell and Skylake-X) the generator's are off by 2e-6
