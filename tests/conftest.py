@@ -30,7 +30,7 @@ from mlx_vits.compilation import stop_fusing
 _STOPS_FUSING = sys.platform.startswith("linux") and not mx.cuda.is_available()
 
 # The longest first: two processes that share the files then end together.
-_LONGEST = ("test_plan", "test_trainer", "test_train_step", "test_train_command")
+_LONGEST = ("test_plan", "test_trainer", "test_cuda", "test_handover", "test_train_command")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

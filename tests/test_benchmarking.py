@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
-from mlx_vits.benchmarking import operations, work
+from mlx_vits.benchmarking import machine, operations, work
 from mlx_vits.benchmarking.kernels import count_graph, count_kernels
 from mlx_vits.benchmarking.measure import PARTS, measure_all
 from mlx_vits.cli import app
@@ -145,6 +145,7 @@ def test_what_is_measured(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_command_shows_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny_works(monkeypatch)
+    monkeypatch.setattr(machine, "_SIDE", {"cpu": 64, "gpu": 64})
     output = tmp_path / "bench.json"
     options = ["--batch", "1", "--seconds", "1", "--repeat", "1", "--output", str(output)]
     options += ["--precision", "bf16"]

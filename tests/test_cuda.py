@@ -67,7 +67,7 @@ def _normal(*shape: int, seed: int = 0) -> mx.array:
 def _assert_same(
     on_cuda: On, function: Any, *inputs: mx.array, rtol: float = 1e-5, atol: float = 2e-6
 ) -> None:
-    """Values and gradients with the kernels and without."""
+    """Values and gradients with the kernels and without; `atol` is a share of the largest."""
 
     def found() -> list[mx.array]:
         y = function(*inputs)
@@ -80,7 +80,8 @@ def _assert_same(
         ours = found()
     for a, b in zip(ours, plain, strict=True):
         assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+        size = max(1, mx.max(mx.abs(b)).item())
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * size)
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5), (1, 1, 1), (3, 100, 32)])
