@@ -131,5 +131,5 @@ def test_a_configuration_nested_without_end_is_told_of(tmp_path: Path) -> None:
     deep = '{"model":' + "[" * 100_000 + "]" * 100_000 + "}"
     write_tensors(tmp_path / "x.safetensors", tensors, {"config": deep, "info": "9" * 5000})
     facts, net, _ = look_at(tmp_path / "x.safetensors")
-    assert "the configuration in its metadata is damaged; it is not used" in facts["faults"][0]
+    assert "the configuration in its metadata is damaged (is nested too deep" in facts["faults"][0]
     assert net["version"]["version"] == "v2"

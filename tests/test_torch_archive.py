@@ -220,7 +220,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None
     path = tmp_path / "voice.pth"
     path.write_bytes(b"the old one")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda self, mode: FullDisk())
+        patch.setattr(os, "fdopen", lambda fd, mode: (os.close(fd), FullDisk())[1])
         with pytest.raises(CheckpointError) as caught:
             write_torch_archive(path, tree())
     assert str(caught.value) == (
