@@ -49,10 +49,10 @@ finetune: setup ## Fine-tune VOICE: its clips in, a voice, samples and a report 
 PYTEST := MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: setup ## Run the tests
-	$(PYTEST)
+	$(PYTEST) $(ARGS)
 
 test-slow: setup ## Run the tests that take minutes as well
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 bench: setup ## Measure a training step and synthesis at full size, on this machine
 	$(BIN)/mlx-vits bench $(ARGS)

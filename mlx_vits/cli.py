@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -10,6 +11,7 @@ import typer
 import mlx_vits
 from mlx_vits import train
 from mlx_vits.audio.files import read_audio, write_wav
+from mlx_vits.audio.streams import describe_channel
 from mlx_vits.benchmarking.command import bench as run_bench
 from mlx_vits.checking.command import check_voice
 from mlx_vits.checking.subject import CheckOptions
@@ -17,6 +19,7 @@ from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
 from mlx_vits.doctor.command import diagnose
 from mlx_vits.errors import UserError
+from mlx_vits.files import given_path, single_name, sweep
 from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.handover import hand_over
 from mlx_vits.inspecting.as_json import as_json
@@ -52,28 +55,35 @@ def prepare(
     transcripts: Path | None = train.TRANSCRIPTS,
     strict: bool = typer.Option(False, help="Refuse a clip that cannot be used."),
     asr_model: str = typer.Option(DEFAULT_MODEL, help="Whisper's model, where it has to listen."),
+    threshold: float | None = train.THRESHOLD,
+    min_length: int | None = train.MIN_LENGTH,
+    min_interval: int | None = train.MIN_INTERVAL,
+    max_sil_kept: int | None = train.MAX_SIL_KEPT,
 ) -> None:
     """Turn recordings into a prepared voice, to train here or in GPT-SoVITS."""
+    options = ClipOptions(language, asr_model, slicing=train.slicing(locals()), strict=strict)
     chosen = choose_base(base, content_encoder=content_encoder, speaker_encoder=speaker_encoder)
     config = chosen.read_generator().config
-    name = voice or sources[0].resolve().stem
+    name = single_name(voice or sources[0].resolve().stem, "--voice")
     home = output or VOICES / name
     screen = TerminalScreen()
     clips = sources[0]
     if transcripts is not None and len(sources) == 1 and clips.is_dir():
-        pass  # clips whose transcripts lie elsewhere
+        options.refuse_slicing(clips)  # clips whose transcripts lie elsewhere
     elif needs_clips(sources):
         clips = home / CLIPS
-        options = ClipOptions(language, asr_model, name)
         made = make_clips(
             sources,
             clips,
-            options,
+            replace(options, speaker=name),
             transcripts=transcripts,
             cutting=screen.cutting,
             listening=screen.listening,
+            notice=screen.warn,
         )
         screen.say(f"Transcripts: {made}; correct them and run this again.")
+    else:
+        options.refuse_slicing(clips)
     folder = prepare_voice(
         clips,
         home / PREPARED,
@@ -114,6 +124,8 @@ def convert(
     """Speak a recording again in a voice."""
     loaded = mlx_vits.load(voice, content_encoder=content_encoder)
     heard = read_audio(recording)
+    if heard.channel is not None:
+        print(f"{recording}: {describe_channel(heard.channel, heard.channels)}")
     dim = loaded.config.reduced_dims.sv_dim
     vectors = [read_speaker_vector(path, dim)[None] for path in speaker_vector or ()]
     if vectors and len(vectors) != len(refer or ()):
@@ -129,6 +141,7 @@ def convert(
         speed=speed,
         seed=seed,
     )
+    sweep(output.parent, below=False)
     write_wav(output, wav, loaded.sample_rate)
     print(f"{output}: {len(wav) / loaded.sample_rate:.2f} s")
 
@@ -144,7 +157,7 @@ def export(
 ) -> None:
     """Write a voice in another form; .pth is what GPT-SoVITS opens."""
     if resumable:
-        for note in hand_over(Path(voice).expanduser(), output):
+        for note in hand_over(given_path(voice), output):
             print(note)
         print(f"{output}: G_ and D_ resume files; the prepared voice belongs one folder above.")
         return

@@ -13,7 +13,6 @@ change. Three things differ from upstream's files:
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlx_vits.errors import CheckpointError
+from mlx_vits.json_files import read_json
 
 VERSIONS = ("v1", "v2", "v2Pro", "v2ProPlus")
 
@@ -292,21 +292,13 @@ class Config:
 
 
 def read_json_table(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON file whose top level is a table.
+    """Read a configuration file, whose top level is a table.
 
     Raises:
         CheckpointError: the file is missing, is not JSON, or is something else.
     """
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: is not a configuration")
-    return values
+    cure = "copy or download it again"
+    return read_json(Path(path), dict[str, Any], error=CheckpointError, cure=cure)
 
 
 def _check_plain(value: Any, source: str, depth: int = 0) -> None:

@@ -6,6 +6,8 @@ status 1. Anything else that escapes is a defect of ours and keeps its traceback
 
 from __future__ import annotations
 
+import signal
+
 _LONGEST = 500
 _KEPT_AT_END = 100  # the cure
 
@@ -39,3 +41,15 @@ class TrainingStopped(UserError):
     def __init__(self, cause: str, step: int):
         super().__init__(f"{cause} at step {step}")
         self.cause, self.step = cause, step
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the program to end: Ctrl-C, or SIGTERM or SIGHUP.
+
+    Attributes:
+        number: the signal's.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT):
+        super().__init__(message)
+        self.number = number

@@ -5,7 +5,7 @@ It holds the order of things; each of them lives in a module of its own.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,13 +15,14 @@ import mlx.core as mx
 
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
 from mlx_vits.checkpoints.contents import has_posterior
-from mlx_vits.checkpoints.run import Place, RunState
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run import CHECKPOINTS, LAST, Place, RunState, write_run_state
+from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, RunOptions, is_run
 from mlx_vits.checkpoints.upstream_run import UpstreamRun
 from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
 from mlx_vits.errors import CheckpointError, DataError, UserError
-from mlx_vits.files import make_folder, move_folder, temporary_sibling
+from mlx_vits.files import fresh_folder, move_folder, single_name, sweep, tidy
 from mlx_vits.finetune_run import FinetuneOptions, FinetuneRun, Screen, load_nets
+from mlx_vits.locks import WriterLock, check_is_free
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, check_speaker_encoder, prepare_voice
 from mlx_vits.training.batches import PreparedVoice
@@ -80,6 +81,7 @@ def take_over(options: FinetuneOptions, run: UpstreamRun, screen: Screen) -> dic
 
 def _start(options: FinetuneOptions, screen: Screen, run: UpstreamRun | None) -> dict[str, Any]:
     options = replace(options, output=options.output.resolve(), data=options.data.resolve())
+    single_name(options.voice, "--voice")
     _check_output(options)
     if options.tensorboard:
         check_tensorboard()
@@ -90,22 +92,23 @@ def _start(options: FinetuneOptions, screen: Screen, run: UpstreamRun | None) ->
             f" is {file.config.version}; give the base that the run was started from"
         )
     nets = load_nets(options, file)
-    fresh = temporary_sibling(options.output)
-    try:
-        make_folder(fresh)
-        info = _prepare(options, file, fresh, screen)
-        voice = PreparedVoice(fresh / info.prepared, file.config)
-        for reason in voice.dropped:
-            screen.warn(f"Left out: {reason}")
-        state = _state_of(run, voice, options) if run is not None else None
-        if run is not None and options.base.generator == run.path:
-            info = _keep_generator(info, run, fresh)
-        info.write(fresh)
-        _move_aside(options.output, screen)
-        move_folder(fresh, options.output)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return FinetuneRun(options, info, file.config, nets, screen).run(resumed=False, initial=state)
+    with contextlib.ExitStack() as stack:
+        with fresh_folder(options.output) as fresh:
+            lock = stack.enter_context(WriterLock(fresh))
+            info = _prepare(options, file, fresh, screen)
+            voice = PreparedVoice(fresh / info.prepared, file.config)
+            for reason in voice.dropped:
+                screen.warn(f"Left out: {reason}")
+            if run is not None:
+                state = _state_of(run, voice, options)
+                write_run_state(fresh / CHECKPOINTS / LAST, state.trees, state.place)
+                if options.base.generator == run.path:
+                    info = _keep_generator(info, run, fresh)
+            info.write(fresh)
+            _move_aside(options.output, screen)
+            move_folder(fresh, options.output)
+            lock.folder = options.output
+        return FinetuneRun(options, info, file.config, nets, screen).run()
 
 
 def _state_of(run: UpstreamRun, voice: PreparedVoice, options: FinetuneOptions) -> RunState:
@@ -148,6 +151,13 @@ def resume(folder: Path, screen: Screen, **changes: Any) -> dict[str, Any]:
     """
     folder = folder.resolve()
     info = _changed(RunInfo.read(folder), changes)
+    with WriterLock(folder):
+        tidy(folder)
+        sweep(folder)
+        return _resume(folder, info, screen)
+
+
+def _resume(folder: Path, info: RunInfo, screen: Screen) -> dict[str, Any]:
     options = FinetuneOptions(
         voice=info.voice,
         data=Path(info.data),
@@ -158,10 +168,10 @@ def resume(folder: Path, screen: Screen, **changes: Any) -> dict[str, Any]:
             Path(info.content_encoder) if info.content_encoder else None,
         ),
         output=folder,
-        training=VITSTrainingConfig(**info.options["training"]),
+        training=VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE),
         language=info.language,
-        save_every=info.options["save_every"],
-        tensorboard=info.options["tensorboard"],
+        save_every=info.options.save_every,
+        tensorboard=info.options.tensorboard,
     )
     if options.tensorboard:
         check_tensorboard()
@@ -179,7 +189,7 @@ def resume(folder: Path, screen: Screen, **changes: Any) -> dict[str, Any]:
         )
     nets = load_nets(options, file)
     info.write(folder)
-    return FinetuneRun(options, info, file.config, nets, screen).run(resumed=True)
+    return FinetuneRun(options, info, file.config, nets, screen).run()
 
 
 def read_base(options: FinetuneOptions) -> VoiceFile:
@@ -209,6 +219,7 @@ def _check_output(options: FinetuneOptions) -> None:
         raise UserError(
             f"{output}: is not empty and not a run of mlx_vits; choose another --output"
         )
+    check_is_free(output)
     if output == options.data or output in options.data.parents:
         raise UserError(
             f"{options.data}: lies within --output {output}, which a new run replaces; choose "
@@ -259,22 +270,18 @@ def _prepare(options: FinetuneOptions, file: VoiceFile, fresh: Path, screen: Scr
         content_encoder=str(base.content_encoder.resolve()) if base.content_encoder else "",
         generator_sha256=file_sha256(file.source),
         language=options.language,
-        options={
-            "training": asdict(options.training),
-            "save_every": options.save_every,
-            "tensorboard": options.tensorboard,
-        },
+        options=RunOptions(asdict(options.training), options.save_every, options.tensorboard),
     )
 
 
 def _changed(info: RunInfo, changes: dict[str, Any]) -> RunInfo:
     """The run's options with those that a resume may change."""
     given = {name: value for name, value in changes.items() if value is not None}
-    training = dict(info.options["training"])
+    training = dict(info.options.training)
     if "epochs" in given:
         training["steps"] = None  # a limit in steps would hide the new one
     training |= {name: given.pop(name) for name in CHANGEABLE_TRAINING if name in given}
-    return replace(info, options=info.options | given | {"training": training})
+    return replace(info, options=replace(info.options, **given, training=training))
 
 
 def _move_aside(output: Path, screen: Screen) -> None:
@@ -285,5 +292,7 @@ def _move_aside(output: Path, screen: Screen) -> None:
     while aside.exists():
         aside = output.with_name(f"{output.name}-{stamp}-{number}")
         number += 1
-    move_folder(output, aside)
+    with WriterLock(output) as lock:
+        move_folder(output, aside)
+        lock.folder = aside
     screen.say(f"The earlier run is kept in {aside}.")

@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,6 @@ from mlx_vits.checkpoints.run import (
     BEST,
     CHECKPOINTS,
     LAST,
-    RunState,
     read_run_state,
     write_run_state,
 )
@@ -33,13 +32,14 @@ from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import VoiceFile, write_voice
 from mlx_vits.config import Config
-from mlx_vits.errors import CheckpointError, TrainingStopped, UserError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.errors import Interrupted, TrainingStopped, UserError
+from mlx_vits.files import atomic_write, inside, make_folder, sweep
 from mlx_vits.memory import is_out_of_memory
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.reporting.report import write_report
 from mlx_vits.reporting.results import SAMPLES, VERDICT
+from mlx_vits.signals import handle_signals
 from mlx_vits.synthesis.loading import REFERENCE, SPEAKER_VECTOR
 from mlx_vits.synthesis.scoring import Score, read_listening, score_voice
 from mlx_vits.synthesis.voice import Voice
@@ -59,6 +59,7 @@ from mlx_vits.verdict import (
     score_record,
 )
 
+BOARD = "tensorboard"  # within a run's folder
 EARLY_STEP = 50  # the plan's: by then the loudness of a broken fine-tune is gone
 
 
@@ -127,29 +128,26 @@ def load_nets(options: FinetuneOptions, file: VoiceFile) -> Nets:
     return Nets(generator, load_discriminator(options.base.discriminator, file.config))
 
 
-class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C, after everything was saved; the message says how to go on."""
+class RunInterrupted(Interrupted):
+    """A signal asked the run to end, after everything was saved; the message says how to go on."""
 
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[list[int]]:
-    """Gathers Ctrl-C instead of raising it; a second one ends the program at once."""
+    """Gather Ctrl-C, SIGTERM and SIGHUP instead of being ended by them.
+
+    Ctrl-C after any of them ends at once. A second SIGHUP does not: a shell may pass on the one
+    that the system has sent already.
+    """
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
+        if caught and number == signal.SIGINT:
+            raise Interrupted(number=number)
         caught.append(number)
 
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: the caller looks after Ctrl-C
+    with handle_signals(note):
         yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class FinetuneRun:
@@ -165,6 +163,8 @@ class FinetuneRun:
     ):
         self.options, self.screen, self.config = options, screen, config
         self.folder, self.generator = options.output, nets.generator
+        for name in (CHECKPOINTS, SAMPLES, BOARD):
+            inside(self.folder, name)
         self.base_warning = _small_base_warning(options.base.name) if config.is_reduced else ""
         if options.base.discriminator is None:
             screen.warn(_FRESH_DISCRIMINATOR)
@@ -175,6 +175,7 @@ class FinetuneRun:
         training = options.training
         self.blend = Blend(self.generator, training.blend, training.blend_prior)
         prepared = self.folder / info.prepared
+        sweep(prepared)  # it may lie elsewhere, and other runs write its spectrograms
         self.trainer = VITSTrainer(
             self.generator,
             nets.discriminator,
@@ -221,61 +222,58 @@ class FinetuneRun:
             self.last_score = (step, score)
         return self.last_score[1]
 
-    def run(self, resumed: bool, initial: RunState | None = None) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Trains to the end and judges; see `finetune.start`.
 
-        Args:
-            resumed: whether the folder's own last checkpoint is gone on from.
-            initial: of a run that begins with the state of another.
+        The folder's last checkpoint is gone on from, if there is one.
         """
         started = time.monotonic()
+        try:
+            self._begin()
+            with self._logs() as log:
+                if log.scores.is_new:
+                    log.scores.write(score_record(0, self.base_score))
+                self._train(log)
+            return self._finish(time.monotonic() - started)
+        except KeyboardInterrupt as error:
+            if not str(error):
+                error.args = (f"stopped; go on with --resume {self.folder}",)
+            raise
+
+    def _begin(self) -> None:
         self.base_score = self._score()
         state = self.folder / CHECKPOINTS / LAST
-        if resumed:
-            if not state.is_file():
-                raise CheckpointError(f"{self.folder}: has no checkpoint yet; start the run again")
+        if state.is_file():
             self.trainer.restore(read_run_state(state), str(state))
             self.last_score = None
-            if self.trainer.place.step >= self.trainer.total_steps:
-                self._save()  # nothing is left to train, but the voice may be blended anew
-            self.saved_step = self.trainer.place.step
             self.screen.say(f"Resuming at step {self.trainer.place.step}.")
-        else:
-            if initial is not None:
-                self.trainer.restore(initial, "the run that was given")
-                self.last_score = None
-            self._keep_reference()
-            self._save()  # from here on the run can be resumed
-        with self._logs(resumed) as log:
-            if not resumed:
-                log.scores.write(score_record(0, self.base_score))
-            self._train(log)
-        return self._finish(time.monotonic() - started)
+        self._keep_reference()
+        self.saved_step = self.trainer.place.step
+        is_over = self.saved_step >= self.trainer.total_steps  # yet it may be blended anew
+        if is_over or not (state.is_file() and self.voice_file.is_file()):
+            self._save()
+
+    @property
+    def voice_file(self) -> Path:
+        return self.folder / f"{self.options.voice}.safetensors"
 
     def _keep_reference(self) -> None:
         """What the finished voice needs to speak in its own style."""
-        with atomic_write(self.folder / REFERENCE) as file:
-            file.write(self.reference_wav.read_bytes())
-        if self.speaker_file is not None:
-            with atomic_write(self.folder / SPEAKER_VECTOR) as file:
-                file.write(self.speaker_file.read_bytes())
+        for kept, source in ((REFERENCE, self.reference_wav), (SPEAKER_VECTOR, self.speaker_file)):
+            if source is not None and not (self.folder / kept).is_file():
+                with atomic_write(self.folder / kept) as file:
+                    file.write(source.read_bytes())
 
     @contextmanager
-    def _logs(self, resumed: bool) -> Iterator[_Logs]:
+    def _logs(self) -> Iterator[_Logs]:
         step = self.trainer.place.step
-        keep_to = step if resumed else None
-        board = TensorBoard(self.folder / "tensorboard", step) if self.options.tensorboard else None
-        log = _Logs(
-            JsonLines(self.folder / LOSSES, keep_to),
-            JsonLines(self.folder / SCORES, keep_to),
-            board,
-        )
-        try:
-            yield log
-        finally:
-            for part in log:
-                if part is not None:
-                    part.close()
+        with ExitStack() as stack:
+            losses = stack.enter_context(closing(JsonLines(self.folder / LOSSES, step)))
+            scores = stack.enter_context(closing(JsonLines(self.folder / SCORES, step)))
+            board = None
+            if self.options.tensorboard:
+                board = stack.enter_context(closing(TensorBoard(self.folder / BOARD, step)))
+            yield _Logs(losses, scores, board)
 
     def _train(self, log: _Logs) -> None:
         trainer, total = self.trainer, self.trainer.total_steps
@@ -298,9 +296,8 @@ class FinetuneRun:
                     if is_due(step) or interrupted:
                         self._save()
                     if interrupted and step < total:
-                        raise RunInterrupted(
-                            f"stopped at step {step}; go on with --resume {self.folder}"
-                        )
+                        words = f"stopped at step {step}; go on with --resume {self.folder}"
+                        raise RunInterrupted(words, interrupted[0])
             except TrainingStopped as stopped:
                 raise UserError(
                     f"Training stopped itself: {stopped}. The weights of step {self.saved_step} "
@@ -347,7 +344,7 @@ class FinetuneRun:
     def _save(self) -> None:
         path = self.folder / CHECKPOINTS / LAST
         write_run_state(path, self.trainer.trees(), self.trainer.place)
-        self._write_voice(self.folder / f"{self.options.voice}.safetensors")
+        self._write_voice(self.voice_file)
         self.saved_step = self.trainer.place.step
 
     def _write_voice(self, path: Path) -> None:

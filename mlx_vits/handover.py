@@ -13,7 +13,7 @@ from typing import Any
 
 from mlx_vits.checkpoints.base import Base, choose_base, file_sha256
 from mlx_vits.checkpoints.run import CHECKPOINTS, LAST, read_run_state
-from mlx_vits.checkpoints.run_info import RunInfo
+from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo
 from mlx_vits.checkpoints.upstream_run import (
     Nets,
     Rates,
@@ -50,7 +50,7 @@ def hand_over(run: Path, folder: Path) -> list[str]:
     """
     run = run.resolve()
     info = RunInfo.read(run)
-    training = VITSTrainingConfig(**info.options["training"])
+    training = VITSTrainingConfig.of_run(info.options.training, run / RUN_FILE)
     if training.weight_norm != "upstream":
         raise CheckpointError(
             f"{run}: was trained with --weight-norm {training.weight_norm}, and GPT-SoVITS has no "
@@ -64,8 +64,13 @@ def hand_over(run: Path, folder: Path) -> list[str]:
     state = read_run_state(state_path)
     config = _own_config(read_voice(voice_path).config, info.voice, training)
     nets = Nets(SynthesizerTrn(config), MultiPeriodDiscriminator(config))
-    nets.generator.update(state.trees["generator"], strict=True)
-    nets.discriminator.update(state.trees["discriminator"], strict=True)
+    try:
+        nets.generator.update(state.trees["generator"], strict=True)
+        nets.discriminator.update(state.trees["discriminator"], strict=True)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{state_path}: does not fit {voice_path.name} ({error}); go on with --resume {run}"
+        ) from error
     rates = Rates(training.lr_g, training.lr_d, training.text_low_lr_rate)
     # The folder is another one: paths within the run's own have to be whole.
     info = replace(info, prepared=str(run / info.prepared), generator=str(run / info.generator))
@@ -113,7 +118,7 @@ def options_for(
     kept: dict[str, Any] = {}
     if run.side is not None:
         info = run.side.info
-        kept = {"language": info.language, "save_every": info.options["save_every"]}
+        kept = {"language": info.language, "save_every": info.options.save_every}
         if layout.fingerprint(data) != info.prepared_sha256:
             run.notes.append(
                 f"{data}: is not the data that the run was started with; the order of its clips "
@@ -179,7 +184,7 @@ def _training(run: UpstreamRun, given: Mapping[str, Any]) -> VITSTrainingConfig:
     if own != TrainSection():  # there was a config.json
         settings |= {"batch_size": own.batch_size, "epochs": own.epochs, "seed": own.seed}
     if run.side is not None:
-        settings |= run.side.info.options["training"]
+        settings |= run.side.info.options.training
     else:
         only_decoder = bool(run.trained) and all(n.startswith(_DECODER) for n in run.trained)
         settings |= run.rates._asdict() | {"train": "decoder" if only_decoder else "all"}
@@ -189,4 +194,4 @@ def _training(run: UpstreamRun, given: Mapping[str, Any]) -> VITSTrainingConfig:
         wished["pretrained_reg_strength"] = given["pretrained_reg"]
     if "epochs" in wished and "steps" not in wished:
         settings["steps"] = None  # a limit in steps would hide the new one
-    return VITSTrainingConfig(**(settings | wished))
+    return VITSTrainingConfig.of_run(settings | wished, run.path.parent)

@@ -9,6 +9,7 @@ the C library keep the rest. `MLX_VITS_CACHE_GB` sets another limit, on any devi
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import warnings
@@ -54,7 +55,7 @@ def free_memory() -> int:
         return max(0, bound - mx.get_active_memory())
     if info:
         return max(0, total_memory() - mx.get_active_memory())
-    return min(_available_on_linux(), _left_in_container())
+    return min(_available_on_linux(), _left_in_container(), _left_of_addresses())
 
 
 def _gpu_info() -> dict[str, Any]:
@@ -144,6 +145,25 @@ def _left_in_container() -> int:
         return _UNLIMITED
     used = _number_in("memory.current") or _number_in("memory/memory.usage_in_bytes")
     return max(0, limit - used)
+
+
+def address_limit() -> int:
+    """Bytes of addresses that this process may use on Linux (`ulimit -v`); 0 for no limit."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit if 0 <= limit < _UNLIMITED else 0
+
+
+def _left_of_addresses() -> int:
+    limit = address_limit()
+    if not limit:
+        return _UNLIMITED
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (OSError, ValueError):
+        return limit
+    return max(0, limit - pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _number_in(name: str) -> int:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 100
+_MOST_CHARS = 2000  # of one text; folding millions takes minutes
 
 
 def standard_output() -> Console:
@@ -26,8 +27,11 @@ def standard_output() -> Console:
 
 
 def safe_text(value: Any, style: str = "") -> Text:
-    """Text that a file may have written: no markup, nothing that a terminal obeys."""
-    return Text("".join(c if c.isprintable() else "?" for c in str(value)), style)
+    """Text that a file may have written: no markup, nothing that a terminal obeys, no novel."""
+    text = str(value)
+    left = len(text) - _MOST_CHARS
+    shown = "".join(c if c.isprintable() else "?" for c in text[:_MOST_CHARS])
+    return Text(shown if left <= 0 else f"{shown} ... and {left:,} characters more", style)
 
 
 def pairs(rows: Iterable[tuple[str, Any]], label_width: int | None = None) -> Table:

@@ -5,7 +5,8 @@ python -m mlx_vits.train --data-dir my_clips/ --output runs/me
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import typer
 
 from mlx_vits import finetune
 from mlx_vits.checkpoints.base import DEMO, choose_base, weights_home
+from mlx_vits.checkpoints.run import MOST_STEPS
 from mlx_vits.checkpoints.run_info import is_run
 from mlx_vits.checkpoints.upstream_run import read_upstream_run, resume_files
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.finetune import CHANGEABLE_TRAINING, FinetuneOptions
 from mlx_vits.handover import options_for
+from mlx_vits.json_files import read_json
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from mlx_vits.preprocessing.clips import ClipOptions
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
+from mlx_vits.preprocessing.slicer import FLAGS
 from mlx_vits.screen import TerminalScreen, report_errors
 from mlx_vits.training.precision import PRECISIONS
 from mlx_vits.training.vits_trainer import CHECKPOINTING, VITSTrainingConfig
@@ -34,6 +38,7 @@ _CHOICES["checkpoint_activations"] = CHECKPOINTING
 _CHANGEABLE = {"save_every", "tensorboard", *CHANGEABLE_TRAINING}  # on --resume
 # What the files of a run of GPT-SoVITS decide, when it is resumed.
 _TAKEN_OVER_FIXED = {"pretrained_d", "weight_norm", "train", "held_out"}
+_TAKEN_OVER_FIXED |= {flag[2:].replace("-", "_") for flag in FLAGS.values()}
 _RUN_OPTIONS = ("language", "held_out", "transcripts", "strict", "save_every", "tensorboard")
 _DEFAULT = VITSTrainingConfig()
 
@@ -80,7 +85,10 @@ BLEND_PRIOR = _option(
 SEGMENT = _option("Samples decoded of each clip, at 32 kHz.", _DEFAULT.segment_size, min=1280)
 LOG_EVERY = _option("Steps between two lines on screen.", TerminalScreen.LOG_EVERY, min=1)
 SAVE_EVERY = _option(
-    "Steps between two checkpoints, each with a score.", FinetuneOptions.save_every, min=1
+    "Steps between two checkpoints, each with a score.",
+    FinetuneOptions.save_every,
+    min=1,
+    max=MOST_STEPS,
 )
 SEED = _option("Of batches, noise, slices, dropout.", _DEFAULT.seed, min=0, max=2**31 - 1)
 RESUME = _option("Continue the run in this folder, ours or GPT-SoVITS's logs/NAME/logs_s2_VERSION.")
@@ -112,6 +120,17 @@ STRICT = typer.Option(
     None, "--strict", help="Refuse a clip that cannot be used; else leave it out."
 )
 ASR_MODEL = _option("Whisper's model, where transcripts have to be recognised.", DEFAULT_MODEL)
+THRESHOLD = _option(
+    "Recordings are cut where they are quieter, in dB re full scale.",
+    "-34, or as before",
+    min=-100,
+    max=0,
+)
+MIN_LENGTH = _option("Of a slice, in ms.", "4000, or as before", min=40)
+MIN_INTERVAL = _option("Of a pause to cut at, in ms.", "300, or as before", min=40)
+MAX_SIL_KEPT = _option(
+    "Of a pause, left at either end of a slice, in ms.", "500, or as before", min=10
+)
 LANGUAGE = _option("Language of what is said.", "en; recognised speech tells its own")
 TENSORBOARD = typer.Option(None, "--tensorboard", help="Also write TensorBoard files.")
 
@@ -152,6 +171,10 @@ def main(
     transcripts: Path | None = TRANSCRIPTS,
     strict: bool | None = STRICT,
     asr_model: str | None = ASR_MODEL,
+    threshold: float | None = THRESHOLD,
+    min_length: int | None = MIN_LENGTH,
+    min_interval: int | None = MIN_INTERVAL,
+    max_sil_kept: int | None = MAX_SIL_KEPT,
     tensorboard: bool | None = TENSORBOARD,
 ) -> None:
     """Fine-tune a GPT-SoVITS voice from about one minute of speech."""
@@ -160,6 +183,7 @@ def main(
         if given.get(name, choices[0]) not in choices:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {given[name]}: is not one of {', '.join(choices)}")
+    _check_training(given)
     screen = TerminalScreen(given.pop("log_every", TerminalScreen.LOG_EVERY))
     try:
         if resume is not None:
@@ -174,8 +198,20 @@ def main(
         screen.close()
 
 
+def _check_training(given: dict[str, Any]) -> None:
+    """Refuse numbers that no training can have."""
+    if "pretrained_reg" in given:
+        given["pretrained_reg_strength"] = given["pretrained_reg"]
+    try:
+        VITSTrainingConfig(**{key: given[key] for key in vars(_DEFAULT) if key in given})
+    except ValueError as fault:
+        name, _, words = str(fault).partition(" ")
+        flag = name.removesuffix("_strength").replace("_", "-")
+        raise UserError(f"--{flag} {words}; choose another value") from fault
+
+
 def _resume(given: dict[str, Any], screen: TerminalScreen) -> None:
-    folder = given.pop("resume").expanduser()
+    folder = given.pop("resume")
     if not is_run(folder) and resume_files(folder) is not None:
         _take_over(folder, given, screen)
         return
@@ -210,15 +246,17 @@ def _options(given: dict[str, Any], screen: TerminalScreen) -> FinetuneOptions:
     name, folder = find_voice_data(
         given.get("voice"),
         given.get("data_dir"),
-        ClipOptions(given.get("language"), given.get("asr_model", DEFAULT_MODEL)),
+        ClipOptions(
+            given.get("language"),
+            given.get("asr_model", DEFAULT_MODEL),
+            slicing=slicing(given),
+            strict=bool(given.get("strict")),
+        ),
         screen,
         transcripts=given.get("transcripts"),
     )
-    if "pretrained_reg" in given:
-        given["pretrained_reg_strength"] = given["pretrained_reg"]
-    known = set(VITSTrainingConfig.__dataclass_fields__)
-    wished = {key: value for key, value in given.items() if key in known}
-    suggested = _suggested(folder)
+    wished = {key: value for key, value in given.items() if key in vars(_DEFAULT)}
+    suggested = suggested_options(folder)
     if "epochs" in wished:
         suggested.pop("steps", None)
     parts = ("pretrained", "pretrained_d", "content_encoder", "speaker_encoder")
@@ -233,17 +271,20 @@ def _options(given: dict[str, Any], screen: TerminalScreen) -> FinetuneOptions:
     )
 
 
-def _suggested(folder: Path) -> dict[str, Any]:
+def slicing(given: Mapping[str, Any]) -> dict[str, float]:
+    """The fields of `SliceSettings` among the command line's options."""
+    options = {name: given.get(flag[2:].replace("-", "_")) for name, flag in FLAGS.items()}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def suggested_options(folder: Path) -> dict[str, Any]:
     """Options that a voice's folder has for itself; those on the command line win."""
     path = folder / SUGGESTED
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        VITSTrainingConfig(**values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be used ({error}); mend it or take it away") from error
-    return values
+    cure = "mend it or take it away"
+    config = read_json(path, VITSTrainingConfig, error=DataError, cure=cure)
+    return {name: value for name, value in asdict(config).items() if value != vars(_DEFAULT)[name]}
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from mlx_vits.checkpoints.base import DEMO, weights_home
 from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import given_path, single_name, tidy
 from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.prepared import is_prepared
 
@@ -27,6 +28,9 @@ class DataScreen(Protocol):
 
     def say(self, text: str) -> None:
         """A line of information."""
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
 
     def cutting(self, done: int, count: int, name: str) -> None:
         """A recording was cut into clips."""
@@ -54,22 +58,26 @@ def find_voice_data(
         transcripts: a file of their own, then nothing is recognised.
 
     Raises:
-        UserError: neither is given, or there is no recogniser where one is needed.
+        UserError: neither is given, there is no recogniser where one is needed, or options of
+            cutting are given where nothing is cut.
         DataError: there is no such voice.
     """
     if voice is None and data_dir is None:
         raise UserError("give --voice NAME or --data-dir FOLDER; `--voice demo` is there to try")
     if data_dir is not None:
-        folder = data_dir.expanduser()
+        folder = given_path(data_dir, DataError)
         if not folder.is_dir():
             raise DataError(f"{data_dir}: there is no such folder; check the path")
-        return _with_clips(voice or _name_of(folder), folder, options, screen, transcripts)
+        name = single_name(voice, "--voice") if voice else _name_of(folder)
+        return _with_clips(name, folder, options, screen, transcripts)
     assert voice is not None
-    if len(Path(voice).parts) == 1:
+    path = given_path(voice, DataError)
+    if is_name(voice):
+        tidy(VOICES / voice / PREPARED)
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
+                options.refuse_slicing(kept)
                 return VoiceData(voice, kept)
-    path = Path(voice).expanduser()
     if not path.exists():
         raise DataError(
             f"{voice}: there is no such voice; give the folder of its clips, a recording, or "
@@ -78,12 +86,17 @@ def find_voice_data(
     return _with_clips(_name_of(path), path, options, screen, transcripts)
 
 
+def is_name(voice: str) -> bool:
+    """Whether a voice is given by a name that may be looked up, and not by a path."""
+    return len(Path(voice).parts) == 1 and voice != ".."
+
+
 def _with_clips(
     name: str, path: Path, options: ClipOptions, screen: DataScreen, transcripts: Path | None
 ) -> VoiceData:
-    if is_prepared(path) or not needs_clips([path]):
-        return VoiceData(name, path)
-    if path.is_dir() and transcripts is not None:
+    told_elsewhere = path.is_dir() and transcripts is not None
+    if is_prepared(path) or told_elsewhere or not needs_clips([path]):
+        options.refuse_slicing(path)
         return VoiceData(name, path)
     folder = VOICES / name / CLIPS
     made = make_clips(
@@ -93,6 +106,7 @@ def _with_clips(
         transcripts=transcripts,
         cutting=screen.cutting,
         listening=screen.listening,
+        notice=screen.warn,
     )
     screen.say(f"Transcripts: {made}; correct them and run this again for a better voice.")
     return VoiceData(name, folder)
@@ -108,4 +122,4 @@ def _name_of(path: Path) -> str:
     name = path.name if path.is_dir() else path.stem
     if not name:
         raise DataError(f"{path}: has no name to call the voice by; give --voice as well")
-    return name
+    return single_name(name, "--voice")

@@ -1,11 +1,36 @@
+"""What every test shares: an environment that is no machine's own, and what a machine may lack."""
+
 from __future__ import annotations
+
+import os
+import shutil
+import sys
 
 import pytest
 
+# A user's settings must change no test, nor the programs that tests run: how wide and colourful the
+# terminal is, where weights lie, what MLX and the Hub are told.
+_KEPT = ("MLX_VITS_BLAS", "MLX_VITS_DEVICE", "HF_HOME")
+_TERMINAL = ("LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "TERM", "COLORTERM")
+_DROPPED = (*_TERMINAL, "TERMINAL_WIDTH", "GITHUB_ACTIONS", "PYTHONUTF8", "PYTHONIOENCODING")
+for _name in set(os.environ) - set(_KEPT):
+    if _name.startswith(("MLX_", "HF_", "TTY_")) or _name in _DROPPED:
+        del os.environ[_name]
+os.environ["COLUMNS"] = "80"
+
 import mlx_vits  # noqa: F401  (chooses the BLAS before a test imports mlx)
 
+import mlx.core as mx  # isort: skip
+
+from mlx_vits.compilation import stop_fusing
+
+# On a Linux CPU g++ takes half a second for each fused kernel, and a compiled step has over a
+# hundred: there `mx.compile` records and plays back, as on CUDA, but for the slow tests and those
+# with the fixture `fusing`.
+_STOPS_FUSING = sys.platform.startswith("linux") and not mx.cuda.is_available()
+
 # The longest first: two processes that share the files then end together.
-_LONGEST = ("test_plan", "test_trainer", "test_train_step", "test_train_command")
+_LONGEST = ("test_plan", "test_trainer", "test_cuda", "test_handover", "test_train_command")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,3 +39,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
 
     items.sort(key=rank)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("machine"):
+        for program in mark.args:
+            # Without g++ MLX compiles nothing on a Linux CPU; elsewhere it needs none.
+            if not shutil.which(program) and (program != "g++" or _STOPS_FUSING):
+                pytest.skip(f"no {program}")
+    if _STOPS_FUSING:
+        (mx.enable_compile if item.get_closest_marker("slow") else stop_fusing.__wrapped__)()
+
+
+@pytest.fixture
+def fusing() -> None:
+    """Has `mx.compile` fuse kernels, as it does by default."""
+    mx.enable_compile()

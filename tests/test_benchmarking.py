@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
-from mlx_vits.benchmarking import operations, work
+from mlx_vits.benchmarking import machine, operations, work
 from mlx_vits.benchmarking.kernels import count_graph
 from mlx_vits.benchmarking.measure import PARTS, measure_all
 from mlx_vits.cli import app
@@ -81,6 +81,13 @@ def test_kernels_of_a_graph() -> None:
     graph = count_graph([mx.concatenate([mx.tanh(x).T, x.T]), x])
     assert graph.kinds == {"Transpose": 2, "Tanh": 1, "Concatenate": 1}
     assert (graph.operations, graph.kernels, graph.fused) == (4, 3, 0)
+
+
+@pytest.mark.machine("g++")
+@pytest.mark.usefixtures("fusing")
+def test_fused_kernels_of_a_graph() -> None:
+    x = mx.ones((4, 6))
+    mx.eval(x)
     fused = count_graph(mx.compile(lambda x: mx.tanh(x * x) @ x.T)(x))
     assert (fused.kernels, fused.fused, fused.sources) == (2, 1, 1)
 
@@ -126,6 +133,7 @@ def test_what_is_measured(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_command_shows_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny_works(monkeypatch)
+    monkeypatch.setattr(machine, "_SIDE", {"cpu": 64, "gpu": 64})
     output = tmp_path / "bench.json"
     options = ["--batch", "1", "--seconds", "1", "--repeat", "1", "--output", str(output)]
     options += ["--precision", "bf16"]

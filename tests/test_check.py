@@ -308,7 +308,9 @@ def test_speaker_vectors(prepared: Path) -> None:
     assert "prepared for v2Pro, which cannot be trained on it" in _said(_look(prepared)[1])
 
 
-def test_clips_before_they_are_prepared(clips: Path) -> None:
+@pytest.mark.machine
+def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     facts, verdict = _look(clips)
     assert (facts.is_prepared, facts.alignment, facts.versions) == (False, None, {})
     assert (facts.training.clips, facts.held_out.clips) == (CLIPS - 1, 1)
@@ -317,20 +319,37 @@ def test_clips_before_they_are_prepared(clips: Path) -> None:
 
     write_wav(clips / "clip_0.wav", hum(0.2), RATE)
     (clips / "clip_1.wav").write_text("not audio")
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
     _change_wav(clips / "clip_2.wav", np.zeros_like)
     facts, verdict = _look(clips)
     assert [row.rule for row in facts.left_out] == ["cannot be prepared"] * 3
-    for row, words in zip(facts.left_out, ("0.20 s long", "not audio", "is silent"), strict=True):
+    for row, words in zip(
+        facts.left_out, ("0.20 s long", "clip_1.wav: ", "is silent"), strict=True
+    ):
         assert words in row.words
     assert facts.training.clips == CLIPS - 4
     assert "3 clips are left out (clip_0.wav, clip_1.wav, clip_2.wav)" in _said(verdict)
     assert verdict.status == 0
 
-    (clips / "transcripts.tsv").write_text("".join(f"clip_{i}.wav\t☃\n" for i in range(CLIPS)))
+    lines = "".join(f"clip_{i}.wav\t☃\n" for i in range(CLIPS))
+    (clips / "transcripts.tsv").write_text(lines, encoding="utf-8")
     facts, verdict = _look(clips)
     assert facts.training.clips == 0
     assert verdict.status == 2
     assert _run(clips).exit_code == 2
+
+
+def test_what_preparing_leaves_out_is_no_end_of_checking(clips: Path) -> None:
+    with (clips / "transcripts.tsv").open("a") as file:
+        file.write("gone.wav\twords\n")
+    (clips / "extra.wav").write_bytes((clips / "clip_0.wav").read_bytes())
+    facts, verdict = _look(clips, held_out=0)
+    assert facts.training.clips == CLIPS
+    line, clip = facts.left_out
+    assert (line.name, clip.name) == (f"transcripts.tsv line {CLIPS + 1}", "extra.wav")
+    assert "lists gone.wav, which is not in the folder" in line.words
+    assert "has no line in transcripts.tsv" in clip.words
+    assert verdict.status == 0
 
 
 def test_clipped_noisy_and_crackling_clips(clips: Path) -> None:

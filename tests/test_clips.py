@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mlx_vits.errors import DataError, UserError
 from mlx_vits.preprocessing import clips as clips_module
 from mlx_vits.preprocessing.clips import LIST, ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.recognition import Heard, load_recogniser, recognise_clips
+from mlx_vits.preprocessing.sources import read_voice_source
 from mlx_vits.preprocessing.transcripts import read_transcripts
 from tests.support.tiny import RATE, SEGMENT, hum, make_base, make_voice
 
@@ -133,6 +135,111 @@ def test_without_a_recogniser_one_sentence_says_what_to_do(monkeypatch: Any) -> 
         load_recogniser()
 
 
+SRT = """1
+00:00:00,600 --> 00:00:05,000
+<i>It is number one,</i>
+and so on.
+
+2
+00:00:05,600 --> 00:00:07,000
+Short
+3
+00:00:07,000 --> 00:00:10,000
+{\\an8}but &amp; merged | here.
+
+4
+00:00:10,000 --> 00:00:10,600
+[music]
+
+5
+00:00:15,600 --> 00:00:20,040
+And four.
+"""
+LABELS = """0.600000\t5.000000\tIt is number one, and so on.
+\\\t100.0\t200.0
+5.600000\t10.000000\tShort but & merged here.
+15.600000\t20.040000\tAnd four.
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("talk.srt", SRT),
+        ("Talk.VTT", "WEBVTT\n\nNOTE none\n\n" + SRT.replace(",", ".").replace("one.", "one,")),
+        ("talk.txt", LABELS),
+    ],
+)
+def test_subtitles_and_labels_are_cuts_and_transcripts(
+    name: str, content: str, recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper = Whisper(monkeypatch)
+    source = tmp_path / "in"
+    source.mkdir()
+    recording.rename(source / recording.name)
+    (source / name).write_text(content, encoding="utf-8-sig")
+    assert needs_clips([source])
+    path = make_clips([source], tmp_path / "clips", ClipOptions())
+    assert not whisper.heard
+    rows = read_transcripts(path)
+    assert [row.text.replace(".", ",") for row in rows] == [
+        "It is number one, and so on,",
+        "Short but & merged here,",
+        "And four,",
+    ]
+    lengths = [soundfile.info(tmp_path / "clips" / row.name).duration for row in rows]
+    assert lengths == pytest.approx([4.4, 4.4, 4.4])
+    # A line taken out stays out; subtitles that change are cut again.
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert len(read_transcripts(make_clips([source], tmp_path / "clips", ClipOptions()))) == 2
+    (source / name).write_text(content.replace("four", "five"))
+    rows = read_transcripts(make_clips([source], tmp_path / "clips", ClipOptions()))
+    assert [row.text[:5] for row in rows] == ["It is", "Short", "And f"]
+    assert rows[2].text.startswith("And five")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("talk.srt", SRT.replace("15,600", "09,000"), r"two texts overlap at 9\.00 s"),
+        ("talk.txt", LABELS + "3.0\t3.0\tpoint\n", r"'point' at 3\.00 s has no length"),
+        ("talk.txt", LABELS + "30.0\t33.0\tbeyond\n", r"ends at 20\.0 s, .* go on at 30\.0 s"),
+        ("talk.srt", "words alone\n", r"talk\.srt: holds no subtitles"),
+    ],
+)
+def test_subtitles_that_do_not_fit_are_refused(
+    name: str, content: str, words: str, recording: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        make_clips([recording], tmp_path / "clips", ClipOptions())
+
+
+def test_times_are_never_read_aloud(recording: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for stem in ("a", "talk"):
+        (folder / f"{stem}.wav").write_bytes(recording.read_bytes())
+    (folder / "a.txt").write_text("one two three")
+    (folder / "talk.txt").write_text(LABELS)
+    with pytest.raises(DataError, match=r"talk\.txt: holds texts with times, by which"):
+        read_voice_source(folder, 0)
+    with pytest.raises(DataError, match=r"labels\.txt: holds texts with times.*leave"):
+        read_transcripts((folder / "talk.txt").rename(tmp_path / "labels.txt"))
+
+
+def test_subtitles_count_for_a_long_recording_and_text_for_a_clip(tmp_path: Path) -> None:
+    """Recognisers write both."""
+    for name, seconds in (("clip", 3.0), ("talk", 16.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        soundfile.write(folder / f"{name}.wav", hum(seconds), RATE)
+        (folder / f"{name}.txt").write_text("It is number one, and so on.")
+        (folder / f"{name}.srt").write_text(SRT)
+    assert not needs_clips([tmp_path / "clip"])
+    assert needs_clips([tmp_path / "talk"])
+
+
 def test_clips_with_transcripts_are_not_cut(tmp_path: Path, recording: Path) -> None:
     told = make_voice(tmp_path / "told")
     assert not needs_clips([told])
@@ -166,3 +273,116 @@ def test_a_recording_is_prepared_and_trained_on_by_name(
     assert done.exit_code == 0, done.output
     assert (tmp_path / "runs" / "talk" / "verdict.json").is_file()
     assert len(whisper.heard) == 8
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """40 s: speech and pauses of 0.5 s over a bed of music that is never below -34 dB."""
+    pieces = [np.concatenate([hum(4.5, 100 + 10 * i), np.zeros(16000)]) for i in range(8)]
+    bed = 0.06 * np.sin(2 * np.pi * 220 * np.arange(8 * (144000 + 16000)) / RATE)
+    path = tmp_path / "music.wav"
+    soundfile.write(path, (np.concatenate(pieces) + bed).astype(np.float32), RATE)
+    return path
+
+
+def _prepare(base: Path, *arguments: object) -> Any:
+    return CliRunner().invoke(app, ["prepare", *map(str, arguments), "--base", str(base)])
+
+
+def test_a_slice_too_long_for_a_clip_is_told_with_its_cure_before_recognition(
+    music: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper = Whisper(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    base = make_base(tmp_path / "base").generator
+    done = _prepare(base, music, "--voice", "me")
+    assert done.exit_code == 1
+    words = done.stderr.strip()
+    assert words.startswith("error: music.wav: 1 slice of 40 s, at most 38 s make a clip; no pause")
+    assert whisper.heard == []
+    cure = re.search(r"give (--threshold -[0-9]+) to cut it", words)
+    assert cure, words
+    done = _prepare(base, music, "--voice", "me", *cure[1].split())
+    assert done.exit_code == 0, done.output
+    assert len(whisper.heard) == 8
+    # What was corrected stays, although the option is not given again.
+    path = Path("voices/me/clips") / LIST
+    corrected = path.read_text().replace("number 1 ", "number one ")
+    path.write_text(corrected)
+    assert _prepare(base, music, "--voice", "me").exit_code == 0
+    assert (len(whisper.heard), path.read_text()) == (8, corrected)
+    # Cut in other places, what has not moved is not listened to again, and nothing is lost.
+    done = _prepare(base, music, "--voice", "me", "--min-length", 9000)
+    assert done.exit_code == 0, done.output
+    assert len(read_transcripts(path)) == len(whisper.heard) - 8 == 4
+    assert "the former list is kept in" in done.output
+    assert path.with_name(f"{LIST}.old").read_text() == corrected
+
+
+def test_only_slices_that_fit_are_recognised(
+    music: Path, recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper, said = Whisper(monkeypatch), list[str]()
+    make_clips([music, recording], tmp_path / "clips", ClipOptions(), notice=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("music.wav: 1 slice of 40 s")
+    assert len(whisper.heard) == 4
+    assert all(name.startswith("talk.wav") for name in whisper.heard)
+    with pytest.raises(DataError, match=r"music\.wav: 1 slice of 40 s"):
+        make_clips([music, recording], tmp_path / "clips", ClipOptions(strict=True))
+
+
+def test_a_recording_without_a_pause_is_to_be_cut_by_hand(tmp_path: Path, monkeypatch: Any) -> None:
+    whisper = Whisper(monkeypatch)
+    path = tmp_path / "hum.wav"
+    soundfile.write(path, (0.3 * np.sin(np.arange(40 * RATE) / 20)).astype(np.float32), RATE)
+    with pytest.raises(DataError, match=r"cut it by hand into clips of 3 to 10 s"):
+        make_clips([path], tmp_path / "clips", ClipOptions())
+    assert whisper.heard == []
+
+
+def test_a_minimum_that_makes_slices_too_long_is_named(
+    recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    Whisper(monkeypatch)
+    wav, _ = soundfile.read(recording)
+    soundfile.write(recording, np.concatenate([wav, wav]), RATE)
+    options = ClipOptions(slicing={"min_length_ms": 60000})
+    with pytest.raises(DataError, match="give --min-length 4000 to cut it"):
+        make_clips([recording], tmp_path / "clips", options)
+
+
+def test_options_of_cutting_reach_training_as_well(
+    music: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whisper = Whisper(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    base = str(make_base(tmp_path / "base").generator)
+    short = ["--steps", "1", "--segment-size", str(SEGMENT), "--batch-size", "2"]
+    cut = ["--threshold", "-20", "--min-length", "9000"]
+    done = CliRunner().invoke(
+        train.app, ["--voice", str(music), "--base", base, *short, *cut], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    assert len(whisper.heard) == 4
+
+
+def test_options_of_cutting_that_cannot_be_followed_are_refused(
+    recording: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    Whisper(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    base = make_base(tmp_path / "base").generator
+    told = make_voice(tmp_path / "told")
+    for source, options, words in (
+        (told, ["--threshold", "-30"], "--threshold: is for recordings, which are cut into clips"),
+        (recording, ["--min-length", "100"], "give --min-length at least as much as"),
+    ):
+        done = _prepare(base, source, "--voice", "me", *options)
+        assert done.exit_code == 1
+        assert words in done.stderr
+        done = CliRunner().invoke(
+            train.app, ["--voice", str(source), "--base", str(base), *options]
+        )
+        assert done.exit_code == 1
+        assert words in done.stderr

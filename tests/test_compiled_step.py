@@ -41,12 +41,14 @@ assert all(same(a, b, atol=1e-3) for other in found[1:] for a, b in zip(found[0]
 """
 
 
+@pytest.mark.machine("g++")
 def test_played_back_without_fusion_it_is_the_same_to_the_bit() -> None:
     """In a process of its own, since it is told to all of MLX."""
     ran = subprocess.run([sys.executable, "-c", PLAYED_BACK], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.machine("g++")
 def test_one_trace_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced alone: an `eval` or `item` in a step would be an error here."""
     monkeypatch.setattr(work.Work, "config", property(lambda self: tiny_config(self.version)))

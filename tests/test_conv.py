@@ -84,6 +84,8 @@ def test_transposed_convolution(case: tuple[int, ...]) -> None:
     assert_backends_agree(conv_transpose1d, x, w, bias, **geometry)
 
 
+@pytest.mark.machine("g++")
+@pytest.mark.usefixtures("fusing")
 def test_the_cpu_formulation_compiles_to_the_same_numbers() -> None:
     mx.random.seed(5)
     x, w = mx.random.normal((2, 40, 16)), mx.random.normal((16, 11, 16))

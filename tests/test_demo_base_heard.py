@@ -111,7 +111,8 @@ def test_the_teachers_last_layer_is_what_it_hears(teacher: Teacher) -> None:
 def test_what_is_the_same_is_heard_the_same(listener: Listener) -> None:
     real = mx.array(_vowels(3))
     fake = mx.concatenate([real[:1], real[:1], real[2:]])
-    assert heard_loss(listener, real, real).tolist() == [0, 0, 0]
+    # The products of equal rows may be summed in another order: a few roundings.
+    assert heard_loss(listener, real, real).tolist() == pytest.approx([0, 0, 0], abs=2e-6)
     heard = heard_loss(listener, real, fake).tolist()
     # Segments share a window: what is said in one is heard in the others, but less.
     assert heard[1] > 2 * max(heard[0], heard[2]) > 0

@@ -278,8 +278,9 @@ def test_no_share_of_the_kl_leaves_the_posterior_alone() -> None:
 
 def test_losses_from_scratch_are_zero_for_a_perfect_copy() -> None:
     wav = 0.1 * _normal(np.random.default_rng(0), 2, 4800)
-    assert stft_loss(wav, wav).item() == 0
-    assert envelope_loss(wav, wav).item() == 0
+    # The products of equal rows may be summed in another order: a rounding or two.
+    assert abs(stft_loss(wav, wav).item()) < 1e-6
+    assert abs(envelope_loss(wav, wav).item()) < 1e-6
     assert stft_loss(wav, 2 * wav).item() > 0.5
     attention = mx.zeros((1, 2, 3, 4)) + mx.array([0.0, 1.0, 0.0, 0.0])
     looked = attention_loss(attention, mx.array([[1, 1, -1]]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +24,7 @@ from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError
+from mlx_vits.locks import WriterLock
 from tests.support.goldens import ROOT
 from tests.support.hub_server import (
     COMMIT,
@@ -39,7 +38,7 @@ from tests.support.hub_server import (
 from tests.support.tiny import RATE, TEXTS, hum, make_base
 
 pytest.importorskip("huggingface_hub", reason="needs the extra `hub`")
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 
 GENERATOR = GENERATORS["v2"]
 
@@ -61,8 +60,6 @@ def hub(
 ) -> Iterator[HubServer]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # Its library writes nothing smaller; the real 10 MB would hold all of a tiny file back.
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
     monkeypatch.setenv("MLX_VITS_HOME", str(tmp_path / "weights"))
@@ -164,7 +161,7 @@ def test_a_cut_download_goes_on_where_it_stopped(hub: HubServer) -> None:
     (partial,) = _weights().glob(".v2.download/**/*.incomplete")
     assert partial.read_bytes() == hub.files[GENERATOR][: partial.stat().st_size]
     before = partial.stat().st_size
-    assert half - 1024 < before <= half  # whole chunks
+    assert before == half
     hub.cut.clear()
     hub.requests.clear()
     done = _run("v2")
@@ -174,26 +171,17 @@ def test_a_cut_download_goes_on_where_it_stopped(hub: HubServer) -> None:
     assert mlx_vits.load("v2").version == "v2"
 
 
-def test_ctrl_c_keeps_what_came(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = file_download.http_get
-
-    def stop(url: str, file: Any, **options: Any) -> None:
-        if url.endswith("s2D2333k.pth"):
-            file.write(hub.files[DISCRIMINATORS["v2"]][:3000])
-            raise KeyboardInterrupt
-        real(url, file, **options)
-
-    monkeypatch.setattr(file_download, "http_get", stop)
+def test_ctrl_c_keeps_what_came(hub: HubServer) -> None:
+    hub.interrupt[DISCRIMINATORS["v2"]] = 3000
     done = _run("v2")
     assert done.exit_code == 130
     assert "run the same command again: it goes on where it stopped" in done.stderr
-    monkeypatch.setattr(file_download, "http_get", real)
     done = _run("v2")
     assert done.exit_code == 0, done.output
     assert len(hub.gets(GENERATOR)) == 1  # whole by then: not asked for again
     assert "s2G2333k.pth" in done.stdout
     assert "fetched before" in done.stdout
-    assert hub.gets(DISCRIMINATORS["v2"]) == ["bytes=3000-"]
+    assert hub.gets(DISCRIMINATORS["v2"]) == ["", "bytes=3000-"]
 
 
 def test_a_server_without_ranges_sends_the_whole(hub: HubServer) -> None:
@@ -260,8 +248,12 @@ def test_what_the_server_refuses_is_a_sentence(hub: HubServer) -> None:
     _refused("knows no revision 'old' of it; leave --revision out", "v2", "--revision", "old")
     hub.status = 401
     _refused(f"s2G2333k.pth: 127.0.0.1:{hub.port} refuses access (401); renew or remove")
-    hub.status = 500
-    _refused("answers with an error (500)")
+    hub.status = 403
+    _refused("refuses access (403); renew or remove the token")
+    hub.status = 429
+    _refused("is asked too often from here (429); wait some minutes, or send a token")
+    for hub.status in (500, 503):
+        _refused(f"answers with an error ({hub.status}); wait a little, then run the same command")
     hub.status, hub.is_hub = None, False
     _refused("does not answer as the Hugging Face hub does; check HF_ENDPOINT")
     hub.is_hub = True
@@ -311,19 +303,76 @@ def test_a_full_disk_is_a_sentence(hub: HubServer, monkeypatch: pytest.MonkeyPat
         _refused("and its disk has 0.0 MB free; free some space, or name a folder")
     assert not hub.gets(GENERATOR)
 
-    def full(url: str, file: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(file_download, "http_get", full)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+def test_a_disk_that_fills_meanwhile_is_a_sentence(hub: HubServer) -> None:
+    partial = _weights() / ".v2.download" / COMMIT[:12] / f"{GENERATOR}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to("/dev/full")
     _refused("s2G2333k.pth: cannot be written (No space left on device); free some space, then")
+
+
+def test_no_byte_more_than_announced_is_written(hub: HubServer) -> None:
+    hub.sends[GENERATOR] = hub.files[GENERATOR] + bytes(100)
+    for hub.states_lengths in (True, False):
+        _refused(f"is longer than the {len(hub.files[GENERATOR]):,} bytes that it may have; check")
+        kept = _weights().glob(".v2.download/**/*.incomplete")
+        assert sum(path.stat().st_size for path in kept) == 0
+    hub.sends.clear()
+    assert _run("v2").exit_code == 0
+
+
+def test_what_is_compressed_unasked_is_refused(hub: HubServer) -> None:
+    """A few bytes of gzip may be gigabytes of zeros."""
+    hub.compresses = True
+    _refused("comes compressed (gzip), which was not asked for; check the proxy, or name another")
+    assert not list(_weights().glob(".v2.download/**/*.incomplete"))
+
+
+def test_a_file_that_ends_early_is_kept_and_gone_on_from(hub: HubServer) -> None:
+    whole = hub.files[GENERATOR]
+    hub.sends[GENERATOR] = whole[:-100]
+    _refused(f"ended after {len(whole) - 100:,} of {len(whole):,} bytes; wait a little, then run")
+    hub.sends.clear()
+    assert _run("v2").exit_code == 0
+    assert hub.gets(GENERATOR) == ["", f"bytes={len(whole) - 100}-"]
+
+
+def test_a_connection_that_breaks_is_taken_up_again(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_vits.checkpoints.hub._PAUSE_SECONDS", 0)
+    hub.cut[GENERATOR] = 20000
+    hub.is_busy_once_cut = False
+    done = _run("v2")
+    assert done.exit_code == 0, done.output
+    assert hub.gets(GENERATOR) == ["", "bytes=20000-"]
+
+
+def test_a_web_page_in_place_of_a_file_is_named(hub: HubServer) -> None:
+    hub.content_type = "text/html; charset=utf-8"
+    hub.sends[GENERATOR] = b"<!DOCTYPE html><html>Please log in</html>"
+    _refused("is answered with a web page; check HF_ENDPOINT, the proxy, and whether this network")
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "file"])
+def test_a_redirect_to_another_scheme_is_refused(scheme: str, hub: HubServer) -> None:
+    hub.location = f"{scheme}://127.0.0.1/etc/passwd"
+    _refused("redirects to where nothing can be fetched (")
+    _refused("; check the proxy, or name another server in HF_ENDPOINT")
+
+
+def test_a_size_that_no_model_has_is_refused(hub: HubServer) -> None:
+    hub.announces[GENERATOR] = 10**12
+    _refused("announces 1,000,000,000,000 bytes, which no such file has; check the proxy")
+    assert not hub.gets(GENERATOR)
 
 
 def test_two_at_once_do_not_mix(hub: HubServer) -> None:
     stage = _weights() / ".v2.download"
     stage.mkdir(parents=True)
-    with (stage / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _refused("another download writes there; wait for it")
+    with WriterLock(stage):
+        _refused("has been writing there since")
     assert not hub.gets(GENERATOR)
 
 

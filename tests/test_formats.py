@@ -6,8 +6,12 @@ MP4. Like ffmpeg it takes what stands before a colon for a protocol.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
+import time
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from mlx_vits.audio import ffmpeg as decoding
 from mlx_vits.audio.files import read_audio, read_seconds, read_speech
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES, open_recording
 from mlx_vits.checkpoints.base import Base
@@ -25,6 +30,7 @@ from mlx_vits.preprocessing.sources import find_audio, read_voice_source
 from tests.support.bench import Bench, content, take
 from tests.support.tiny import RATE, make_base
 
+pytestmark = pytest.mark.machine  # with an ffmpeg of a user's own, and with none
 MARK = b"\0\0\0\x20ftyp"
 PROGRAM = """#!/bin/sh
 while [ $# -gt 1 ]; do
@@ -46,6 +52,9 @@ def base(tmp_path_factory: Any) -> Base:
     return make_base(tmp_path_factory.mktemp("bases") / "tiny")
 
 
+FULL = "too little room in {} to decode it; free some space there, or set TMPDIR to a folder with"
+
+
 class StandIn:
     """ffmpeg, or none."""
 
@@ -56,6 +65,10 @@ class StandIn:
         (folder / "ffmpeg").chmod(0o755)
         self.patch = monkeypatch
         self.patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def act(self, script: str) -> None:
+        """Does something else; `$last` is the file to write."""
+        (self.folder / "ffmpeg").write_text(f"#!/bin/sh\nfor last; do :; done\n{script}\n")
 
     def remove(self) -> None:
         self.patch.setattr(shutil, "which", lambda name: None)
@@ -234,3 +247,93 @@ def test_a_folder_of_recordings_to_be_cut(tmp_path: Path, ffmpeg: StandIn) -> No
     ffmpeg.remove()
     with pytest.raises(UserError, match=r"0\.mkv: can be read with ffmpeg alone, which is not"):
         slice_recordings([place / "0.mkv"], tmp_path / "again")
+
+
+def refusal(path: Path) -> str:
+    """Why the recording is not read, where that is no fault of its own: nothing is left out."""
+    with pytest.raises(UserError) as caught:
+        read_audio(path)
+    assert not isinstance(caught.value, DataError)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+def test_ffmpeg_is_stopped_with_all_that_it_has_started(
+    ffmpeg: StandIn, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The stand-in starts a program that goes on, and itself never ends."""
+    monkeypatch.setattr(decoding, "_START_SECONDS", 0.5)
+    alive = tmp_path / "alive"
+    ffmpeg.act(f'(while :; do echo >> "{alive}"; sleep 0.05; done) & sleep 1000')
+    path = wrap(record(tmp_path / "plain.wav"), "a.m4a")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(
+        DataError, match=r"a\.m4a: has kept ffmpeg busy for 1 s without an end; exp"
+    ):
+        read_audio(path)
+    assert not list((tmp_path / "temporary").iterdir())
+    size = alive.stat().st_size
+    assert size
+    time.sleep(0.2)
+    assert alive.stat().st_size == size
+
+
+def test_a_full_temporary_folder(ffmpeg: StandIn, tmp_path: Path, monkeypatch: Any) -> None:
+    """ffmpeg leaves a part of the recording then, and returns 0."""
+    plain = record(tmp_path / "plain.wav")
+    half = f'head -c 30000 "{plain}" > "$last"; echo "Error: No space left on device" >&2'
+    path = tmp_path / "a.m4a"
+    path.write_bytes(MARK)
+    full = FULL.format(tempfile.gettempdir())
+    for status in (0, 1):
+        ffmpeg.act(f"{half}; exit {status}")
+        assert full in refusal(path)
+    ffmpeg.act(f'cp "{plain}" "$last"')
+    assert len(read_audio(path).wav) == len(take(0))
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(40_000))
+    assert full in refusal(path)
+
+
+def test_no_temporary_folder(ffmpeg: StandIn, tmp_path: Path, monkeypatch: Any) -> None:
+    path = wrap(record(tmp_path / "plain.wav"), "a.m4a")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert FULL.format(tmp_path / "gone") in refusal(path)
+
+
+def test_an_ffmpeg_that_cannot_be_run(ffmpeg: StandIn, tmp_path: Path) -> None:
+    path = wrap(record(tmp_path / "plain.wav"), "a.m4a")
+    (ffmpeg.folder / "ffmpeg").write_text("#!/nowhere/sh\n")
+    with pytest.raises(UserError) as caught:
+        read_audio(path)
+    assert str(caught.value) == (
+        f"{ffmpeg.folder / 'ffmpeg'}: cannot be run ({os.strerror(errno.ENOENT)}); install ffmpeg "
+        "again"
+    )
+
+
+def test_a_clip_of_hours_is_not_decoded_whole(ffmpeg: StandIn, tmp_path: Path) -> None:
+    """But a recording that is cut into clips is."""
+    plain, asked = record(tmp_path / "plain.wav"), tmp_path / "asked"
+    ffmpeg.act(f'echo "$@" > "{asked}"; cp "{plain}" "$last"')
+    path = tmp_path / "a.m4a"
+    path.write_bytes(MARK)
+    read_audio(path)
+    assert " -t 601" in asked.read_text()
+    slice_recordings([path], tmp_path / "slices")
+    assert " -t " not in asked.read_text()
+
+
+def test_a_recorder_that_lost_its_power(ffmpeg: StandIn, tmp_path: Path) -> None:
+    """Its header has no samples yet; ffmpeg reads them all the same."""
+    plain = record(tmp_path / "plain.wav")
+    data = bytearray(plain.read_bytes())
+    data[40:44] = bytes(4)
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    ffmpeg.act(f'cp "{plain}" "$last"')
+    assert len(read_audio(path).wav) == len(take(0))
+    ffmpeg.remove()
+    with pytest.raises(DataError, match=r"a\.wav: holds no sound; take it out"):
+        read_audio(path)

@@ -26,6 +26,7 @@ from mlx_vits.checkpoints.upstream_run import (
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.finetune import FinetuneOptions
+from mlx_vits.finetune_run import FinetuneRun
 from mlx_vits.handover import hand_over, options_for
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.training import batches
@@ -135,6 +136,23 @@ def test_a_run_taken_over_equals_the_run_that_never_stopped(
     assert verdicts[0]["drift"] == verdicts[1]["drift"]
     # And once more: it is a run of its own now.
     finetune.resume(tmp_path / "on", Silent(), steps=5)
+
+
+def test_a_run_taken_over_that_was_killed_at_once_is_resumed(
+    place: Scene, handed: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whole = place.run("unkilled")
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneRun, "run", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            _take_over(handed, tmp_path / "on", steps=4)
+    finetune.resume(tmp_path / "on", Silent())
+    ours, theirs = (read_tensors(f / "me.safetensors").tensors for f in (tmp_path / "on", whole))
+    _assert_same(_flat(ours), _flat(theirs))
 
 
 def test_the_files_are_upstreams(place: Scene, handed: Path) -> None:

@@ -66,7 +66,7 @@ def test_another_topology_is_refused(tmp_path) -> None:
     for content, words in (
         ('{"feat_extract_norm": "layer"}', "feat_extract_norm is 'layer'"),
         ('{"hidden_size": "wide"}', "hidden_size is 'wide'"),
-        ("[]", "is not a configuration"),
+        ("[]", r"is damaged \(it is \[\], not a table\)"),
     ):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=words):

@@ -10,16 +10,17 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_vits.synthesis.pieces import PiecewiseGenerator
+from mlx_vits.synthesis.playback import Playback
 
+from mlx_vits import accel
 from mlx_vits._backend import BLAS
+from mlx_vits.accel.cpu import pieces, streams
+from mlx_vits.accel.cpu.pieces import PiecewiseGenerator
 from mlx_vits.config import Config
 from mlx_vits.models.generator import Generator
 from mlx_vits.models.vits import SynthesizerTrn
-from mlx_vits.nn import streams
-from mlx_vits.synthesis import pieces
-from mlx_vits.synthesis.folding import Folding, fold_model
-from mlx_vits.synthesis.pieces import PiecewiseGenerator
-from mlx_vits.synthesis.playback import Playback
+from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.synthesis.voice import Voice
 from tests.support.tiny import tiny_config
 
@@ -50,6 +51,10 @@ def inputs(config: Config, batch: int, frames: int) -> tuple[mx.array, mx.array]
     return z, mx.random.normal((batch, 1, config.model.gin_channels), key=keys[1])
 
 
+def in_pieces(generator: Generator, elements: int) -> pieces._Decoder:
+    return pieces._Decoder(generator, elements)
+
+
 def assert_close(found: mx.array, wished: mx.array) -> None:
     assert found.shape == wished.shape
     np.testing.assert_allclose(np.array(found), np.array(wished), rtol=0, atol=2e-6)
@@ -61,7 +66,7 @@ def test_pieces_are_the_whole(frames: int, elements: int) -> None:
     config = tiny_config("v2")
     generator = make_generator(config)
     z, g = inputs(config, 2, frames)
-    assert_close(PiecewiseGenerator(generator, elements)(z, g), generator(z, g))
+    assert_close(in_pieces(generator, elements)(z, g), generator(z, g))
 
 
 @pytest.mark.parametrize("rates", [(5, 3), (4, 4, 2), (3,)])
@@ -73,23 +78,23 @@ def test_other_rates_and_kernels(rates: tuple[int, ...]) -> None:
     generator = make_generator(config)
     z, g = inputs(config, 1, 60)
     wished = generator(z, g)
-    assert_close(PiecewiseGenerator(generator, 64)(z, g), wished)
+    assert_close(in_pieces(generator, 64)(z, g), wished)
 
 
 def test_the_work_is_cut_and_shared_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config("v2")
     spans: list[tuple[int, int, int, mx.Stream]] = []
-    real = PiecewiseGenerator._computed
+    real = pieces._Decoder._computed
 
-    def computed(self: PiecewiseGenerator, stage: int, x: mx.array, a: int, b: int) -> mx.array:
+    def computed(self: pieces._Decoder, stage: int, x: mx.array, a: int, b: int) -> mx.array:
         spans.append((stage, a, b, mx.default_stream(mx.cpu)))
         return real(self, stage, x, a, b)
 
-    monkeypatch.setattr(PiecewiseGenerator, "_computed", computed)
+    monkeypatch.setattr(pieces._Decoder, "_computed", computed)
     monkeypatch.setattr(streams, "_cores", lambda: 3)
     of_three = streams.lanes.__wrapped__()
     monkeypatch.setattr(pieces, "lanes", lambda: of_three)
-    PiecewiseGenerator(make_generator(config), 64)(*inputs(config, 1, 60))
+    in_pieces(make_generator(config), 64)(*inputs(config, 1, 60))
     last = [span for span in spans if span[0] == len(config.model.upsample_rates) - 1]
     assert len(last) > 3
     assert [start for _, start, _, _ in last[1:]] == [end for _, _, end, _ in last[:-1]]
@@ -112,17 +117,6 @@ def test_products_keep_to_one_core_and_get_the_others_back() -> None:
     assert threads.read() == before
 
 
-def test_blocks_of_threads_may_overlap() -> None:
-    count = [4]
-    threads = streams._Threads(lambda: count[0], lambda number: count.__setitem__(0, number))
-    threads.take()
-    threads.take()
-    threads.give_back()
-    assert count == [1], "the other block goes on"
-    threads.give_back()
-    assert count == [4]
-
-
 def make_voice() -> Voice:
     mx.random.seed(1)
     return Voice(SynthesizerTrn(tiny_config("v2")))
@@ -133,19 +127,19 @@ def say(voice: Voice) -> np.ndarray:
     return voice.decode(np.arange(12)[None, None], np.arange(7)[None], refer)
 
 
-def test_a_voice_speaks_in_pieces_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Generator] = []
+@pytest.mark.skipif(sys.platform != "linux", reason="pieces are for Linux")
+def test_a_voice_speaks_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    build = pieces._Decoder.__init__
 
-    class Counted(PiecewiseGenerator):
-        def __init__(self, generator: Generator):
-            super().__init__(generator, 500)
-            made.append(generator)
+    def counted(self: pieces._Decoder, generator: Generator, elements: int) -> None:
+        made.append(1)
+        build(self, generator, 500)
 
-    monkeypatch.setattr(pieces, "PiecewiseGenerator", Counted)
-    monkeypatch.setattr(pieces, "pays", lambda: False)
-    whole = say(make_voice())
+    monkeypatch.setattr(pieces._Decoder, "__init__", counted)
+    with accel.use("off"):
+        whole = say(make_voice())
     assert not made
-    monkeypatch.setattr(pieces, "pays", lambda: True)
     voice = make_voice()
     np.testing.assert_allclose(say(voice), whole, rtol=0, atol=2e-6)
     say(voice)
@@ -155,25 +149,8 @@ def test_a_voice_speaks_in_pieces_where_that_pays(monkeypatch: pytest.MonkeyPatc
     assert len(made) == 2, "the weights were replaced"
 
 
-def test_played_back_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    voice = make_voice()
-    voice._playback = Playback(Folding(voice.model), plays_back=True)
-    monkeypatch.setattr(pieces, "in_pieces", None)
-    assert np.array_equal(say(voice), say(voice))
-
-
-def test_the_folded_model_stays_as_it_is() -> None:
-    model = fold_model(SynthesizerTrn(tiny_config("v2")))
-    twin = pieces.in_pieces(model)
-    assert isinstance(model.dec, Generator)
-    assert isinstance(twin.dec, PiecewiseGenerator)
-
-
-def test_it_pays_on_a_cpu_under_linux_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert pieces.pays()
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert not pieces.pays()
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert not pieces.pays()
+@pytest.mark.skipif(sys.platform != "linux", reason="pieces are for Linux")
+def test_the_model_itself_stays_as_it_is() -> None:
+    model = SynthesizerTrn(tiny_config("v2"))
+    assert isinstance(fold_model(model).dec, PiecewiseGenerator)
+    assert type(model.dec) is Generator

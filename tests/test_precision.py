@@ -113,7 +113,8 @@ def test_auto_is_fp32() -> None:
 def test_it_is_near_fp32(train: Any) -> None:
     """bf16 rounds to 2^-9: losses to 1 %, gradients of a whole net to 3 % of their length.
 
-    Without the mel loss: that of a decoder which says nothing is the logarithm of rounding noise.
+    The peak is one sample, in which nothing evens out: it is 2 % off, and may be 4 %. Without the
+    mel loss: that of a decoder which says nothing is the logarithm of rounding noise.
     """
     config = tiny_config()
     config = replace(config, train=replace(config.train, c_mel=0.0))
@@ -124,7 +125,7 @@ def test_it_is_near_fp32(train: Any) -> None:
         named.append({k: v.item() for k, v in result.losses.items()})
         flat.append({"g": arrays_of(result.grads_g), "d": arrays_of(result.grads_d)})
     for name, value in named[0].items():
-        bound = 0.02 if name.startswith(("grad", "peak")) else 0.01
+        bound = 0.04 if name.startswith("peak") else 0.02 if name.startswith("grad") else 0.01
         assert named[1][name] == pytest.approx(value, rel=bound, abs=1e-6), name
     for net, theirs in flat[0].items():
         ours = flat[1][net]

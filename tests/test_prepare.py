@@ -133,7 +133,7 @@ def _faults(folder: Path) -> list[tuple[str, str]]:
         if clip:
             _write(path, "clip_0.wav", hum(1.2))
         if transcripts is not None:
-            (path / "transcripts.tsv").write_text(transcripts)
+            (path / "transcripts.tsv").write_text(transcripts, encoding="utf-8")
         return path
 
     voice("empty", None, clip=False)
@@ -173,6 +173,7 @@ def _faults(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.machine
 def test_bad_voices_get_one_sentence_and_leave_nothing(
     base: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -246,6 +246,7 @@ def add_bad_clips(bench: Bench) -> dict[str, str]:
     }
 
 
+@pytest.mark.machine
 def test_bad_clips_are_left_out_with_their_reasons(
     bench: Bench, heard: list[str], monkeypatch: Any
 ) -> None:

@@ -317,6 +317,7 @@ def test_an_mp3_that_was_cut_off_does_not_begin_again(tmp_path: Path) -> None:
         assert made.span.end <= held
 
 
+@pytest.mark.machine
 def test_what_libsndfile_cannot_open_goes_through_ffmpeg(tmp_path: Path, monkeypatch: Any) -> None:
     """A stand-in, which leaves a recording where ffmpeg is told to write."""
     wav = build([(450, LOUD), (90, QUIET), (1100, LOUD)])

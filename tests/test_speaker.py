@@ -98,7 +98,10 @@ def test_resampling(data: dict[str, mx.array]) -> None:
 
 
 def test_every_stage(model: ERes2NetV2, data: dict[str, mx.array]) -> None:
-    """Maps [B, C, T] averaged over their bands; ours are (B, F, T, C)."""
+    """Maps [B, C, T] averaged over their bands; ours are (B, F, T, C).
+
+    Those of the layers, theirs and ours, are up to 8e-7 from float64, whichever BLAS there is.
+    """
     x = data["in/fbank"].swapaxes(1, 2)[..., None]
     x = mx.maximum(model.bn1(model.conv1, x), 0)
     for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -107,7 +110,8 @@ def test_every_stage(model: ERes2NetV2, data: dict[str, mx.array]) -> None:
             x = block(x)
         assert_near(x.mean(axis=1).swapaxes(1, 2), data[f"tap/{name}"], 3e-6)
     fused = model.fuse34(x, model.layer3_ds(aside))
-    assert_near(fused.mean(axis=1).swapaxes(1, 2), data["tap/fuse34"], 3e-6)
+    # From float64 the golden is 1.4e-6 away, and ours 1.1e-6 to 2.1e-6, as the BLAS has it.
+    assert_near(fused.mean(axis=1).swapaxes(1, 2), data["tap/fuse34"], 6e-6)
     vectors = model.forward3(data["in/fbank"])
     assert vectors.shape == (2, model.config.sv_dim)
     # The last fusion multiplies differences of large values.
@@ -208,7 +212,7 @@ def test_files_that_do_not_fit(small: dict[str, np.ndarray], tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="there is no such file"):
         load_speaker_encoder(tmp_path / "absent.ckpt")
     path.write_bytes(b"<html>")
-    with pytest.raises(CheckpointError, match="is not a PyTorch file"):
+    with pytest.raises(CheckpointError, match="is a web page, not a model"):
         load_speaker_encoder(path)
 
 

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -28,6 +28,7 @@ from mlx_vits.text import (
     symbols_for,
 )
 from mlx_vits.text.english_numbers import cardinal, ordinal, year
+from mlx_vits.text.mixed import split_languages
 
 VOICES = Path(__file__).resolve().parents[1].parent / "shared" / "voices"
 
@@ -430,6 +431,48 @@ def test_endless_numbers_are_read_digit_by_digit(ending: str) -> None:
     normalized = english.normalize("7" * 5000 + ending)
     assert normalized.startswith("seven seven seven")
     assert english.normalize("1,234,567,890,123,456").startswith("one two three four")
+
+
+_ODD = ["a", "9", "I", ".", "a-", "A.B.", "'", "1,", "$", "12:", "/", "㎡", "x.com/", "あ1"]
+
+
+@pytest.mark.parametrize("unit", _ODD)
+def test_a_word_that_nobody_says_is_refused_before_it_takes_minutes(unit: str) -> None:
+    odd = (unit * 8000)[:8000]
+    with pytest.raises(DataError, match=r"has a word of 8,000 characters \(.*with blanks between"):
+        clean_text(f"Say {odd} now.", "en")
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "ko", "yue", "auto", "all_zh"])
+def test_so_it_is_in_every_language(language: str) -> None:
+    with pytest.raises(DataError, match=r"has a word of 8,000 characters"):
+        clean_text("日本は中国" * 1600 + "12:" * 2666 + "12。", language)
+
+
+def test_long_texts_and_long_words_are_read() -> None:
+    assert clean_text("hello " * 2000, "en").phonemes == clean_text("hello", "en").phonemes * 2000
+    assert clean_text("Dots" + "." * 400 + " and more", "en").normalized == "Dots. and more"
+    assert len(clean_text("See https://x.com/" + "a/" * 200, "en").phonemes) > 400
+
+
+def test_cutting_a_text_of_many_languages_takes_steps_in_proportion_to_its_length() -> None:
+    def lines_run(repeats: int) -> int:
+        count = 0
+
+        def note(*_: object) -> Any:
+            nonlocal count
+            count += 1
+            return note
+
+        before = sys.gettrace()
+        sys.settrace(note)
+        try:
+            split_languages("% 12 。" * repeats + "好", "auto")
+        finally:
+            sys.settrace(before)
+        return count
+
+    assert lines_run(200) < 5 * lines_run(50)
 
 
 @pytest.mark.skipif(not VOICES.is_dir(), reason="the voices in ../shared are not here")

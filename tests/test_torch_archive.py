@@ -179,7 +179,13 @@ def test_files_that_are_no_archive(tmp_path: Path) -> None:
     for content, words in {
         b"": "is empty",
         b"P": "not a PyTorch file",
-        b"RIFF....WAVE": "not a PyTorch file",
+        b"RIFF....WAVE": "is a sound file",
+        b"\n<!DOCTYPE html><html>404</html>": "is a web page, not a model",
+        b"\x1f\x8b\x08" + bytes(60): "is compressed with gzip; unpack it",
+        b"\x80\x02}q\x00.": "is a bare Python pickle",
+        (90).to_bytes(8, "little") + b'{"a": {': "is a safetensors file; give it a name in",
+        b'{"weight": {}}': "is JSON text, not a model",
+        bytes(4096): "nothing but one repeated byte",
         b"PK\x03\x04": "cut short",
         b"05\x03\x04" + bytes(100): "cut short",
         b"version https://git-lfs.github.com/spec/v1\n": "git lfs pull",
@@ -214,7 +220,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None
     path = tmp_path / "voice.pth"
     path.write_bytes(b"the old one")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda self, mode: FullDisk())
+        patch.setattr(os, "fdopen", lambda fd, mode: (os.close(fd), FullDisk())[1])
         with pytest.raises(CheckpointError) as caught:
             write_torch_archive(path, tree())
     assert str(caught.value) == (

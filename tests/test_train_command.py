@@ -331,7 +331,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
 def test_help_gives_every_option_its_default(place: Place) -> None:
     text = " ".join(place.run("--help").stdout.split())
     for option, default in DEFAULTS.items():
-        mention = re.search(rf"(?<![\w-]){option} <(.*?)(?=│ --|╰)", text)
+        mention = re.search(rf"(?<![\w-]){option} <(.*?)(?=[│|] --|[╰+])", text)
         assert mention, option
         assert not default or f"[default: ({default})]" in mention[0], (option, mention[0])
     assert "--bias-correction --no-bias-correction" in text

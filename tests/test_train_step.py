@@ -34,17 +34,20 @@ from tests.support.goldens import (
 
 META = values("train_v2", "train.json")
 DATA = tensors("train_v2", "train.safetensors")
-# Elements: one flipped sign alone breaks the L2 bound of such a tensor. All n move by lr, so the
-# norm of the move is lr sqrt(n), of which 5 % are less than the flip's 2 lr below n = 1600.
-SMALL = 1600
-# Relative L2 of a gradient. In the second layer of the discriminator of period 11 one activation is
-# -8e-9 in float64 and may round to either side of the leaky ReLU's kink: 2.1e-3 of this gradient.
-GRADIENT_RTOL = 2e-3
-KINKED = {"discriminators.5.convs.0.weight_v": 4e-3}
+# AdamW's first steps have the size of the rate, whatever the gradient's: an element whose gradient
+# is 0 but for rounding may step the other way. Rounding is up to 3.3e-4 of a gradient (below) and
+# decides for 0.8 * 3.3e-4 of normal elements. The share that may differ freely, at least one:
+FLIPPED = 1e-3
+# Relative L2 of a gradient; the golden's are computed in fp32. Under five BLAS kernels (MKL's with
+# AVX-512 and SSE2, OpenBLAS's for Prescott, Haswell and Skylake-X) the generator's are off by 2e-6
+# to 3.3e-4. The discriminators' are off by 3e-6, unless an activation rounds to the other side of
+# the leaky ReLU's kink (-8e-9 in float64 is one, in the second layer of period 11): one that did
+# took 1.9e-3 or 2.1e-3 of a gradient, and two may.
+GRADIENT_RTOL = {"g": 2e-3, "d": 4e-3}
 # A length's gradient is the part of the weight's that lies along the direction. Where this nearly
 # cancels (0.115 of 11 in dec.resblocks.14.convs1.1), weights that differ by one rounding move it by
 # up to 2e-4 of the whole.
-LENGTH_ATOL = 3e-4
+LENGTH_ATOL = 5e-4
 LOSS_NAMES = {
     "loss_disc": "loss_d",
     "loss_gen": "loss_gen",
@@ -141,8 +144,8 @@ def test_losses_and_gradient_norms(trained: Trained, number: int) -> None:
 def test_gradients_of_the_first_step(trained: Trained, net: str) -> None:
     prefix = f"step1/grad_{net}/"
     for name in _compared(prefix):
-        bound = KINKED.get(name, GRADIENT_RTOL)
-        assert relative_l2(trained.gradients[net][name], DATA[prefix + name]) <= bound, name
+        off = relative_l2(trained.gradients[net][name], DATA[prefix + name])
+        assert off <= GRADIENT_RTOL[net], name
     norms = META["steps"][0][f"grad_norm_per_param_{net}"]
     skipped = {*META["mathematically_zero_grad"], *META["none_grad"]}
     assert set(trained.gradients[net]) == set(norms) - set(META["none_grad"])
@@ -162,9 +165,7 @@ def test_parameters(trained: Trained, net: str, number: int, furthest: float) ->
         ours = np.array(trained.states[number - 1][net][name], dtype=np.float64)
         difference = np.abs(ours - np.array(DATA[prefix + name]))
         assert difference.max() <= furthest, name
-        flat = np.sort(difference.ravel())
-        if difference.size < SMALL:
-            flat = flat[:-1]  # one element may have stepped the other way
+        flat = np.sort(difference.ravel())[: -max(1, round(FLIPPED * difference.size))]
         assert np.linalg.norm(flat) <= 0.05 * moved[name], name
         if number == 1 and flat.size:
             assert np.mean(flat <= 1e-6) >= 0.99, name

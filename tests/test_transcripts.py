@@ -109,24 +109,24 @@ def test_paths_of_a_list_are_cleaned_as_upstreams(path: str, tmp_path: Path) -> 
 
 
 def test_tables(tmp_path: Path) -> None:
-    """Two columns, or three with a speaker or LJ Speech's two texts; any text may hold a comma."""
+    """Two columns, or three with a speaker or LJ Speech's two texts."""
     no_pipe = [(name, text.replace("|", "or")) for name, text in SAID]
     tsv = "".join(f"{name}\t{text}\n" for name, text in SAID)
     assert said(read(tmp_path / "transcripts.tsv", tsv)) == SAID
     tsv = "".join(f"{name}\tme\t {text} \n" for name, text in SAID)
     assert said(read(tmp_path / "other.tsv", tsv)) == SAID
-    csv = 'a.wav,"Hello, world."\nb.wav,"She said ""no""."\nc.wav,plain\nd.wav,me,third\n'
+    csv = 'a.wav,"Hello, world."\nb.wav,"She said ""no""."\nc.wav,plain\nd.wav,"this | that"\n'
     assert said(read(tmp_path / "x.csv", csv)) == [
         ("a.wav", "Hello, world."),
         ("b.wav", 'She said "no".'),
         ("c.wav", "plain"),
-        ("d.wav", "third"),
+        ("d.wav", "this | that"),
     ]
     pipes = "".join(f"{name}|{text}\n" for name, text in no_pipe)
     assert said(read(tmp_path / "metadata.csv", pipes)) == no_pipe
-    lj = 'LJ1|Dr. "X" paid 3.|Doctor "X" paid three.\nLJ2|A "half-open quote.|A "half-open quote.\n'
+    lj = 'LJ1|Dr. "X" paid 3.|Doctor "X" paid three.\nLJ2|"Open.|"Open.\n'
     rows = read(tmp_path / "lj.csv", lj)
-    assert said(rows) == [("LJ1", 'Doctor "X" paid three.'), ("LJ2", 'A "half-open quote.')]
+    assert said(rows) == [("LJ1", 'Doctor "X" paid three.'), ("LJ2", '"Open.')]
     assert {row.language for row in rows} == {None}
 
 
@@ -166,27 +166,44 @@ MISTAKES = [
     ("x.list", "|me|EN|one\n", "line 1 does not name a file"),
     ("x.list", "in/|me|EN|one\n/|me|EN|one\n", "line 2 does not name a file"),
     ("x.list", "in/..|me|EN|one\n", "line 1 does not name a file of the folder itself"),
-    ("x.list", "a/a.wav|m|EN|1\n\nb\\a.wav|m|EN|2\n", "line 3 lists a.wav a second time"),
+    ("x.list", "a/a.wav|m|EN|1\n\na\\a.wav|m|EN|2\n", "line 3 lists a.wav a second time"),
     ("x.list", "", "lists no clip; write a line for each"),
     ("x.tsv", " \n\n", "lists no clip"),
     ("x.tsv", "a.wav\tone\nb.wav two\n", "line 2 is not `file<TAB>text`"),
-    ("x.tsv", "a.wav\tme\ten\tone\n", "line 1 is not `file<TAB>text`"),
+    (
+        "x.tsv",
+        "a.wav\tone\nb.wav\ttwo\tthree\n",
+        "line 2 is not `file<TAB>text`; take the further tab",
+    ),
     ("x.tsv", "a.wav\t\n", "line 1 gives no text for a.wav"),
     ("x.tsv", "\tone\n", "line 1 does not name a file"),
     ("x.tsv", "../a.wav\tone\n", "line 1 does not name a file of the folder itself"),
-    ("x.tsv", "/etc/a.wav\tone\n", "line 1 does not name a file of the folder itself"),
+    ("x.tsv", "in/../../a.wav\tone\n", "line 1 does not name a file of the folder itself"),
     ("x.tsv", "..\tone\n", "line 1 does not name a file of the folder itself"),
     ("x.tsv", "a.wav\tone\na.wav \ttwo\n", "line 2 lists a.wav a second time"),
-    ("x.csv", "a.wav,one\nb.wav,two, and three, and four\n", "line 2 is not `file,text`"),
+    ("x.csv", "a.wav,one\nb.wav,two,three\n", "line 2 is not `file,text`; put its text in double"),
     ("x.csv", "a.wav\n", "line 1 is not `file,text`"),
     ("x.csv", "a.wav,\n", "line 1 gives no text for a.wav"),
-    ("x.csv", "in/a.wav,one\n", "line 1 does not name a file of the folder itself"),
     ("x.csv", "a|one\nb\n", r"line 2 is not `file\|text`"),
-    ("x.csv", "a|one|two|three\n", r"line 1 is not `file\|text`"),
+    ("x.csv", "a|one|two|three\n", "has 4 columns and no header"),
     ("x.csv", 'a.wav,"one\ntwo"\nb.wav,"",x,y\n', "line 3 is not"),
-    ("x.csv", "a.wav," + "one " * 40_000 + '\nb.wav,"' + "two " * 40_000, r"line \d is not CSV"),
-    ("x.list", "caf\xe9".encode("latin-1"), "cannot be read as UTF-8 text; save it again"),
-    ("x.list", "a.wav|m|EN|one\n".encode("utf-16"), "cannot be read as UTF-8 text"),
+    ("x.csv", "a.wav," + "one " * 40_000 + '\nb.wav,"' + "two " * 40_000, "line 2 opens a quot"),
+    (
+        "x.list",
+        "caf\xe9".encode("latin-1"),
+        r"is not UTF-8 text \(probably Windows-1252\); save it",
+    ),
+    (
+        "x.list",
+        "a.wav|m|ZH|说话".encode("gbk"),
+        r"is not UTF-8 text \(probably GBK\); save it again",
+    ),
+    (
+        "x.list",
+        "a.wav|m|JA|はい".encode("cp932"),
+        r"is not UTF-8 text \(probably Shift-JIS\); save",
+    ),
+    ("x.list", "a.wav|m|EN|one\n".encode("utf-16-le"), "UTF-16 without its mark"),
 ]
 
 
@@ -202,7 +219,7 @@ def test_mistakes(name: str, content: Any, words: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     make_clips(tmp_path / "clips", "a.wav")
     for path in (tmp_path / "x.list", tmp_path / "clips"):
-        with pytest.raises(DataError, match="cannot be read as UTF-8"):
+        with pytest.raises(DataError, match=r"cannot be read \(.*\); check the path"):
             read_voice_source(tmp_path / "clips", 0, path)
 
 
@@ -230,7 +247,7 @@ def test_texts_beside_the_clips(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"c\.wav: has no line in a \.txt or \.lab beside it; add"):
         clips_of(folder)
     (folder / "c.lab").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match=r"c\.lab: cannot be read as UTF-8"):
+    with pytest.raises(DataError, match=r"c\.lab: is not UTF-8 text"):
         clips_of(folder)
     assert read_beside([folder / "d.wav"]) == []
 
@@ -282,7 +299,7 @@ def test_columns_the_wrong_way_round(name: str, tmp_path: Path) -> None:
     folder = make_clips(tmp_path / "clips", "a.wav")
     text = "in being comparatively modern " * 10
     (folder / name).write_text(text + {"x.csv": ","}.get(name, "\t") + "a.wav\n")
-    with pytest.raises(DataError, match="line 1 lists in being"):
+    with pytest.raises(DataError, match="has its files in column 2 and no header"):
         clips_of(folder)
 
 

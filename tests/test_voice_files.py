@@ -21,8 +21,10 @@ from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import read_voice, write_voice
+from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.files import replace_folder
+from mlx_vits.models.vits import SynthesizerTrn
 from tests.support.goldens import SHARED, assert_close, generator, golden, tensors
 from tests.support.tiny import make_base, tiny_config
 
@@ -134,6 +136,13 @@ def test_a_pth_without_sizes_gets_them_from_its_tensors() -> None:
         ({"weight": {"a": np.zeros(1)}, "config": {}}, "not a SoVITS generator"),
         ({"weight": {"a": 3}, "config": {}}, "hold 'a', which is no tensor"),
         ({"weight": {"cfm.x": np.zeros(1), TABLE: np.zeros((732, 2))}}, "is a v3 or v4 model"),
+        ({"weight": {"x.attn.to_q.lora_A.default.weight": np.zeros(1)}}, "is a LoRA of v3 or v4"),
+        ({"weight": {"model.h.layers.0.x": np.zeros(1)}}, "GPT stage.*give the .pth from SoVITS_w"),
+        ({"model": {"enc_p.emb_phone.weight": np.zeros(1)}, "optimizer": None}, "a voice of RVC"),
+        ({"model": {"f0_decoder.proj.weight": np.zeros(1)}, "iteration": 8}, "of so-vits-svc"),
+        ({"state_dict": {"model_g.enc_p.x": np.zeros(1)}, "epoch": 3}, "is a model of Piper"),
+        ({"feature_extractor.x": np.zeros(1)}, "content encoder, not a voice; give its folder as"),
+        ({"weight": {"x" * 600: np.zeros(1)}}, "the name of a tensor has 600 characters"),
         ({"weight": {TABLE: np.zeros(732)}}, "not a SoVITS generator"),
         ({"weight": {TABLE: np.zeros((732, 2))}, "config": {"model": 3}}, "not a table"),
         ({"weight": {TABLE: np.zeros((732, 2))}, "config": 3}, "configuration is damaged"),
@@ -141,6 +150,7 @@ def test_a_pth_without_sizes_gets_them_from_its_tensors() -> None:
         ({"weight": {"discriminators.0.x": np.zeros(1)}}, "is a discriminator, not a voice"),
         ({"model": {TABLE: np.zeros((732, 2))}, "optimizer": {}}, "lacks iteration"),
         ({"model": {}, "iteration": 3}, "holds model, iteration"),
+        ({TABLE: np.zeros((732, 2))}, "it states no configuration: save it in PyTorch as"),
         ([1, 2], "holds something else"),
     ],
 )
@@ -289,3 +299,20 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
         replace_folder(tmp_path / "never made", kept)
     assert [path.name for path in tmp_path.iterdir()] == ["voice"]
     assert (kept / "weights").read_text() == "old"
+
+
+def test_a_bare_state_dict_is_a_voice(tmp_path: Path) -> None:
+    """As scripts that merge voices write it; upstream's rates are what its sizes do not tell."""
+    from mlx_vits.checkpoints.torch_archive import write_torch_archive
+
+    config = Config.from_dict({"model": {"upsample_initial_channel": 64, "filter_channels": 96}})
+    weight = {name: np.array(a) for name, a in state_of(SynthesizerTrn(config)).items()}
+    write_torch_archive(tmp_path / "merged.pth", weight)
+    assert mlx_vits.load(tmp_path / "merged.pth").version == "v2"
+
+
+def test_a_voice_in_a_zip_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "voice.zip", "w") as archive:
+        archive.write(_golden_pth("v2"), "me/voice.pth")
+    with pytest.raises(CheckpointError, match=r"is a zip that holds me/voice\.pth; unpack it"):
+        read_voice(tmp_path / "voice.zip")

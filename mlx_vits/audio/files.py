@@ -13,11 +13,11 @@ import numpy as np
 import soundfile
 import soxr
 
-from mlx_vits.audio.formats import open_recording
+from mlx_vits.audio.streams import check_speech_rate, open_stream
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
 
-_MIN_RATE = 16000
+_LONGEST_SECONDS = 600.0  # far above any clip; longer recordings are streamed
 
 
 class Recording(NamedTuple):
@@ -26,50 +26,55 @@ class Recording(NamedTuple):
     Attributes:
         wav: `(N,)` float32, full scale 1.0.
         rate: Hz.
+        channels: of the file.
+        channel: the one of them that `wav` is, from 0; None where it is their average.
     """
 
     wav: np.ndarray
     rate: int
+    channels: int = 1
+    channel: int | None = None
 
 
 def read_audio(path: str | Path) -> Recording:
-    """Reads a recording; several channels are averaged.
+    """Reads a recording of up to ten minutes into memory.
+
+    Several channels are averaged, unless that would lose most of the sound (`Recording.channel`).
 
     Raises:
-        DataError: the file is missing, is not audio, is empty, or holds something that is not a
-            number.
-        UserError: it needs ffmpeg, which is not installed.
+        DataError: the file is missing, is not audio, is empty, too long, or holds something that
+            is no sound.
+        UserError: it needs ffmpeg, which is not installed, or more space for temporary files than
+            there is.
     """
     path = Path(path)
-    with open_recording(path) as file:
-        rate = file.samplerate
-        try:
-            samples = file.read(dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise DataError(f"{path}: is damaged; export it again or take it out") from error
-    if not len(samples):
-        raise DataError(f"{path}: holds no sound; take it out of the folder")
-    wav = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if not np.isfinite(wav).all():
-        raise DataError(f"{path}: holds samples that are not numbers; record or export it again")
-    return Recording(np.ascontiguousarray(wav, dtype=np.float32), int(rate))
+    with open_stream(path, _LONGEST_SECONDS) as stream, stream.naming_faults():
+        blocks = list(stream.mono())
+        if not blocks:
+            raise DataError(f"{path}: holds no sound; take it out of the folder")
+        wav = np.concatenate(blocks)
+        return Recording(wav, stream.rate, stream.channels, stream.channel)
 
 
 def read_seconds(path: str | Path) -> float:
-    """How long a recording is, from its header.
+    """How long a recording of up to ten minutes is, from its header if that says so.
 
     Raises:
-        DataError: the file is missing or is not audio.
-        UserError: it needs ffmpeg, which is not installed.
+        DataError: as `read_audio`.
+        UserError: as `read_audio`.
     """
-    with open_recording(Path(path)) as file:
-        return file.frames / file.samplerate
+    with open_stream(Path(path), _LONGEST_SECONDS) as stream:
+        frames = stream.frames
+        if frames is None:
+            frames = sum(len(block) for block in stream.blocks())
+        return frames / stream.rate
 
 
 def read_speech(path: str | Path, rate: int) -> np.ndarray:
     """Reads a recording at a given rate.
 
     Args:
+        path: the recording.
         rate: Hz, of the result.
 
     Returns:
@@ -78,13 +83,23 @@ def read_speech(path: str | Path, rate: int) -> np.ndarray:
     Raises:
         DataError: as `read_audio`, or the recording was made below 16 kHz and lacks what a voice
             needs.
+        UserError: as `read_audio`.
     """
-    recording = read_audio(path)
-    if recording.rate < _MIN_RATE:
-        raise DataError(
-            f"{path}: was recorded at {recording.rate} Hz, which lacks the upper half of a voice; "
-            f"record it at {_MIN_RATE} Hz or more, best at {rate} Hz"
-        )
+    return to_speech(read_audio(path), path, rate)
+
+
+def to_speech(recording: Recording, path: str | Path, rate: int) -> np.ndarray:
+    """A recording at a given rate.
+
+    Args:
+        recording: from `read_audio`.
+        path: of the recording, for messages.
+        rate: Hz, of the result.
+
+    Raises:
+        DataError: it was made below 16 kHz.
+    """
+    check_speech_rate(path, recording.rate, rate)
     return resample(recording.wav, recording.rate, rate)
 
 

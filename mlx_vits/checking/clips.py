@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_vits.audio.files import read_audio, read_speech
+from mlx_vits.audio.files import Recording, read_audio, to_speech
 from mlx_vits.audio.formats import open_recording
 from mlx_vits.checking.facts import ClipFacts, FeatureFacts, LeftOut
 from mlx_vits.checking.phonemes import ENGLISH, guessed_words, is_english
@@ -23,10 +23,11 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.config import DataSection
 from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.preprocessing import prepared as layout
+from mlx_vits.preprocessing.language_check import check_language
 from mlx_vits.preprocessing.prepared import TextLine
 from mlx_vits.preprocessing.quality import judge_clip
 from mlx_vits.preprocessing.sources import Clip
-from mlx_vits.text.cleaner import UNKNOWN, clean_text
+from mlx_vits.text.cleaner import UNKNOWN
 from mlx_vits.text.symbols import symbols_for
 
 DATA = DataSection()  # every version's: 32 kHz, 640 samples a frame
@@ -81,45 +82,49 @@ def read_clips(subject: Subject) -> Iterator[Reading]:
 def _parts(folder: Path) -> list[tuple[Path, list[TextLine]]]:
     parts = [folder, folder / layout.HELD_OUT_FOLDER]
     return [
-        (part, layout.read_text_lines(part / layout.TEXT_FILE))
+        (part, layout.read_text_lines(part / layout.TEXT_FILE, _ignore))
         for part in parts
         if layout.is_prepared(part)
     ]
+
+
+def _ignore(reason: str) -> None:
+    """Of a line that is told of among what is left out."""
 
 
 class _Heard(NamedTuple):
     sound: SoundFacts
     samples: int
     digest: str
-    file_form: str
 
 
-def _hear(path: Path) -> _Heard:
-    """Measures a recording at its own rate.
+def _hear(recording: Recording) -> _Heard:
+    """Measures a recording at its own rate."""
+    return _Heard(
+        measure_sound(*recording),
+        len(recording.wav),
+        hashlib.sha256(recording.wav.tobytes()).hexdigest(),
+    )
+
+
+def _file_form(path: Path) -> str:
+    """In words where a recording is not as a prepared one has to be, or "".
 
     Raises:
         DataError: it cannot be read.
     """
-    with open_recording(path) as file:
-        channels = file.channels
-        bare = path.stat().st_size - _SAMPLE_BYTES * file.frames * channels
-        is_plain = file.subtype == "PCM_16" and file.format.startswith("WAV")
-    recording = read_audio(path)
     odd = []
-    if recording.rate != DATA.sampling_rate:
-        odd.append(f"{recording.rate} Hz")
-    if channels != 1:
-        odd.append(f"{channels} channels")
-    if not is_plain:
-        odd.append("not 16-bit WAV")
-    elif bare != _WAV_HEADER_BYTES:
-        odd.append(f"a header of {bare} bytes")
-    return _Heard(
-        measure_sound(recording.wav, recording.rate, channels),
-        len(recording.wav),
-        hashlib.sha256(recording.wav.tobytes()).hexdigest(),
-        ", ".join(odd),
-    )
+    with open_recording(path) as header:
+        bare = path.stat().st_size - _SAMPLE_BYTES * header.frames * header.channels
+        if header.samplerate != DATA.sampling_rate:
+            odd.append(f"{header.samplerate} Hz")
+        if header.channels != 1:
+            odd.append(f"{header.channels} channels")
+        if header.subtype != "PCM_16" or not header.format.startswith("WAV"):
+            odd.append("not 16-bit WAV")
+        elif bare != _WAV_HEADER_BYTES:
+            odd.append(f"a header of {bare} bytes")
+    return ", ".join(odd)
 
 
 def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
@@ -127,11 +132,11 @@ def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
     facts = ClipFacts(clip.name, held_out, clip.text, clip.language or language)
     symbols: list[str] = []
     try:
-        wav = read_speech(clip.path, DATA.sampling_rate)
-        heard = _hear(clip.path)
+        recording = read_audio(clip.path)
+        wav = to_speech(recording, clip.path, DATA.sampling_rate)
     except DataError as error:
         return Reading(replace(facts, left_out=_refused(clip, str(error))), symbols)
-    samples = len(wav)
+    heard, samples = _hear(recording), len(wav)
     facts = replace(
         facts,
         seconds=samples / DATA.sampling_rate,
@@ -141,7 +146,8 @@ def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
         digest=heard.digest,
     )
     try:
-        cleaned = clean_text(clip.text, facts.language)
+        check_language(clip.text, facts.language)
+        cleaned = layout.clean_clip_text(clip.text, facts.language)
     except DataError as error:
         left_out = _refused(clip, f"{clip.path}: {error}")
         return Reading(replace(facts, left_out=left_out), symbols)
@@ -187,7 +193,7 @@ def _read_prepared(
     if not held_out and not layout.SHORTEST_FRAMES <= frames <= layout.LONGEST_FRAMES:
         facts = replace(facts, left_out=_odd_length(line.name, frames))
     try:
-        heard = _hear(wav)
+        heard, file_form = _hear(read_audio(wav)), _file_form(wav)
     except DataError as error:
         return Reading(replace(facts, faults=(*facts.faults, str(error))), line.phonemes)
     faults, features = list(facts.faults), None
@@ -207,7 +213,7 @@ def _read_prepared(
         digest=heard.digest,
         faults=tuple(faults),
     )
-    return Reading(_with_vector(facts, vector), line.phonemes, heard.file_form)
+    return Reading(_with_vector(facts, vector), line.phonemes, file_form)
 
 
 def _without(facts: ClipFacts, reason: LeftOut) -> ClipFacts:

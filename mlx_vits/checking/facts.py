@@ -194,6 +194,7 @@ class SoundSummary:
     Attributes:
         rates: how many clips have which sample rate.
         clipped, noisy, narrow, off_level, offset, wrapped: names of clips, see `outliers.py`.
+        one_channel: names of clips of which one channel alone is read.
     """
 
     rates: dict[str, int]
@@ -209,6 +210,7 @@ class SoundSummary:
     off_level: tuple[str, ...]
     offset: tuple[str, ...]
     wrapped: tuple[str, ...]
+    one_channel: tuple[str, ...]
 
 
 @dataclass(frozen=True)

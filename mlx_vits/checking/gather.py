@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -171,6 +172,11 @@ def _left_out(subject: Subject, clips: Sequence[ClipFacts]) -> Iterable[LeftOut]
     """What is not trained on: named when preparing, by the loader's rules, or in no list."""
     if subject.source is not None:
         yield from (clip.left_out for clip in clips if clip.left_out is not None)
+        for words in subject.faults:
+            place = Path(words.partition(": ")[0]).name
+            line = re.search(r": (line \d+)\b", words)
+            name = f"{place} {line[1]}" if line else place
+            yield LeftOut(name, "cannot be matched", words)
         for name in subject.source.unlisted:
             words = f"{name}: has no line in the list of transcripts"
             yield LeftOut(name, "has no transcript", words)
@@ -184,11 +190,12 @@ def _left_out(subject: Subject, clips: Sequence[ClipFacts]) -> Iterable[LeftOut]
 def _unlisted(folder: Path) -> Iterable[LeftOut]:
     """Lines in another form, lines that are there twice, and files without a line."""
     path = folder / layout.TEXT_FILE
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.count("\t") != 3:
-            where = f"line {number}"
-            yield LeftOut(where, "not four columns", f"{where} of {path.name} has not four columns")
-    names = Counter(line.name for line in layout.read_text_lines(path))
+    faults: list[str] = []
+    names = Counter(line.name for line in layout.read_text_lines(path, faults.append))
+    for words in faults:
+        rule = "not four columns" if "four columns" in words else "damaged line"
+        line = re.search(r"line \d+", words.removeprefix(f"{path}"))
+        yield LeftOut(line[0] if line else "", rule, words)
     for name, times in names.items():
         if times > 1:
             yield LeftOut(name, "listed twice", f"{name}: is listed {times} times")

@@ -79,4 +79,5 @@ def summarize_sound(clips: Sequence[ClipFacts]) -> SoundSummary | None:
         off_level=named(lambda sound: abs(sound.rms_db - level.median) > OFF_LEVEL_DB),
         offset=named(lambda sound: abs(sound.dc_offset) > OFFSET),
         wrapped=named(lambda sound: sound.largest_step > WRAPPED_STEP),
+        one_channel=named(lambda sound: sound.channel is not None),
     )

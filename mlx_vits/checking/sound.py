@@ -29,7 +29,7 @@ class SoundFacts(NamedTuple):
 
     Attributes:
         rate: Hz.
-        channels: as many as the file has; measured is their mean.
+        channels: as many as the file has; measured is their mean, or the one of `channel`.
         peak: largest absolute sample, 1.0 is full scale.
         rms_db: root mean square, dB re full scale.
         range_db: the loudest tenth of its 25 ms frames above the quietest tenth, in dB.
@@ -39,6 +39,8 @@ class SoundFacts(NamedTuple):
         dc_offset: mean sample.
         bandwidth_hz: above it there is nothing.
         largest_step: between neighbouring samples.
+        channel: the one that is read, from 0, where the mean would lose most of the sound; else
+            None.
     """
 
     rate: int
@@ -51,9 +53,12 @@ class SoundFacts(NamedTuple):
     dc_offset: float
     bandwidth_hz: float
     largest_step: float
+    channel: int | None = None
 
 
-def measure_sound(wav: np.ndarray, rate: int, channels: int = 1) -> SoundFacts:
+def measure_sound(
+    wav: np.ndarray, rate: int, channels: int = 1, channel: int | None = None
+) -> SoundFacts:
     """Measures a recording `(N,)`, full scale 1.0, of one sample or more."""
     peak = float(np.abs(wav).max())
     offset = float(wav.mean(dtype=np.float64))
@@ -71,6 +76,7 @@ def measure_sound(wav: np.ndarray, rate: int, channels: int = 1) -> SoundFacts:
         dc_offset=offset,
         bandwidth_hz=0.0 if is_silent else _bandwidth(centred, rate),
         largest_step=float(np.abs(np.diff(wav)).max(initial=0.0)),
+        channel=channel,
     )
 
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_vits.checkpoints.base import weights_home
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import given_path
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.clips import needs_clips
 from mlx_vits.preprocessing.prepared import Manifest
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
-from mlx_vits.voice_data import PREPARED, VOICES
+from mlx_vits.voice_data import PREPARED, VOICES, is_name
 
 _UPSTREAM_RUN = "logs_s2"  # how the folder of a run begins that lies in a prepared one of upstream
 _UPSTREAM_TEXT_PARTS = "2-name2text-*.txt"
@@ -49,6 +50,7 @@ class Subject:
         language: see `CheckOptions`.
         batch_size: clips a step.
         note: what is to be said of the folder itself, or "".
+        faults: sentences on clips and lines of the transcripts that preparing leaves out.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Subject:
     language: str | None
     batch_size: int
     note: str = ""
+    faults: tuple[str, ...] = ()
 
 
 def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
@@ -76,7 +79,8 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
     if is_run(folder):
         info = RunInfo.read(folder)
         if options.batch_size is None:
-            batch_size = int(info.options.get("training", {}).get("batch_size", batch_size))
+            training = VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE)
+            batch_size = training.batch_size
         prepared = folder / info.prepared
         if not layout.is_prepared(prepared):
             raise DataError(
@@ -100,17 +104,19 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
             f"{folder}: holds recordings without transcripts; cut and transcribe them with "
             "`mlx-vits prepare`, then check what it makes"
         )
-    source = read_voice_source(folder, options.held_out, options.transcripts)
+    faults: list[str] = []
+    source = read_voice_source(folder, options.held_out, options.transcripts, faults.append)
     kind = "clips with transcripts, not prepared yet"
-    return Subject(folder, kind, source, None, options.language, batch_size)
+    language = options.language
+    return Subject(folder, kind, source, None, language, batch_size, faults=tuple(faults))
 
 
 def _find_folder(voice: str) -> Path:
-    if len(Path(voice).parts) == 1:
+    folder = given_path(voice, DataError)
+    if is_name(voice):
         for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
             if kept.is_dir():
                 return kept
-    folder = Path(voice).expanduser()
     if folder.is_file():
         raise DataError(f"{voice}: is a file; give the folder that the voice's clips lie in")
     if not folder.is_dir():

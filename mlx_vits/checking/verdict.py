@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from mlx_vits.checking.facts import Level, Remark, Verdict, VoiceFacts, Word
 from mlx_vits.checking.phonemes import FASTEST, LEAST_CORRELATION, SLOWEST
+from mlx_vits.preprocessing.language_check import ReadText, judge_languages
 from mlx_vits.preprocessing.prepared import TEXT_FILE
 from mlx_vits.preprocessing.recordings import LONGEST_CLIP_SECONDS
 
@@ -173,6 +174,10 @@ def _on_sound(facts: VoiceFacts) -> Iterable[Remark]:
         (sound.narrow, "of less treble than the others (%s): recorded or compressed another way?"),
         (sound.off_level, "much louder or quieter than the others (%s): of another session?"),
         (sound.offset, "off centre (%s), a DC offset: a cheap sound card, usually harmless."),
+        (
+            sound.one_channel,
+            "read from one channel alone (%s): the average of all would lose most of the voice.",
+        ),
     ):
         if names:
             yield Remark("note", f"{_are(len(names))} {fault % name_some(names)}")
@@ -202,6 +207,10 @@ def _on_texts(facts: VoiceFacts) -> Iterable[Remark]:
                 f"{_are(len(rate.outside))} outside of {SLOWEST:.0f} to {FASTEST:.0f} phonemes a "
                 f"second ({name_some(rate.outside)}): GPT-SoVITS's GPT stage leaves them out.",
             )
+    trained_on = [c for c in facts.clips if c.left_out is None and not c.held_out and c.language]
+    texts = [ReadText(c.name, c.text, c.language, len(c.guessed)) for c in trained_on]
+    for finding in judge_languages(texts):
+        yield Remark(finding.level, finding.words)
     spoken = facts.phonemes
     if spoken.unknown:
         yield Remark(

@@ -30,6 +30,7 @@ from mlx_vits.checkpoints.upstream import read_upstream
 from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice
 from mlx_vits.config import VERSIONS, Config, read_json_table
 from mlx_vits.errors import CheckpointError
+from mlx_vits.files import given_path
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
@@ -44,7 +45,7 @@ def weights_home() -> Path:
     """The folder of bases: `MLX_VITS_HOME`, a checkout's `weights/`, or the user's cache."""
     wish = os.environ.get("MLX_VITS_HOME")
     if wish:
-        return Path(wish).expanduser()
+        return given_path(wish, CheckpointError)
     for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
         if _is_checkout(folder):
             return folder / "weights"
@@ -92,7 +93,7 @@ def find_base(name_or_path: str) -> Base:
     Raises:
         CheckpointError: there is none, or its folder is not a base.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = given_path(name_or_path, CheckpointError)
     if len(folder.parts) == 1 and (weights_home() / folder).is_dir():
         folder = weights_home() / folder
     # The demo keeps its base beside its voice.

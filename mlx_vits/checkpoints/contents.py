@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlx_vits.checkpoints.torch_names import MAX_NAME_CHARS
 from mlx_vits.config import VERSIONS, Config, ReducedDims
 from mlx_vits.errors import CheckpointError
 
@@ -23,6 +24,28 @@ _DIFFUSION = "cfm."  # only v3 and v4 have one, in place of flow and decoder
 _V1_SYMBOLS = 322
 _PLUS_KERNEL = 20  # of v2ProPlus's first upsampling; v2Pro's is 16
 _FIRST_UPSAMPLING = ("dec.ups.0.weight_v", "dec.ups.0.weight")
+_TAKEN = f"give a voice of {', '.join(VERSIONS[:-1])} or {VERSIONS[-1]}"
+# Models that are given by mistake: what a name among their tensors begins with or holds, and words.
+_OTHERS = (
+    (r".*\.lora_[AB]\b", f"is a LoRA of v3 or v4, which mlx_vits does not know; {_TAKEN}"),
+    (_DIFFUSION, f"is a v3 or v4 model, which mlx_vits does not know; {_TAKEN}"),
+    (
+        r"(model\.)?(ar_text_embedding|h\.layers)\.",
+        "is a model of GPT-SoVITS's GPT stage, which chooses what is said, not a voice; give the "
+        ".pth from SoVITS_weights",
+    ),
+    (r"enc_p\.emb_(phone|pitch)\.", f"is a voice of RVC, not of GPT-SoVITS; {_TAKEN}"),
+    (r"(f0_decoder|f0_prenet|emb_uv)\.", f"is a model of so-vits-svc, not of GPT-SoVITS; {_TAKEN}"),
+    (r"model_[gd]\.", f"is a model of Piper, not of GPT-SoVITS; {_TAKEN}"),
+    (r"enc_p\.emb\.", f"is a VITS model without content units, not of GPT-SoVITS; {_TAKEN}"),
+    (r"discriminators\.", "is a discriminator, not a voice; give a generator (s2G or G_)"),
+    (
+        r"(hubert\.)?feature_(extractor|projection)\.",
+        "is a content encoder, not a voice; give its folder as --content-encoder",
+    ),
+    (r"(layer1\.0\.convs|seg_1)\.", "is a speaker encoder; give it as --speaker-encoder"),
+    (r"(bert\.)?embeddings\.", f"is a BERT model, which reads text, not a voice; {_TAKEN}"),
+)
 _PRO_BRANCHES = 8  # sub-discriminators of v2Pro and v2ProPlus; v1 and v2 have 6
 
 
@@ -54,6 +77,23 @@ def check_tensors(tensors: Mapping[Any, Any], source: str | Path) -> None:
                 f"{source}: is damaged, its weights hold {name!r}, which is no tensor; copy or "
                 "download it again"
             )
+        if len(name) > MAX_NAME_CHARS:
+            raise CheckpointError(
+                f"{source}: is damaged, the name of a tensor has {len(name)} characters; copy or "
+                "download it again"
+            )
+
+
+def refuse_others(names: Iterable[Any], source: str | Path) -> None:
+    """Refuses the models that are given in a voice's place by mistake, by what they are.
+
+    Raises:
+        CheckpointError: it is one of them; the sentence says which, and what to give.
+    """
+    found = [name for name in names if isinstance(name, str)]
+    for pattern, words in _OTHERS:
+        if any(re.match(pattern, name) for name in found):
+            raise CheckpointError(f"{source}: {words}")
 
 
 def detect_version(tensors: Mapping[str, Any], source: str | Path = "the file") -> str:
@@ -65,12 +105,9 @@ def detect_version(tensors: Mapping[str, Any], source: str | Path = "the file") 
     Raises:
         CheckpointError: it is a v3 or v4 model, or no generator at all.
     """
-    if any(name.startswith(_DIFFUSION) for name in tensors):
-        raise CheckpointError(
-            f"{source}: is a v3 or v4 model, which mlx_vits does not know; give a file of "
-            f"{', '.join(VERSIONS)}"
-        )
     table = tensors.get(_TEXT_TABLE)
+    if table is None or any(name.startswith(_DIFFUSION) for name in tensors):
+        refuse_others(tensors, source)
     if table is None or len(table.shape) != 2:
         raise CheckpointError(f"{source}: is not a SoVITS generator (no enc_p.text_embedding)")
     if "sv_emb.weight" in tensors:
@@ -109,7 +146,9 @@ def complete_config(
         if "reduced_dims" not in values:
             whole["reduced_dims"] = dataclasses.asdict(infer_dims(tensors, version))
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{source}: lacks {error}, or has it misshapen") from error
+        raise CheckpointError(
+            f"{source}: lacks {error}, or has it misshapen; copy or download it again"
+        ) from error
     return Config.from_dict(whole, source=str(source))
 
 

@@ -14,6 +14,7 @@ The place in the run (step, epoch, batches done, best score, ...) is JSON in the
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
+from mlx_vits.checkpoints.tensors import check_finite, read_tensors, write_tensors
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import make_folder
+from mlx_vits.json_files import check_ranges, parse_json
 
 CHECKPOINTS = "checkpoints"  # within a run's folder
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+MOST_STEPS = 10**8  # years of training
+_MOST_DIGITS, _MOST_STEPS = 4, 32  # of an index, and of a name
+_COUNTS = ("step", "batch", "best_step", "epoch_batches")
 _PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
 
 
@@ -50,6 +55,10 @@ class Place:
     best_step: int = 0
     best_score: float | None = None
     epoch_batches: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, epoch=(1, MOST_STEPS))
+        check_ranges(self, **dict.fromkeys(_COUNTS, (0, MOST_STEPS)))
 
     @property
     def finished_epochs(self) -> int:
@@ -82,19 +91,56 @@ def write_run_state(path: Path, trees: dict[str, Any], place: Place) -> None:
     write_tensors(path, tensors, {"place": json.dumps(asdict(place))})
 
 
-def read_run_state(path: Path) -> RunState:
+def read_run_state(path: Path, *, finite: bool = True) -> RunState:
     """Reads a state.
+
+    Args:
+        finite: refuses weights and moments that hold NaN or infinity.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     file = read_tensors(path)
+    if finite:
+        check_finite(file.tensors, path)
     leaves: dict[str, list[tuple[str, mx.array]]] = {part: [] for part in _PARTS}
+    place = read_place(file.metadata, path)
+    for name, array in file.tensors.items():
+        part, _, key = name.partition("/")
+        leaves.setdefault(part, []).append((key, array))
+    trees = {part: _tree(leaves[part]) for part in leaves}
+    states = trees["optimizer_g"].get("states")
+    if len(trees) > len(_PARTS) or not all(trees.values()) or not isinstance(states, list):
+        raise CheckpointError(f"{path}: is not the state of a run; give a run's folder")
+    return RunState(place, trees)
+
+
+def _tree(leaves: list[tuple[str, mx.array]]) -> dict[str, Any]:
+    """Arrays by path as a tree; empty where they are none that was written here."""
+    steps = [step for name, _ in leaves for step in name.split(".")]
+    deepest = max((name.count(".") for name, _ in leaves), default=0)
+    # A tree is as deep as a name has parts, and a list as long as its largest index.
+    if deepest > _MOST_STEPS or any(step.isdigit() and len(step) > _MOST_DIGITS for step in steps):
+        return {}
     try:
-        place = Place(**json.loads(file.metadata["place"]))
-        for name, array in file.tensors.items():
-            part, _, key = name.partition("/")
-            leaves[part].append((key, array))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not the state of a run; give a run's folder") from error
-    return RunState(place, {part: tree_unflatten(pairs) for part, pairs in leaves.items()})
+        tree: Any = tree_unflatten(leaves)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):  # "a" beside "a.b"
+        return {}
+    found: Any = tree_flatten(tree)
+    is_same = {name for name, _ in found} == {name for name, _ in leaves}
+    return tree if is_same and isinstance(tree, dict) else {}
+
+
+def read_place(metadata: Mapping[str, str], path: Path) -> Place:
+    """Read the place in the run from a state's metadata.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return parse_json(
+        metadata.get("place", "null"),
+        Place,
+        f"{path}: the place in the run",
+        error=CheckpointError,
+        cure="give the folder of a run, or start the run again",
+    )

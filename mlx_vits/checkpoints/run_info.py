@@ -8,9 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write
+from mlx_vits.files import atomic_write, inside, single_name
+from mlx_vits.json_files import check_ranges, read_json
 
 RUN_FILE = "run.json"
+DAMAGED = "put the file back as the run wrote it, or start the run again"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run.
+
+    Attributes:
+        training: those of the trainer by name, see `VITSTrainingConfig`.
+        save_every: steps between checkpoints.
+        tensorboard: whether TensorBoard's files are written.
+    """
+
+    training: dict[str, Any] = field(default_factory=dict)
+    save_every: int = 100
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, save_every=(1, 10**8))  # `MOST_STEPS`
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,7 @@ class RunInfo:
         generator, discriminator, content_encoder: paths of the base's parts, "" for none.
         generator_sha256: of the file that the pretrained weights came from.
         language: of the transcripts.
-        options: the training options by name.
+        options: of the run.
     """
 
     voice: str
@@ -39,7 +59,7 @@ class RunInfo:
     content_encoder: str
     generator_sha256: str
     language: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: RunOptions = RunOptions()
 
     def write(self, folder: Path) -> None:
         """Writes `run.json`.
@@ -55,17 +75,27 @@ class RunInfo:
         """Reads `run.json`.
 
         Raises:
-            CheckpointError: the folder is not a run's, or the file is damaged.
+            CheckpointError: the folder is not a run's, or the file is damaged, or names something
+                outside the folder where the run writes.
         """
         path = folder / RUN_FILE
         if not path.is_file():
             raise CheckpointError(
                 f"{folder}: is not the folder of a run (no {RUN_FILE}); check the path"
             )
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: is damaged; start the run again") from error
+        info = read_json(path, cls, error=CheckpointError, cure=DAMAGED)
+        info.check_names(path)
+        return info
+
+    def check_names(self, path: Path) -> None:
+        """Refuse a file that names something outside the run's folder to write.
+
+        Raises:
+            CheckpointError: it does.
+        """
+        single_name(self.voice, f"{path}: voice", CheckpointError)
+        if not Path(self.prepared).is_absolute():
+            inside(path.parent, self.prepared, error=CheckpointError)
 
 
 def is_run(folder: Path) -> bool:

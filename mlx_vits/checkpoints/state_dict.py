@@ -17,6 +17,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_vits.checkpoints.contents import check_tensors
+from mlx_vits.checkpoints.tensors import check_finite
 from mlx_vits.checkpoints.torch_names import printable
 from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.layout import from_torch, to_torch, torch_name, torch_shape
@@ -133,13 +134,14 @@ def load_state(
         may_lack: prefixes that the file may omit as a whole, as an exported voice omits `enc_q.`.
         consume: empties `tensors`, a dict, while its arrays are cast, so that a model of fp16
             tensors takes their memory instead of adding to it. Nothing is taken out of a dict
-            that is refused.
+            whose names or shapes are refused.
 
     Returns:
         The prefixes of `may_lack` that were absent; those parts keep their values.
 
     Raises:
-        CheckpointError: a tensor is unknown, missing, of another shape, or none; it is named.
+        CheckpointError: a tensor is unknown, missing, of another shape, holds NaN or infinity (in
+            fp32), or is none; it is named.
     """
     check_tensors(tensors, source)
     expected = expected_shapes(model)
@@ -168,6 +170,7 @@ def load_state(
             array = _cast(array, getattr(entry.module, "kind", None))
             array = mx.array(array)
             arrays[name] = array
+        _check_numbers(entry, arrays, source)
         found = _to_model(entry, arrays)
         # At once: until an array is evaluated, it keeps alive all that it is made of.
         mx.eval(found)
@@ -175,6 +178,22 @@ def load_state(
     model.update(tree_unflatten(loaded))
     mx.eval(model.parameters())
     return absent
+
+
+def _check_numbers(entry: _Entry, arrays: Mapping[str, mx.array], source: str) -> None:
+    """Refuses NaN and infinity, and directions without a length, which weight norm divides by."""
+    named = {torch_name(entry.path + name): array for name, array in arrays.items()}
+    if "weight_v" in arrays:
+        name = torch_name(f"{entry.path}weight_v")
+        direction = {name: named.pop(name)}
+        length = split_weight(direction[name], entry.module.kind).g
+        if not mx.isfinite(mx.sum(length + 1 / length)).item():
+            check_finite(direction, source)
+            raise CheckpointError(
+                f"{source}: {name} has a channel of length 0 or infinity, which weight norm "
+                "divides by; copy or download the file again, or take an earlier one"
+            )
+    check_finite(named, source)
 
 
 def _cast(array: Any, kind: str | None) -> Any:
@@ -185,7 +204,8 @@ def _cast(array: Any, kind: str | None) -> Any:
     """
     if isinstance(array, np.ndarray):
         # In one pass; MLX would make an array for the cast and one for the axes.
-        return np.asarray(from_torch(array, kind), np.float32, order="C")
+        with np.errstate(over="ignore"):  # infinity, which is refused by name
+            return np.asarray(from_torch(array, kind), np.float32, order="C")
     return mx.contiguous(from_torch(array.astype(mx.float32), kind))
 
 

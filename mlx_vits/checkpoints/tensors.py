@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from mlx_vits.checkpoints.safetensors_header import read_header
 from mlx_vits.checkpoints.torch_names import printable
-from mlx_vits.errors import CheckpointError
+from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.files import atomic_write
+
+_reading_process: int | None = None  # whose threads read files for MLX
 
 
 class TensorFile(NamedTuple):
@@ -23,28 +26,40 @@ class TensorFile(NamedTuple):
 
 
 def read_tensors(path: str | Path) -> TensorFile:
-    """Reads a safetensors file.
+    """Reads a safetensors file, once its header has been checked.
 
     Raises:
         CheckpointError: the file is missing, truncated, or not safetensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; check the path")
+    header = read_header(path)
     try:
-        # MLX reads lazily, and past the end of a truncated file: the library checks it first.
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+        _check_not_forked(path)
         tensors: Any = mx.load(str(path), format="safetensors")
         mx.eval(tensors)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = printable(str(error))
         raise CheckpointError(
             f"{path}: is damaged or not a safetensors file ({reason}); copy or download it again"
         ) from error
-    return TensorFile(tensors, metadata)
+    return TensorFile(tensors, header.metadata)
+
+
+def _check_not_forked(path: Path) -> None:
+    """Refuse to read where MLX would wait for ever: for threads that only a parent process has.
+
+    MLX starts the threads that read files at the first file, and a fork leaves them behind.
+    """
+    global _reading_process
+    if _reading_process not in (None, os.getpid()):
+        raise UserError(
+            f"{path}: cannot be read in this process, which was forked from one that had read such "
+            "a file; load it before the fork, or start the process with multiprocessing's "
+            "'spawn' method"
+        )
+    _reading_process = os.getpid()
 
 
 def write_tensors(
@@ -57,6 +72,33 @@ def write_tensors(
     """
     with atomic_write(path) as file:
         mx.save_safetensors(file, dict(tensors), dict(metadata or {}))
+
+
+def check_finite(tensors: Mapping[str, mx.array], source: str | Path) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    A sum is finite only where every number is, and takes one pass; the exact test is left to what
+    that finds.
+
+    Args:
+        tensors: by the names that a message shall use; integers pass.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: one does; it is named.
+    """
+    sums = {
+        name: mx.sum(array.astype(mx.float32))
+        for name, array in tensors.items()
+        if mx.issubdtype(array.dtype, mx.inexact)
+    }
+    mx.eval(sums)
+    for name, found in sums.items():
+        if not mx.isfinite(found).item() and not mx.all(mx.isfinite(tensors[name])).item():
+            raise CheckpointError(
+                f"{source}: {printable(name)} holds NaN or infinity, so nothing can be computed "
+                "with it; copy or download the file again, or take an earlier one"
+            )
 
 
 def to_numpy(array: mx.array) -> np.ndarray:

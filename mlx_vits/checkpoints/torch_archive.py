@@ -21,26 +21,27 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlx_vits.checkpoints.file_start import Unusable, damaged, describe_start
 from mlx_vits.checkpoints.torch_names import (
     BFLOAT16_STORAGE,
     STORAGE_DTYPES,
     PickleFault,
     StorageRef,
     TensorRef,
+    printable,
 )
 from mlx_vits.checkpoints.torch_pickle import MAX_PICKLE_BYTES, read_pickle
 from mlx_vits.checkpoints.torch_pickle_writer import build_pickle
 from mlx_vits.errors import CheckpointError
 from mlx_vits.files import atomic_write
 
-_OLD_FORMAT_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 _LOCAL_HEADER_BYTES = 30
 _DIRECTORY_ENTRY_BYTES = 46
 _DIRECTORY_END_BYTES = 22
@@ -53,6 +54,7 @@ _MAX_DIRECTORY_BYTES = 4 << 20
 # What reading may allocate: the file, widened bfloat16, copies of transposed tensors, and mild
 # compression; not what a zip bomb unpacks to.
 _MAX_GROWTH = 8
+_MODEL_ENDINGS = (".pth", ".safetensors", ".ckpt", ".pt", ".bin")
 _SMALL_FILE_BYTES = 16 << 20
 # Everything zipfile raises on bytes that are not a zip; its own list is not documented.
 _ZIP_FAULTS = (
@@ -68,12 +70,19 @@ _ZIP_FAULTS = (
 )
 
 
-class _ArchiveFault(ValueError):
-    """The archive cannot be read; the message says why and what to do, without the file's name."""
+def _damaged(what: str) -> Unusable:
+    return Unusable(damaged(what))
 
 
-def _damaged(what: str) -> _ArchiveFault:
-    return _ArchiveFault(f"is damaged or cut short ({what}); copy or download it again")
+def _describe_zip(names: Iterable[str]) -> str:
+    """What a zip is that is no PyTorch file, with the cure."""
+    models = [name for name in names if name.lower().endswith(_MODEL_ENDINGS)]
+    if models:
+        return f"is a zip that holds {printable(models[0], 80)}; unpack it and give that file"
+    return (
+        "is a zip but not a PyTorch file, as it does not hold exactly one data.pkl; name a .pth "
+        "that GPT-SoVITS or mlx_vits wrote"
+    )
 
 
 class _ZipView:
@@ -109,10 +118,7 @@ class _Archive:
         self._storages: dict[str, tuple[StorageRef, np.ndarray]] = {}
         pickles = [name for name in self._entries if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise _ArchiveFault(
-                "is a zip but not a PyTorch file, as it does not hold exactly one data.pkl; "
-                "name a .pth that GPT-SoVITS or mlx_vits wrote"
-            )
+            raise Unusable(_describe_zip(self._entries))
         self._root = pickles[0].removesuffix("data.pkl")
 
     def _check_entries(self) -> dict[str, zipfile.ZipInfo]:
@@ -139,7 +145,7 @@ class _Archive:
     def _spend(self, count: int) -> None:
         self._allowance -= count
         if self._allowance < 0:
-            raise _ArchiveFault(
+            raise Unusable(
                 "unpacks to far more than a model of its size holds; take the file from a source "
                 "you trust"
             )
@@ -212,7 +218,7 @@ class _Archive:
         """The object tree."""
         order = f"{self._root}byteorder"
         if order in self._entries and self._read_bytes(order, 16) != b"little":
-            raise _ArchiveFault(
+            raise Unusable(
                 "was written on a big-endian machine; open it in PyTorch and save it on another"
             )
         pickled = self._read_bytes(f"{self._root}data.pkl", MAX_PICKLE_BYTES)
@@ -256,7 +262,7 @@ def _open_file(path: Path) -> Iterator[BinaryIO]:
         raise CheckpointError(
             f"{path}: cannot be read ({reason}); check its permissions and its disk"
         ) from error
-    except (_ArchiveFault, PickleFault) as error:
+    except (Unusable, PickleFault) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -264,18 +270,10 @@ def _check_start(head: bytes) -> None:
     """Refuses what is plainly not a zip, by the first bytes of the file."""
     if head[2:4] == b"\x03\x04" and (head[:2] == b"PK" or _is_code(head)):
         return
-    if not head:
-        raise _ArchiveFault("is empty; copy or download it again")
-    if _OLD_FORMAT_MAGIC in head:
-        raise _ArchiveFault(
-            "is in PyTorch's old non-zip format; open it once in PyTorch 1.6 or newer and save it "
-            "again"
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise _ArchiveFault(
-            "is only a Git LFS pointer to the model; run `git lfs pull` or download the file itself"
-        )
-    raise _ArchiveFault("is not a PyTorch file; name a .pth that GPT-SoVITS or mlx_vits wrote")
+    raise Unusable(
+        describe_start(head)
+        or "is not a PyTorch file; name a .pth that GPT-SoVITS or mlx_vits wrote"
+    )
 
 
 def _is_code(head: bytes) -> bool:

@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-_MAX_AXES = 16
+MAX_AXES = 16
+MAX_NAME_CHARS = 512  # of a tensor; the longest of any model has 70
 _MAX_ELEMENTS = 1 << 40
 
 STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
@@ -122,7 +123,7 @@ def is_count(value: Any) -> bool:
 
 
 def _is_counts(value: Any) -> bool:
-    return type(value) is tuple and len(value) <= _MAX_AXES and all(map(is_count, value))
+    return type(value) is tuple and len(value) <= MAX_AXES and all(map(is_count, value))
 
 
 def _build_tensor(arguments: tuple[Any, ...]) -> TensorRef:

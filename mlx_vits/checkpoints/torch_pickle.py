@@ -217,13 +217,16 @@ class _Reader:
 
     def _set(self, items: list[Any]) -> None:
         target = self._pop()
-        if type(target) is not dict or len(items) % 2:
+        if type(target) is Attributes and target.state is None:
+            target.state = {}  # of a kind of HParams that is a dictionary itself
+        table = target.state if type(target) is Attributes else target
+        if type(table) is not dict or len(items) % 2:
             raise damaged("it fills something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Other keys could be made to collide, or to hash for ever.
             if type(key) is not str and not is_count(key):
                 raise damaged("a dictionary has keys that are neither text nor counts")
-            target[key] = value
+            table[key] = value
         self._push(target)
 
     @_on("SETITEM")
@@ -276,6 +279,8 @@ class _Reader:
         if type(state) is not dict or type(target) not in (dict, Attributes):
             raise damaged("it sets attributes of something that has none")
         if type(target) is Attributes:
+            if target.state is not None:
+                raise damaged("a configuration is described twice")
             # Kept, not copied: a small pickle could have a large state copied without end.
             target.state = state
         self._push(target)

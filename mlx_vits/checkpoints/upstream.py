@@ -6,6 +6,8 @@
 | exported | `weight`, `config`, `info` | a voice: fp16, without `enc_q` |
 | resume | `model`, `iteration`, `optimizer`, `learning_rate` | fp32, with `enc_q` |
 
+A bare state dict, as scripts that merge voices write it, is taken for the first or the second.
+
 Source: GPT-SoVITS `process_ckpt.py` (`savee`, `load_sovits_new`), `utils.py` (`save_checkpoint`).
 """
 
@@ -21,6 +23,7 @@ from mlx_vits.checkpoints.contents import (
     has_posterior,
     is_discriminator,
     is_generator,
+    refuse_others,
 )
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, read_version_code
 from mlx_vits.config import read_json_table
@@ -87,33 +90,52 @@ def read_upstream(path: str | Path) -> UpstreamFile:
             "or v2ProPlus"
         )
     content = read_torch_archive(path)
-    key = "model" if isinstance(content, dict) and "optimizer" in content else "weight"
-    tensors = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict):
-        holds = _quote(content) if isinstance(content, dict) else "something else"
-        raise CheckpointError(
-            f"{path}: is not a file of GPT-SoVITS's SoVITS stage, which holds `weight` or `model`; "
-            f"it holds {holds or 'nothing'}"
-        )
+    tensors = _tensors_of(content, path)
     check_tensors(tensors, path)
     net: Literal["generator", "discriminator"]
-    if is_generator(tensors):
-        net = "generator"
-    elif is_discriminator(tensors):
+    if is_discriminator(tensors):
         net = "discriminator"
     else:
-        raise CheckpointError(
-            f"{path}: is not a SoVITS generator (no enc_p.text_embedding), nor a discriminator"
-        )
-    if key == "model":
+        if not is_generator(tensors):
+            refuse_others(tensors, path)
+            raise CheckpointError(
+                f"{path}: is not a SoVITS generator (no enc_p.text_embedding), nor a discriminator"
+            )
+        net = "generator"
+    if tensors is content.get("model"):
         return _resume_file(path, net, tensors, content)
     form: Form = "pretrained" if net == "discriminator" or has_posterior(tensors) else "exported"
+    if tensors is content:
+        return UpstreamFile(path, net, form, tensors, version_code=code)
     config = {} if content.get("config") is None else content["config"]
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: its configuration is damaged; copy or download it again")
     stated = content.get("info")
     info = stated if isinstance(stated, str) else ""
     return UpstreamFile(path, net, form, tensors, config, info, version_code=code)
+
+
+def _tensors_of(content: Any, path: Path) -> dict[str, Any]:
+    """The table of weights in a file of any form.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    tables = content if isinstance(content, dict) else {}
+    found = tables.get("model" if "optimizer" in tables else "weight")
+    if isinstance(found, dict):
+        return found
+    # A bare state dict, as scripts that merge voices write it.
+    if is_generator(tables) or is_discriminator(tables):
+        return tables
+    for table in (tables, *tables.values()):
+        if isinstance(table, dict):
+            refuse_others(table, path)
+    holds = _quote(tables) if isinstance(content, dict) else "something else"
+    raise CheckpointError(
+        f"{path}: is not a file of GPT-SoVITS's SoVITS stage, which holds `weight` or `model`; "
+        f"it holds {holds or 'nothing'}"
+    )
 
 
 def _quote(content: dict[Any, Any]) -> str:

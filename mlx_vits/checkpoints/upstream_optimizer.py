@@ -22,6 +22,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_vits.checkpoints.state_dict import expected_shapes, parameter_paths
+from mlx_vits.checkpoints.tensors import check_finite
 from mlx_vits.config import TrainSection
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.vits import TEXT_SIDE
@@ -213,6 +214,7 @@ def from_upstream(
                 "file belongs to another version, or its optimizer is no AdamW"
             )
         first[name], second[name] = (mx.array(moment).astype(mx.float32) for moment in moments)
+        check_finite({f"the optimizer's state of {name}": first[name] + second[name]}, source)
         steps.add(_read_step(entry.get("step"), source))
     if len(steps) > 1:
         raise CheckpointError(

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from mlx_vits.checkpoints.base import (
     check_judge,
@@ -42,7 +41,8 @@ from mlx_vits.checkpoints.upstream_optimizer import (
 from mlx_vits.checkpoints.voice_file import VoiceFile, voice_of
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.files import atomic_write, make_folder, single_name
+from mlx_vits.json_files import read_json
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 
 LATEST = 233333333333  # upstream's number where only the latest state is kept
@@ -77,6 +77,12 @@ class SideFile:
 
     place: Place
     info: RunInfo
+
+
+class _SideContent(TypedDict):
+    sha256: dict[str, str]
+    place: Place
+    run: RunInfo
 
 
 @dataclass(frozen=True)
@@ -140,10 +146,15 @@ def write_upstream_run(
     make_folder(folder)
     config, place = nets.generator.config, state.place
     iteration = place.finished_epochs
-    moments = {
-        "G": moments_of(nets.generator, state.trees["optimizer_g"]["states"]),
-        "D": moments_of(nets.discriminator, [state.trees["optimizer_d"]]),
-    }
+    try:
+        moments = {
+            "G": moments_of(nets.generator, state.trees["optimizer_g"]["states"]),
+            "D": moments_of(nets.discriminator, [state.trees["optimizer_d"]]),
+        }
+    except (ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder}: the run's optimizers do not fit its nets ({error}); start the run again"
+        ) from error
     slow = rates.lr_g * rates.text_low_lr_rate
     groups = {
         "G": [_rate(initial, config, iteration) for initial in (rates.lr_g, slow, slow, slow)],
@@ -258,16 +269,13 @@ def _read_side(folder: Path, paths: tuple[Path, Path]) -> tuple[SideFile | None,
             "within an epoch, the seed, the best score and the pretrained weights are not known; "
             "the run goes on at the beginning of an epoch, with an order of clips of its own."
         ]
-    try:
-        values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        digests = values["sha256"]
-        side = SideFile(Place(**values["place"]), RunInfo(**values["run"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is damaged; take it away to go on without it") from error
-    if any(digests.get(file.name) != file_sha256(file) for file in paths):
+    cure = "take it away to go on without it"
+    content = read_json(path, _SideContent, error=CheckpointError, cure=cure)
+    single_name(content["run"].voice, f"{path}: voice", CheckpointError)
+    if any(content["sha256"].get(file.name) != file_sha256(file) for file in paths):
         return None, [
             f"{path} belongs to other files than {paths[0].name} and {paths[1].name}, which "
             "GPT-SoVITS has trained since: the run goes on at the beginning of an epoch, with an "
             "order of clips of its own."
         ]
-    return side, []
+    return SideFile(content["place"], content["run"]), []

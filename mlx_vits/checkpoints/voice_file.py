@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,8 @@ from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, UpstreamFile, read_upstream
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
+from mlx_vits.files import atomic_write, fresh_folder, replace_folder, sweep
+from mlx_vits.json_files import parse_json
 
 _FOLDER_FILES = {"config.json", "weights.safetensors"}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
@@ -82,19 +82,28 @@ def _read_folder(path: Path) -> VoiceFile:
 
 def _read_safetensors(path: Path) -> VoiceFile:
     file = read_tensors(path)
-    if "config" not in file.metadata:
+    config = complete_config(stated_config(file.metadata, path), file.tensors, path)
+    return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path)
+
+
+def stated_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Read the configuration in the metadata of a voice's safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    if "config" not in metadata:
         raise CheckpointError(
             f"{path}: has no configuration in its metadata; put a config.json beside it in a "
             "folder, as weights.safetensors, and give the folder"
         )
-    try:
-        values = json.loads(file.metadata["config"])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration in its metadata is damaged") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: the configuration in its metadata is damaged")
-    config = complete_config(values, file.tensors, path)
-    return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path)
+    return parse_json(
+        metadata["config"],
+        dict[str, Any],
+        f"{path}: the configuration in its metadata",
+        error=CheckpointError,
+        cure="copy or download the file again",
+    )
 
 
 def voice_of(file: UpstreamFile) -> VoiceFile:
@@ -108,7 +117,15 @@ def voice_of(file: UpstreamFile) -> VoiceFile:
             f"{file.path}: is a discriminator, not a voice; give a generator (s2G, G_ or an "
             "exported voice)"
         )
-    config = complete_config(file.config, file.tensors, file.path)
+    try:
+        config = complete_config(file.config, file.tensors, file.path)
+    except CheckpointError as error:
+        if file.config or file.form == "resume":
+            raise
+        raise CheckpointError(
+            f"{error}; it states no configuration: save it in PyTorch as "
+            "{'weight': ..., 'config': ..., 'info': ...}, with that of the voice it comes from"
+        ) from error
     return VoiceFile(config, file.tensors, file.info, file.path)
 
 
@@ -136,6 +153,7 @@ def write_voice(
         UserError: the file cannot be written.
     """
     path = Path(path)
+    sweep(path.parent, below=False)
     if path.suffix == ".pth":
         _write_pth(path, state, config, info, name, whole)
     elif path.suffix == ".safetensors":
@@ -153,15 +171,11 @@ def write_voice(
 def _write_folder(path: Path, state: Mapping[str, mx.array], config: Config, info: str) -> None:
     if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _FOLDER_FILES):
         raise CheckpointError(f"{path}: holds something else; choose another name")
-    fresh = temporary_sibling(path)
-    try:
-        make_folder(fresh)
+    with fresh_folder(path) as fresh:
         with atomic_write(fresh / "config.json") as file:
             file.write(json.dumps(_stated(config), indent=1).encode())
         write_tensors(fresh / "weights.safetensors", state, {"info": info, "format": "pt"})
         replace_folder(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _stated(config: Config) -> dict[str, Any]:
@@ -180,11 +194,16 @@ def _write_pth(
     if whole:
         weight = {key: to_numpy(array) for key, array in state.items()}
     else:
-        weight = {
-            key: np.array(array.astype(mx.float16))
-            for key, array in state.items()
-            if _LEFT_OUT not in key
-        }
+        weight = {}
+        for key, array in state.items():
+            if _LEFT_OUT not in key:
+                half = array.astype(mx.float16)
+                if not mx.all(mx.isfinite(half)).item():
+                    raise CheckpointError(
+                        f"{path}: cannot be written, {key} holds numbers that are too large for "
+                        "fp16, which GPT-SoVITS's voices are in; write a .safetensors instead"
+                    )
+                weight[key] = np.array(half)
     values = _EXPORT_DEFAULTS | config.to_dict() | {"name": name, "version": config.version}
     full_size_v2 = config.version == "v2" and not config.is_reduced and not whole
     write_torch_archive(

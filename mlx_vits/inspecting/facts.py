@@ -278,7 +278,7 @@ def _moved(group: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | None:
 
 def _trained(net: Net) -> dict[str, Any]:
     told: dict[str, Any] = {"info": net.info, "epochs": None, "steps": None}
-    match = re.fullmatch(r"(\d+)epoch(?:_(\d+)iteration)?", net.info)
+    match = re.fullmatch(r"([0-9]{1,12})epoch(?:_([0-9]{1,12})iteration)?", net.info)
     if match:
         told["epochs"] = int(match.group(1))
         told["steps"] = int(match.group(2)) if match.group(2) else None

@@ -8,15 +8,13 @@ be read at all, or that holds no net, is refused.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from safetensors import SafetensorError, safe_open
 
 from mlx_vits.checkpoints.base import content_encoder_file, find_base, weights_home
 from mlx_vits.checkpoints.contents import (
@@ -24,17 +22,30 @@ from mlx_vits.checkpoints.contents import (
     has_posterior,
     is_discriminator,
     is_generator,
+    refuse_others,
 )
-from mlx_vits.checkpoints.run import BEST, CHECKPOINTS, LAST, RunState, read_run_state
+from mlx_vits.checkpoints.run import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    RunState,
+    read_place,
+    read_run_state,
+)
 from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
+from mlx_vits.checkpoints.safetensors_header import read_header
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.upstream import UpstreamFile, read_upstream
+from mlx_vits.checkpoints.voice_file import stated_config
 from mlx_vits.config import read_json_table
 from mlx_vits.errors import CheckpointError
+from mlx_vits.files import given_path
 from mlx_vits.inspecting.layers import upstream_tensors
 from mlx_vits.inspecting.subject import Form, Net, NetName, OptimizerFile, Subject
+from mlx_vits.json_files import build_record, read_json
 
 _CHECKSUMS = "checksums.json"  # of a base that `mlx-vits download` made
+_UNTOLD = "where the base came from cannot be told"
 _GENERATOR, _WEIGHTS = "generator.safetensors", "weights.safetensors"
 _DISCRIMINATOR = "discriminator.safetensors"
 _ENCODER_STARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec")
@@ -51,7 +62,7 @@ def read_subject(name_or_path: str) -> Subject:
     Raises:
         CheckpointError: it is missing, unreadable, or holds no net.
     """
-    path = Path(name_or_path).expanduser()
+    path = given_path(name_or_path, CheckpointError)
     if len(path.parts) == 1 and not path.exists() and (weights_home() / path).is_dir():
         path = find_base(name_or_path).generator
     if path.is_dir():
@@ -130,7 +141,7 @@ def _claims(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _read_safetensors(path: Path, *, folder: Path | None = None) -> Subject:
     """A voice, one part of a base, or a run's state."""
-    if path.is_file() and "place" in _header(path).metadata:
+    if path.is_file() and "place" in read_header(path).metadata:
         return _read_state(path)
     file = read_tensors(path)
     check_tensors(file.tensors, path)
@@ -164,13 +175,10 @@ def _safetensors_config(
     """The configuration in the metadata or beside the file, and where it was found."""
     if "config" in metadata:
         try:
-            values = json.loads(metadata["config"])
-        except ValueError:
-            values = None
-        if isinstance(values, dict):
-            return values, "the metadata"
-        faults.append(f"{path}: the configuration in its metadata is damaged; it is not used")
-        return {}, ""
+            return stated_config(metadata, path), "the metadata"
+        except CheckpointError as error:
+            faults.append(f"{error}; it is not used")
+            return {}, ""
     beside = path.with_name("config.json")
     if not beside.is_file():
         return {}, ""
@@ -193,6 +201,7 @@ def _what_is(
         return "generator", "voice" if has_posterior(tensors) else "exported voice", "voice"
     if tensors and all(name.startswith(_ENCODER_STARTS) for name in tensors):
         return "content encoder", "content encoder", "part"
+    refuse_others(tensors, path)
     raise CheckpointError(
         f"{path}: holds no generator, discriminator or content encoder that mlx_vits knows; give "
         "a file of GPT-SoVITS's SoVITS stage or of mlx_vits"
@@ -231,41 +240,20 @@ def _tensor_count(file: Path) -> str:
     size = f"{file.stat().st_size / 1e6:.2f} MB"
     if file.suffix != ".safetensors":
         return size
-    return f"{_header(file).tensors} tensors, {size}"
+    return f"{len(read_header(file).names)} tensors, {size}"
 
 
 def _read_checksums(path: Path, faults: list[str]) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = None
-    rows = values.get("files") if isinstance(values, dict) else values
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        faults.append(f"{path}: is damaged; where the base came from cannot be told")
+        values: Any = read_json(path, Any, error=CheckpointError, cure=_UNTOLD)
+        rows = values.get("files") if isinstance(values, dict) else values
+        kind = list[dict[str, Any]]
+        return build_record(kind, rows, f"{path}:", error=CheckpointError, cure=_UNTOLD)
+    except CheckpointError as error:
+        faults.append(str(error))
         return None
-    return rows
-
-
-class _Header(NamedTuple):
-    tensors: int
-    metadata: dict[str, str]
-
-
-def _header(path: Path) -> _Header:
-    """What stands at the head of a safetensors file, without its numbers.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return _Header(len(list(file.keys())), file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is damaged or not a safetensors file ({error}); copy or download it again"
-        ) from error
 
 
 def _read_run(path: Path) -> Subject:
@@ -275,15 +263,17 @@ def _read_run(path: Path) -> Subject:
     last = path / CHECKPOINTS / LAST
     if last.is_file():
         try:
-            run["place"] = json.loads(_header(last).metadata.get("place", "{}"))
-        except (CheckpointError, ValueError) as error:
+            run["place"] = asdict(read_place(read_header(last).metadata, last))
+        except CheckpointError as error:
             faults.append(str(error))
     voice = path / f"{run.get('voice')}.safetensors"
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
     if not voice.is_file():
         voice = next((file for file in files if file.suffix == ".safetensors"), last)
     if not voice.is_file():
-        reason = faults[0] if faults else f"{path}: the run has no checkpoint yet; start it again"
+        reason = (
+            faults[0] if faults else f"{path}: the run has no checkpoint yet; go on with --resume"
+        )
         raise CheckpointError(reason)
     subject = _read_safetensors(voice)
     subject.path, subject.kind = path, "run of mlx_vits, a fine-tune"
@@ -305,13 +295,13 @@ def _run_info(folder: Path, faults: list[str]) -> dict[str, Any]:
     with contextlib.suppress(CheckpointError):
         known = {f.name for f in fields(RunInfo)}
         values = read_json_table(folder / RUN_FILE)
-        return {name: value for name, value in values.items() if name in known}
+        return {n: value for n, value in values.items() if n in known and isinstance(value, str)}
     return {}
 
 
 def _read_state(path: Path) -> Subject:
     """Both nets and both optimizers of a run, as `run.py` writes them."""
-    state = read_run_state(path)
+    state = read_run_state(path, finite=False)  # it is told of, not refused
     faults: list[str] = []
     run: dict[str, Any] = {"place": asdict(state.place)}
     config: dict[str, Any] = {}
@@ -319,9 +309,9 @@ def _read_state(path: Path) -> Subject:
     if is_run(folder):
         run = _run_info(folder, faults) | run
         # A state states no configuration; without the voice's, sizes are told by the tensors.
-        with contextlib.suppress(CheckpointError, ValueError):
+        with contextlib.suppress(CheckpointError):
             voice = folder / f"{run.get('voice')}.safetensors"
-            config = _section(json.loads(_header(voice).metadata.get("config", "{}")))
+            config = stated_config(read_header(voice).metadata, voice)
     nets = [
         _state_net(path, state, "generator", config),
         _state_net(path, state, "discriminator", {}),

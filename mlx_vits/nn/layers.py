@@ -16,6 +16,7 @@ import mlx.nn as nn
 from typing_extensions import Self
 
 from mlx_vits.nn.ops import conv1d, conv_transpose1d
+from mlx_vits.nn.threads import forget_at_thread_end
 
 Kind = Literal["conv1d", "conv_transpose1d", "conv2d"]
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -40,6 +41,7 @@ def set_compute_dtype(model: nn.Module, dtype: mx.Dtype) -> None:
 
 def draw_uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
     """Draw PyTorch's initial values for weights and biases: uniform within 1 / sqrt(fan_in)."""
+    forget_at_thread_end()
     bound = 1.0 / math.sqrt(fan_in)
     return mx.random.uniform(-bound, bound, shape)
 

@@ -7,15 +7,18 @@ over; a file that is not in a journal does not count, whole or not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_vits.errors import UserError
-from mlx_vits.files import make_folder
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import atomic_write, inside, make_folder, read_bytes, remove_file, single_name
+from mlx_vits.json_files import parse_json
 from mlx_vits.preprocessing import prepared as layout
 
 JOURNAL = "journal.jsonl"
@@ -32,6 +35,14 @@ def audio_key(recording_sha256: str, *made_with: str) -> str:
     return hashlib.sha256(" ".join((_FORMAT, recording_sha256, *made_with)).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A clip's key, and its files relative to the folder."""
+
+    key: str
+    files: tuple[str, ...]
+
+
 class Journal:
     """What has been made in a folder, and where else the same was made before.
 
@@ -44,12 +55,13 @@ class Journal:
         self.folder = folder
         self._found: dict[str, list[Path]] = {}
         for line in _read_lines(folder / JOURNAL):
-            try:
-                entry = json.loads(line)
-                files = [folder / file for file in entry["files"]]
-                self._found[str(entry["key"])] = files
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that an interruption cut short
+            # A line that an interruption cut short costs the work of a clip.
+            with contextlib.suppress(DataError):
+                entry = parse_json(line, _Entry, JOURNAL, error=DataError, cure="")
+                for step in "/".join(entry.files).split("/"):
+                    single_name(step, JOURNAL, DataError)
+                files = [inside(folder, file, error=DataError) for file in entry.files]
+                self._found[entry.key] = files
         for other in earlier:
             manifest = layout.read_manifest(other)
             for clip in manifest.sources if manifest else ():
@@ -99,8 +111,10 @@ class Journal:
         return not (self.folder / JOURNAL).is_file()
 
 
-def _read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+def _read_lines(path: Path) -> list[bytes]:
+    with contextlib.suppress(OSError, ValueError):
+        return read_bytes(path).splitlines()
+    return []
 
 
 def _link(source: Path, target: Path) -> None:
@@ -108,10 +122,9 @@ def _link(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         return
     make_folder(target.parent)
-    target.unlink(missing_ok=True)
+    remove_file(target)
     try:
         os.link(source, target)
     except OSError:
-        partial = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        with source.open("rb") as old, atomic_write(target) as new:
+            shutil.copyfileobj(old, new)

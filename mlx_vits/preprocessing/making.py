@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_vits.audio.files import read_speech, write_wav
+from mlx_vits.audio.files import read_audio, to_speech, write_wav
 from mlx_vits.checkpoints.base import Base, load_content_encoder
 from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import make_folder
+from mlx_vits.files import inside, make_folder, remove_file
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.speaker_encoder import ERes2NetV2
 from mlx_vits.preprocessing import prepared as layout
@@ -29,15 +29,17 @@ from mlx_vits.preprocessing.features import (
     encoder_input,
 )
 from mlx_vits.preprocessing.journal import Journal
+from mlx_vits.preprocessing.language_check import ReadText, check_language, judge_languages
 from mlx_vits.preprocessing.levels import mix_level, to_int16
 from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip, TextLine
 from mlx_vits.preprocessing.quality import judge_clip
 from mlx_vits.preprocessing.sources import Clip, VoiceSource
 from mlx_vits.preprocessing.speakers import speaker_vector, write_speaker_vector
-from mlx_vits.text import CleanText, clean_text
+from mlx_vits.text import CleanText
 
 Progress = Callable[[int, int, str], None]
 Drop = Callable[[DroppedClip], None]
+Notice = Callable[[str], None]
 
 
 def encoder_folder(base: Base) -> Path:
@@ -106,11 +108,19 @@ class Maker:
     """Fills a prepared folder."""
 
     def __init__(
-        self, folder: Path, earlier: list[Path], base: Base, config: Config, report: Report
+        self,
+        folder: Path,
+        earlier: list[Path],
+        base: Base,
+        config: Config,
+        report: Report,
+        notice: Notice | None = None,
     ):
         self.folder, self.base, self.config, self.report = folder, base, config, report
+        self.notice = notice
         self.journal = Journal(folder, earlier)
         self.unknown: Counter[str] = Counter()
+        self.one_channel: list[str] = []  # clips whose channels cannot be averaged
         self._encoders: _Encoders | None = None
 
     def make(self, voice: VoiceSource, manifest: Manifest) -> None:
@@ -122,13 +132,21 @@ class Maker:
         sources = {clip.name: clip for clip in manifest.sources}
         for name in voice.unlisted:
             self.report.leave_out(name, f"{name}: has no line in the list of transcripts")
-        for part, clips in (
-            (self.folder, voice.training),
-            (self.folder / layout.HELD_OUT_FOLDER, voice.held_out),
-        ):
+        parts = (
+            (self.folder, voice.training, self._read_texts(voice.training, sources)),
+            (
+                self.folder / layout.HELD_OUT_FOLDER,
+                voice.held_out,
+                self._read_texts(voice.held_out, sources),
+            ),
+        )
+        # Before the long part of the work, which would be done for nothing.
+        self._judge_languages([text for _, _, readable in parts for text in readable], sources)
+        for part, clips, readable in parts:
+            for name in (layout.SPEAKER_FOLDER, layout.SSL_FOLDER, layout.WAV_FOLDER):
+                inside(self.folder, str(part.relative_to(self.folder)), name)
             for name in (layout.SSL_FOLDER, layout.WAV_FOLDER):
                 make_folder(part / name)
-            readable = self._read_texts(clips, sources)
             self._make_audio([clip for clip, _ in readable], sources, part)
             dropped = {clip.name: clip.reason for clip in self.report.dropped}
             texts = [(clip, text) for clip, text in readable if clip.name not in dropped]
@@ -146,10 +164,26 @@ class Maker:
         for clip in clips:
             language = sources[clip.name].language
             try:
-                texts.append((clip, clean_text(clip.text, language, self.config.version)))
+                check_language(clip.text, language, self.config.version)
+                text = layout.clean_clip_text(clip.text, language, self.config.version)
+                texts.append((clip, text))
             except DataError as error:
                 self.report.close(clip, DataError(f"{clip.path}: {error}"))
         return texts
+
+    def _judge_languages(
+        self, texts: list[tuple[Clip, CleanText]], sources: dict[str, SourceClip]
+    ) -> None:
+        """Says where transcripts look like another language than they are read as."""
+        if self.notice is None:
+            return
+        read = [
+            ReadText(clip.name, clip.text, sources[clip.name].language, len(text.guessed))
+            for clip, text in texts
+        ]
+        for finding in judge_languages(read):
+            if finding.level == "problem":
+                self.notice(finding.words)
 
     def _make_audio(self, clips: list[Clip], sources: dict[str, SourceClip], part: Path) -> None:
         """Recordings, features and speaker vectors, taken over where they were made before."""
@@ -175,7 +209,8 @@ class Maker:
         for clip in clips:
             name = str(clip.path)
             try:
-                wav = read_speech(clip.path, rate)
+                recording = read_audio(clip.path)
+                wav = to_speech(recording, clip.path, rate)
                 reason = judge_clip(wav, self.config.data)
                 if reason is not None:
                     raise DataError(f"{name}: {reason}")
@@ -184,6 +219,8 @@ class Maker:
             except DataError as error:
                 self.report.close(clip, error)
             else:
+                if recording.channel is not None:
+                    self.one_channel.append(clip.name)
                 yield _ReadClip(clip, samples, heard)
 
     def _make_batch(
@@ -229,7 +266,7 @@ class Maker:
         for folder in (layout.WAV_FOLDER, layout.SSL_FOLDER, layout.SPEAKER_FOLDER):
             for path in (part / folder).glob("*"):
                 if path not in wanted:
-                    path.unlink()
+                    remove_file(path)
 
     def _load_encoders(self) -> _Encoders:
         if self._encoders is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +17,22 @@ from mlx_vits.audio.files import read_seconds
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import replace_folder
+from mlx_vits.files import make_folder, replace_folder, sweep, tidy
+from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.journal import Journal, audio_key
-from mlx_vits.preprocessing.making import Drop, Maker, Progress, Report, encoder_folder
+from mlx_vits.preprocessing.making import (
+    Drop,
+    Maker,
+    Notice,
+    Progress,
+    Report,
+    encoder_folder,
+)
 from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 
-Notice = Callable[[str], None]
-_SHOWN = 10  # signs quoted in a notice
+_SHOWN = 10  # signs or names quoted in a notice
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,9 @@ def prepare_voice(
         progress: called with clips done, clips in all and the clip's name.
         drop: called with every clip that is not used, and every line of the transcripts (its name
             is then empty). Without it, and with `strict`, a faulty line is an error.
-        notice: called with a sentence on signs in the transcripts that no phoneme stands for.
+        notice: called with a sentence where transcripts look like another language than they are
+            read as, or have signs that no phoneme stands for, and with one on clips of which one
+            channel alone is read.
 
     Returns:
         `output`.
@@ -79,11 +88,13 @@ def prepare_voice(
     Raises:
         DataError: no clip can be used, a transcript is missing, or `output` holds something else;
             with `strict` also a clip that cannot be used. It is named, and nothing is written.
+        UserError: another process prepares the same folder, or it cannot be written.
         CheckpointError: the base has no content encoder, or one of another width.
     """
     options = options or PrepareOptions()
     fault = (lambda reason: drop(DroppedClip("", reason))) if drop and not options.strict else None
     voice = read_voice_source(source, options.held_out, options.transcripts, fault)
+    tidy(output)
     _check_output(source.resolve(), output.resolve())
     before = layout.read_manifest(output)
     manifest = _manifest(voice, base, config, options.language, before)
@@ -96,20 +107,26 @@ def prepare_voice(
             drop(clip)  # type: ignore[misc]
         return output
     partial = output.with_name(f".{output.name.lstrip('.')}.partial")
-    report = Report(len(voice.clips), options.strict, progress, drop)
-    maker = Maker(partial, [output, *options.earlier], base, config, report)
-    try:
-        maker.make(voice, manifest)
-        if notice and maker.unknown:
-            notice(_describe_unknown(maker.unknown))
-        order = [*voice.unlisted, *(clip.name for clip in voice.clips)]
-        dropped = sorted(report.dropped, key=lambda clip: order.index(clip.name))
-        replace(manifest, dropped=tuple(dropped)).write(partial)
-        replace_folder(partial, output)
-        Journal(output).close()
-    finally:
-        if maker.journal.is_empty:  # nothing there to go on from
-            shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+    with WriterLock(partial) as lock:
+        sweep(partial)
+        report = Report(len(voice.clips), options.strict, progress, drop)
+        maker = Maker(partial, [output, *options.earlier], base, config, report, notice)
+        try:
+            maker.make(voice, manifest)
+            if notice and maker.unknown:
+                notice(_describe_unknown(maker.unknown))
+            if notice and maker.one_channel:
+                notice(_describe_one_channel(maker.one_channel))
+            order = [*voice.unlisted, *(clip.name for clip in voice.clips)]
+            dropped = sorted(report.dropped, key=lambda clip: order.index(clip.name))
+            replace(manifest, dropped=tuple(dropped)).write(partial)
+            replace_folder(partial, output)
+            lock.folder = output
+            Journal(output).close()
+        finally:
+            if maker.journal.is_empty:  # nothing there to go on from
+                shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
@@ -203,4 +220,13 @@ def _describe_unknown(unknown: Counter[str]) -> str:
     return (
         f"{unknown.total()} signs in the transcripts are not read aloud: {signs}{more}; write them "
         "out in words, or say with --language what they are."
+    )
+
+
+def _describe_one_channel(names: Sequence[str]) -> str:
+    clips = "1 clip" if len(names) == 1 else f"{len(names)} clips"
+    more = ", ..." if len(names) > _SHOWN else ""
+    return (
+        f"Only one channel is read of {clips} ({', '.join(names[:_SHOWN])}{more}), since the "
+        "average of all would lose most of the voice."
     )

@@ -17,16 +17,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import atomic_write
+from mlx_vits.files import atomic_write, read_utf8, single_name
+from mlx_vits.json_files import build_record, read_json
+from mlx_vits.text import CleanText, clean_text
 
 TEXT_FILE = "2-name2text.txt"
 SSL_FOLDER = "4-cnhubert"
@@ -35,6 +39,8 @@ SPEAKER_FOLDER = "7-sv_cn"
 HELD_OUT_FOLDER = "held_out"
 MANIFEST = "mlx_vits.json"
 SHORTEST_FRAMES, LONGEST_FRAMES = 33, 1900  # of a clip: upstream's sampler drops the others
+MOST_PHONEMES = 4096  # a hundred a second of the longest clip
+_MOST_CHARACTERS = 2 * MOST_PHONEMES
 WAV_HEADER_BYTES = 44
 _FORMAT = 1
 
@@ -123,14 +129,13 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             return None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values.pop("format")
-            sources = tuple(SourceClip(**clip) for clip in values.pop("sources"))
-            dropped = tuple(DroppedClip(**clip) for clip in values.pop("dropped", ()))
-            return cls(sources=sources, dropped=dropped, **values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: is damaged; prepare the voice again") from error
+        cure = "prepare the voice again"
+        values = read_json(path, dict[str, Any], error=DataError, cure=cure)
+        values.pop("format", None)
+        manifest = build_record(cls, values, f"{path}:", error=DataError, cure=cure)
+        for clip in manifest.sources:
+            single_name(clip.name, str(path), DataError)
+        return manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -149,7 +154,10 @@ def fingerprint(folder: Path) -> str:
         digest.update(path.read_bytes() if path.is_file() else b"")
     for part in (WAV_FOLDER, SSL_FOLDER, SPEAKER_FOLDER):
         for path in sorted((folder / part).glob("*")):
-            digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
+            if path.name.startswith("."):  # as .DS_Store, which comes and goes
+                continue
+            size = path.stat().st_size if path.exists() else 0  # a link may lead nowhere
+            digest.update(os.fsencode(f"{part}/{path.name} {size}\n"))
     return digest.hexdigest()
 
 
@@ -190,18 +198,61 @@ def check_fits(folder: Path, config: Config, encoder_sha256: str | None, base: s
         )
 
 
-def read_text_lines(path: Path) -> list[TextLine]:
-    """Reads `2-name2text.txt`; lines without four columns are skipped, as upstream does.
+def read_text_lines(path: Path, fault: Callable[[str], None] | None = None) -> list[TextLine]:
+    """Read `2-name2text.txt`.
+
+    Args:
+        fault: called with a sentence on each line that cannot be used, which is left out as
+            upstream does; where not given, the first is an error.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read; without `fault` also a line of another form.
     """
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_utf8(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read; prepare the voice again") from error
-    rows = [line.split("\t") for line in content.split("\n")]
-    return [TextLine(row[0], row[1].split(" "), row[3]) for row in rows if len(row) == 4]
+    lines = []
+    for number, row in enumerate(content.split("\n"), 1):
+        try:
+            lines += [_text_line(row, f"{path}: line {number}")] if row else []
+        except DataError as error:
+            if fault is None:
+                raise DataError(f"{error}; prepare the voice again") from error
+            fault(str(error))
+    return lines
+
+
+def _text_line(row: str, where: str) -> TextLine:
+    columns = row.split("\t")
+    if len(columns) != 4:
+        raise DataError(f"{where} has not four columns")
+    phonemes = columns[1].split(" ")
+    try:
+        _check_count(len(phonemes), "phonemes", MOST_PHONEMES)
+    except DataError as error:
+        raise DataError(f"{where} {error}") from error
+    return TextLine(single_name(columns[0], where, DataError), phonemes, columns[3])
+
+
+def clean_clip_text(text: str, language: str, version: str = "v2") -> CleanText:
+    """Like `clean_text`, of what is said in a clip.
+
+    Raises:
+        DataError: as `clean_text`, or nobody can say so much in a clip.
+    """
+    _check_count(len(text), "characters", _MOST_CHARACTERS)
+    cleaned = clean_text(text, language, version)
+    _check_count(len(cleaned.phonemes), "phonemes", MOST_PHONEMES)
+    return cleaned
+
+
+def _check_count(count: int, unit: str, most: int) -> None:
+    if count > most:
+        raise DataError(
+            f"has {count:,} {unit}, more than a clip can hold ({most:,}); correct its text or cut "
+            "it in pieces"
+        )
 
 
 def write_text_lines(path: Path, lines: list[TextLine], word2ph: list[list[int] | None]) -> None:

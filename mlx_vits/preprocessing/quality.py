@@ -50,6 +50,17 @@ def measure_levels(wav: np.ndarray, rate: int) -> Levels:
     )
 
 
+def is_too_long(samples: int, data: DataSection) -> bool:
+    """Whether a clip of so many samples at the model's rate fits no bucket of the sampler."""
+    # Upstream's buckets count the frames of the file, its header included.
+    return (WAV_HEADER_BYTES + 2 * samples) // (2 * data.hop_length) > LONGEST_FRAMES
+
+
+def longest_seconds(data: DataSection) -> float:
+    """The length of the longest clip that can be trained on."""
+    return LONGEST_FRAMES * data.hop_length / data.sampling_rate
+
+
 def judge_clip(wav: np.ndarray, data: DataSection) -> str | None:
     """Why a clip cannot be trained on; None where it can.
 
@@ -65,9 +76,8 @@ def judge_clip(wav: np.ndarray, data: DataSection) -> str | None:
             f"is {seconds:.2f} s long; clips need at least {shortest:.2f} s, so take it out or "
             "join it with the next"
         )
-    # Upstream's buckets count the frames of the file, its header included.
-    if (WAV_HEADER_BYTES + 2 * len(wav)) // (2 * data.hop_length) > LONGEST_FRAMES:
-        longest = LONGEST_FRAMES * data.hop_length / rate
+    if is_too_long(len(wav), data):
+        longest = longest_seconds(data)
         return f"is {seconds:.0f} s long; cut it into clips of 3 to 10 s (at most {longest:.0f} s)"
     levels = measure_levels(wav, rate)
     if levels.peak < SILENT:

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.preprocessing.transcripts import LANGUAGES, Transcript
+from mlx_vits.preprocessing.languages import LANGUAGES
+from mlx_vits.preprocessing.transcripts import Transcript
 
 DEFAULT_MODEL = "large-v3-turbo"
 _RATE = 16000
@@ -49,13 +52,12 @@ def _load_mlx(model: str) -> Recogniser:
         import mlx_whisper  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise _missing() from error
-    from mlx_vits.audio.files import read_audio, resample
+    from mlx_vits.audio.streams import stream_recording
 
     place = model if Path(model).is_dir() else f"mlx-community/whisper-{model}"
 
     def recognise(path: Path, language: str | None) -> Heard:
-        recording = read_audio(path)
-        audio = resample(recording.wav, recording.rate, _RATE)
+        audio = np.concatenate(list(stream_recording(path, _RATE)))  # a slice may be long
         with _naming(model):
             found: Any = mlx_whisper.transcribe(
                 audio,

@@ -8,8 +8,9 @@ Source: GPT-SoVITS `tools/slicer2.py`, `tools/slice_audio.py`, after openvpi's a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,18 @@ class SliceSettings:
     def frames(self, milliseconds: int, rate: int) -> int:
         """A length in frames."""
         return round(rate * milliseconds / 1000 / self.hop(rate))
+
+
+# The options of the command line, by upstream's names.
+FLAGS = {
+    "threshold_db": "--threshold",
+    "min_length_ms": "--min-length",
+    "min_interval_ms": "--min-interval",
+    "max_silence_ms": "--max-sil-kept",
+}
+_LOUDEST_THRESHOLD_DB = -10
+_SHORTEST_INTERVAL_MS = 100  # of a pause that is suggested to cut at
+_LEAST_KEPT = 0.9  # of what was taken for sound
 
 
 class Span(NamedTuple):
@@ -125,6 +138,42 @@ def find_slices(
         if first < last:
             spans.append(Span(first * hop, min(samples, last * hop)))
     return [span for span in spans if span.start < span.end]
+
+
+def settings_that_cut(
+    levels: np.ndarray, samples: int, rate: int, settings: SliceSettings, longest: int
+) -> SliceSettings | None:
+    """The settings nearest to these under which no slice is too long; None where there are none.
+
+    Args:
+        levels: from `frame_levels`.
+        samples: of the recording.
+        rate: Hz.
+        settings: under which one is too long.
+        longest: samples of a slice, at most.
+    """
+    length = min(settings.min_length_ms, SliceSettings.min_length_ms)
+    least = _LEAST_KEPT * sum(_lengths(find_slices(levels, samples, rate, settings)))
+    intervals = dict.fromkeys(
+        (settings.min_interval_ms, min(settings.min_interval_ms, _SHORTEST_INTERVAL_MS))
+    )
+    for interval in intervals:
+        for threshold in range(math.floor(settings.threshold_db), _LOUDEST_THRESHOLD_DB + 1):
+            wider = replace(
+                settings,
+                threshold_db=max(float(threshold), settings.threshold_db),
+                min_length_ms=max(length, interval),
+                min_interval_ms=interval,
+            )
+            lengths = _lengths(find_slices(levels, samples, rate, wider))
+            # A threshold above the voice would take the voice itself for silence.
+            if max(lengths, default=0) <= longest and sum(lengths) >= least:
+                return wider
+    return None
+
+
+def _lengths(spans: Iterable[Span]) -> list[int]:
+    return [span.end - span.start for span in spans]
 
 
 def _find_removed(levels: np.ndarray, rate: int, settings: SliceSettings) -> list[_Removed]:

@@ -1,16 +1,23 @@
 """A voice source: a folder of clips with their transcripts, in any form of `transcripts.py`.
 
+The clips lie in the folder itself or, where none of them does, in its sub-folders, as those of LJ
+Speech and Piper do in `wavs/`. Clips of several sub-folders are named `SUBFOLDER_NAME`.
+
 A file `held_out.txt`, one clip's name a line, names clips that are only listened to, never trained
 on.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
-from mlx_vits.errors import DataError
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import single_name
+from mlx_vits.preprocessing.listed import Recordings
+from mlx_vits.preprocessing.text_files import read_text
 from mlx_vits.preprocessing.transcripts import (
     LIST_SUFFIX,
     TRANSCRIPTS,
@@ -18,13 +25,13 @@ from mlx_vits.preprocessing.transcripts import (
     Transcript,
     find_transcripts,
     read_beside,
-    read_text,
     read_transcripts,
 )
 
 HELD_OUT = "held_out.txt"
 _HELD_OUT_SHARE = 0.1
 _FEWEST_TO_SPLIT = 4
+_DEEPEST = 3  # sub-folders that are looked into: voice, chapter, `wavs`
 _MOST_HELD_OUT = 20  # all of them are spoken at every checkpoint, and held in memory
 
 
@@ -32,7 +39,8 @@ class Clip(NamedTuple):
     """One utterance.
 
     Attributes:
-        name: the file's name, which also names everything prepared from it.
+        name: names everything prepared from it: the file's name, and before it the sub-folder's
+            where there are several.
         path: the recording.
         text: what is said.
         language: its code, where the transcripts state one.
@@ -85,10 +93,7 @@ def read_voice_source(
     clips, unlisted = _read_clips(folder, transcripts, fault)
     listed = folder / HELD_OUT
     if held_out is None and listed.is_file():
-        names = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
-        unknown = sorted(set(names) - {clip.name for clip in clips})
-        if unknown:
-            raise DataError(f"{listed}: names {unknown[0]}, which has no transcript")
+        names = _read_held_out(listed, folder, clips)
     else:
         count = held_out if held_out is not None else _default_held_out(len(clips))
         names = [clip.name for clip in clips[max(0, len(clips) - count) :]]
@@ -97,6 +102,19 @@ def read_voice_source(
         raise DataError(f"{folder}: no clip is left to train on; hold out fewer of {len(clips)}")
     kept = [clip for clip in clips if clip.name in names]
     return VoiceSource(clips, training, kept, unlisted)
+
+
+def _read_held_out(path: Path, folder: Path, clips: list[Clip]) -> list[str]:
+    """Names of the clips that `held_out.txt` lists, in the way of lists of transcripts."""
+    by_path = {clip.path.relative_to(folder).as_posix(): clip.name for clip in clips}
+    recordings, known = Recordings(by_path), set(by_path.values())
+    names = []
+    for line in filter(None, map(str.strip, read_text(path).split("\n"))):
+        name = line if line in known else by_path.get(recordings.find(line) or "")
+        if name is None:
+            raise DataError(f"{path}: names {line}, which has no transcript")
+        names.append(name)
+    return names
 
 
 def _default_held_out(clips: int) -> int:
@@ -121,21 +139,28 @@ def _read_clips(folder: Path, transcripts: Path | None, fault: Fault | None) -> 
 
     found = find_audio(folder)
     path = transcripts or find_transcripts(folder)
+    if not found and path is None:
+        found = _find_below(folder)
     rows = _read_rows(folder, found, path, leave_out if fault else None)
+    here = Recordings(found)
+    if not any(here.find(row.listed or row.name) for row in rows):
+        found = [*found, *_find_below(folder)]
     of_lines = list(reasons)
     audio = _usable(folder, found, leave_out)
     clips = _match(folder, rows, audio, set(found) - set(audio), leave_out)
-    told = {clip.name for clip in clips}
-    untold = [name for name in audio if name not in told]
+    told = {clip.path for clip in clips}
+    untold = [name for name in audio if folder / name not in told]
     if untold and not (path is not None and path.suffix.lower() == LIST_SUFFIX):
         place = path.name if path is not None else "a .txt or .lab beside it"
         for name in untold:
-            if not any(name in reason for reason in of_lines):  # its line has been said
+            named = re.compile(rf"(?<![\w.-]){re.escape(Path(name).name)}(?!\w)")
+            if not any(map(named.search, of_lines)):  # its line has been said
                 leave_out(f"{folder / name}: has no line in {place}; add one or take the clip out")
         untold = []
     if not clips:
         raise DataError(reasons[0] if reasons else f"{folder}: no clip has a transcript")
-    return _Listed(clips, untold)
+    names = _clip_names(audio)
+    return _Listed(clips, [names[name] for name in untold])
 
 
 def _read_rows(
@@ -160,35 +185,49 @@ def _read_rows(
 
 def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
     """The names that are files and that no other shares but for its ending."""
-    usable: list[str] = []
+    usable: dict[Path, str] = {}
     for name in audio:
-        twin = next((other for other in usable if Path(other).stem == Path(name).stem), None)
+        twin = usable.get(Path(name).with_suffix(""))
         if not (folder / name).is_file():
             kind = "a folder" if (folder / name).is_dir() else "a link to nothing"
             leave_out(f"{folder / name}: is {kind}, not a recording; take it out")
         elif twin is not None:
             leave_out(f"{folder}: {twin} and {name} differ in ending only; rename one")
         else:
-            usable.append(name)
-    return usable
+            try:
+                single_name(Path(name).name, str(folder))
+            except UserError as error:
+                leave_out(str(error))
+            else:
+                usable[Path(name).with_suffix("")] = name
+    return list(usable.values())
 
 
 def _match(
     folder: Path, rows: list[Transcript], audio: list[str], refused: set[str], leave_out: Fault
 ) -> list[Clip]:
-    present = {path.name for path in folder.iterdir()}
-    by_stem = {Path(name).stem: name for name in audio}
+    others = {path.name for path in folder.iterdir()}.difference(audio)
+    recordings, clip_names = Recordings(audio), _clip_names(audio)
     clips: dict[str, Clip] = {}
     for row in rows:
-        # LJ Speech lists its clips without their ending.
-        name = row.name if row.name in present else by_stem.get(row.name)
-        if name is None:
-            leave_out(f"{row.where} lists {row.name}, which is not in the folder")
+        listed = row.listed or row.name
+        found = row.name if row.name in others else recordings.find(listed)
+        name = clip_names.get(found, found) if found is not None else None
+        if found is None or name is None:
+            similar = recordings.similar(listed)
+            cure = f"did you mean {similar}?" if similar else "add it or take the line out"
+            leave_out(f"{row.where} lists {row.name}, which is not in the folder; {cure}")
         elif name in clips:
             leave_out(f"{row.where} lists {name} a second time")
-        elif name not in refused:
-            clips[name] = Clip(name, folder / name, row.text, row.language)
+        elif found not in refused:
+            clips[name] = Clip(name, folder / found, row.text, row.language)
     return list(clips.values())
+
+
+def _clip_names(audio: list[str]) -> dict[str, str]:
+    """What the clip of each recording is called."""
+    is_flat = len({Path(name).parent for name in audio}) <= 1
+    return {name: Path(name).name if is_flat else name.replace("/", "_") for name in audio}
 
 
 def find_audio(folder: Path) -> list[str]:
@@ -215,3 +254,20 @@ def find_audio(folder: Path) -> list[str]:
         if (suffix := Path(name).suffix.lower()) in SUFFIXES
         or (suffix in FFMPEG_SUFFIXES and Path(name).stem not in plain)
     ]
+
+
+def _find_below(folder: Path) -> list[str]:
+    """Recordings in sub-folders, relative to `folder` and with `/`, in order."""
+    found: list[str] = []
+    seen = {folder.resolve()}
+    waiting = [(folder, 0)]
+    while waiting:
+        place, depth = waiting.pop()
+        below = [path for path in place.iterdir() if path.is_dir() and path.name[:1] != "."]
+        for path in below if depth < _DEEPEST else ():
+            if path.resolve() not in seen:  # links may lead in circles
+                seen.add(path.resolve())
+                waiting.append((path, depth + 1))
+                names = [name for name in find_audio(path) if (path / name).is_file()]
+                found += [(path / name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)

@@ -22,7 +22,7 @@ import numpy as np
 from mlx_vits.audio.spectrogram import spectrogram_in_thread
 from mlx_vits.config import DataSection
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.files import atomic_write, inside, make_folder
 
 SPECTROGRAM_FOLDER = "spectrograms"  # of a prepared folder; ours, upstream ignores it
 _MAGIC = b"mlx_vits spec 1\n"
@@ -100,11 +100,11 @@ class SpectrogramStore:
         if not self._can_write:
             return False
         try:
-            make_folder(path.parent)
+            make_folder(inside(self.folder.parent, self.folder.name))
             with atomic_write(path) as file:
                 file.write(_HEADER.pack(_MAGIC, key, zlib.crc32(spec.data), *spec.shape))
                 file.write(spec.data)
-        except UserError:  # a full or read-only disk costs time, not the run
+        except UserError:  # a full or read-only disk, or a link, costs time, not the run
             self._can_write = False
         return self._can_write
 

@@ -1,42 +1,39 @@
 """What is said in each clip: the forms that transcripts come in.
 
-| file | a line |
+| file | form |
 | --- | --- |
-| `NAME.list` | `path|speaker|language|text`, GPT-SoVITS's own |
-| `transcripts.tsv` | `file<TAB>text`; a speaker may stand between |
-| `NAME.csv` | `file,text` or LJ Speech's `file|text|normalised text` without a header |
+| `NAME.list` | `path|speaker|language|text`, GPT-SoVITS's; clips not listed are left out |
+| `transcripts.tsv`, `NAME.tsv`, `NAME.csv` | a table, with or without a header, see `tables.py` |
+| `NAME.jsonl` | a manifest, an object a line such as `{"audio_filepath": ..., "text": ...}` |
 | `clip.txt`, `clip.lab` | beside each clip: its text |
+
+How a listed name is matched to a recording: `listed.py`. Encodings: `text_files.py`.
 
 Source: GPT-SoVITS `prepare_datasets/1-get-text.py`, `tools/my_utils.py` (`clean_path`).
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from mlx_vits.audio.formats import is_recording_name
 from mlx_vits.errors import DataError
 from mlx_vits.files import atomic_write
+from mlx_vits.preprocessing.cues import is_timed
+from mlx_vits.preprocessing.languages import LANGUAGES, find_language
+from mlx_vits.preprocessing.listed import Recordings
+from mlx_vits.preprocessing.tables import Row, has_header, read_table
+from mlx_vits.preprocessing.text_files import read_text
 
 Fault = Callable[[str], None]
 
 TRANSCRIPTS = "transcripts.tsv"
-LIST_SUFFIX, CSV_SUFFIX = ".list", ".csv"
+LIST_SUFFIX = ".list"
+_TABLES = (LIST_SUFFIX, ".csv")
+_TABLES_OF_OTHERS = (".tsv", ".jsonl")  # counted where there is none of the above
 BESIDE = (".txt", ".lab")
-# Upstream's tags; any other is skipped there with a warning, and refused here.
-LANGUAGES = {
-    "zh": "zh",
-    "jp": "ja",
-    "ja": "ja",
-    "en": "en",
-    "ko": "ko",
-    "yue": "yue",
-}
 
 
 class Transcript(NamedTuple):
@@ -47,24 +44,33 @@ class Transcript(NamedTuple):
         text: as it stands.
         language: upstream's code, None where the form has none.
         where: file and line, for messages.
+        listed: the path as it is listed, with `/`; "" for the name alone.
     """
 
     name: str
     text: str
     language: str | None
     where: str
+    listed: str = ""
 
 
 def find_transcripts(folder: Path) -> Path | None:
-    """The one transcript file of a folder: a `.list`, `transcripts.tsv` or a `.csv`.
+    """The one transcript file of a folder, None where it has none.
 
     Raises:
         DataError: there are several, so that it is not clear which counts.
     """
-    found = sorted(folder.glob(f"*{LIST_SUFFIX}")) + sorted(folder.glob(f"*{CSV_SUFFIX}"))
-    if (folder / TRANSCRIPTS).is_file():
-        found.append(folder / TRANSCRIPTS)
-    found = [path for path in found if not path.name.startswith(".")]
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    found = [path for suffix in _TABLES for path in files if path.suffix.lower() == suffix]
+    found += [path for path in files if path.name.lower() == TRANSCRIPTS and path.is_file()]
+    if not found:
+        # A `.tsv` that is named as a recording is what a recogniser made of it.
+        clips = {path.stem for path in files if is_recording_name(path.name)}
+        found = [
+            path
+            for path in files
+            if path.suffix.lower() in _TABLES_OF_OTHERS and path.stem not in clips
+        ]
     if len(found) > 1:
         raise DataError(
             f"{folder}: holds {found[0].name} and {found[1].name}; keep one of them, or name it "
@@ -74,7 +80,7 @@ def find_transcripts(folder: Path) -> Path | None:
 
 
 def read_transcripts(path: Path, fault: Fault | None = None) -> list[Transcript]:
-    """Reads a transcript file of any form, by its ending.
+    """Reads a transcript file of any form.
 
     Args:
         fault: called with the sentence on each line that cannot be used, which is then left out;
@@ -85,41 +91,67 @@ def read_transcripts(path: Path, fault: Fault | None = None) -> list[Transcript]
             form, a clip that is listed twice, or a missing text. The line is named.
     """
     content = read_text(path)
-    parsers: list[Callable[[], Transcript]]
-    if path.suffix.lower() == LIST_SUFFIX:
-        parsers = [partial(_list_row, path, n, line) for n, line in _lines(content)]
-    elif path.suffix.lower() == CSV_SUFFIX:
-        parsers = _csv_parsers(path, content)
-    else:
-        parsers = [partial(_tsv_row, path, n, line) for n, line in _lines(content)]
-    rows: dict[str, Transcript] = {}
+    if is_timed(content):
+        raise DataError(
+            f"{path}: holds texts with times, which a recording is cut by; put it beside the "
+            "recording under the same name, and leave --transcripts out"
+        )
+    is_list = path.suffix.lower() == LIST_SUFFIX and _is_upstreams(content)
+    found: list[Transcript] = []
     first = ""
-    for parse in parsers:
+    for row in _list_rows(path, content) if is_list else read_table(path, content):
         try:
-            row = _checked(parse(), rows)
+            if isinstance(row, DataError):
+                raise row
+            found.append(_transcript(row, is_list))
         except DataError as error:
             if fault is None:
                 raise
             fault(str(error))
             first = first or str(error)
-        else:
-            rows[row.name] = row
-    if not rows:
+    found = _once(found, fault)
+    if not found:
         raise DataError(first or f"{path}: lists no clip; write a line for each")
-    return list(rows.values())
+    return found
 
 
-def _checked(row: Transcript, before: Mapping[str, Transcript]) -> Transcript:
-    if not row.name or row.name in (".", ".."):
+def _once(rows: Iterable[Transcript], fault: Fault | None) -> list[Transcript]:
+    """The first of the rows that list the same path."""
+    seen: dict[str, Transcript] = {}
+    for row in rows:
+        if row.listed in seen:
+            reason = f"{row.where} lists {row.name} a second time"
+            if fault is None:
+                raise DataError(reason)
+            fault(reason)
+        seen.setdefault(row.listed, row)
+    return list(seen.values())
+
+
+def _transcript(row: Row, is_list: bool) -> Transcript:
+    """Checks a row of any form."""
+    listed = _clean_path(row.file, is_list)
+    name = listed.rpartition("/")[2]
+    # Of a path in a list only the name counts; in a table one may name a sub-folder.
+    if name in ("", ".", "..") or (not is_list and ".." in PurePosixPath(listed).parts):
         raise DataError(f"{row.where} does not name a file of the folder itself")
+    language = find_language(row.language) if row.language or is_list else None
+    if language is None and (row.language or is_list):
+        raise DataError(
+            f"{row.where}: the language {row.language!r} is not one of {', '.join(LANGUAGES)}"
+        )
     if not row.text:
-        raise DataError(f"{row.where} gives no text for {row.name}")
-    if row.name in before:
-        raise DataError(f"{row.where} lists {row.name} a second time")
-    return row
+        raise DataError(f"{row.where} gives no text for {name}")
+    return Transcript(name, row.text, language, row.where, listed)
 
 
-def read_beside(clips: list[Path], fault: Fault | None = None) -> list[Transcript]:
+def _clean_path(path: str, is_list: bool) -> str:
+    """A path with `/`, without what Windows puts around it; of a list as upstream cleans it."""
+    signs = " '\n\"\u202a" if is_list else ' \n"\u202a'
+    return path.rstrip("/\\").strip(signs).replace("\\", "/")
+
+
+def read_beside(clips: Sequence[Path], fault: Fault | None = None) -> list[Transcript]:
     """Texts from the `.txt` or `.lab` beside each clip; clips without one are left out.
 
     Args:
@@ -129,14 +161,20 @@ def read_beside(clips: list[Path], fault: Fault | None = None) -> list[Transcrip
     Raises:
         DataError: a file is empty or cannot be read, and there is no `fault`.
     """
+    beside = find_beside(clips)
     found = []
     for clip in clips:
-        beside = [clip.with_suffix(suffix) for suffix in BESIDE]
-        path = next((path for path in beside if path.is_file()), None)
+        path = beside.get(clip)
         if path is None:
             continue
         try:
-            text = " ".join(read_text(path).split())
+            content = read_text(path)
+            if is_timed(content):
+                raise DataError(
+                    f"{path}: holds texts with times, by which `mlx-vits prepare {clip}` cuts the "
+                    "recording; do that, or write its text alone"
+                )
+            text = " ".join(content.split())
             if not text:
                 raise DataError(f"{path}: is empty; write what is said in {clip.name}")
         except DataError as error:
@@ -144,7 +182,29 @@ def read_beside(clips: list[Path], fault: Fault | None = None) -> list[Transcrip
                 raise
             fault(str(error))
         else:
-            found.append(Transcript(clip.name, text, None, str(path)))
+            found.append(Transcript(clip.name, text, None, str(path), clip.as_posix()))
+    return found
+
+
+def find_beside(clips: Sequence[Path], suffixes: Sequence[str] = BESIDE) -> dict[Path, Path]:
+    """The text file of each recording that has one, its name matched as `listed.py` does.
+
+    Args:
+        suffixes: of text files, in order of preference.
+    """
+    found: dict[Path, Path] = {}
+    for folder in sorted({clip.parent for clip in clips}):
+        recordings = Recordings(clip.name for clip in clips if clip.parent == folder)
+        try:
+            texts = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        exact = {clip.stem for clip in clips if clip.parent == folder}
+        texts.sort(key=lambda p: (p.stem not in exact, suffixes.index(p.suffix.lower()), p.name))
+        for path in texts:
+            name = recordings.find(path.stem)
+            if name is not None and path.is_file():
+                found.setdefault(folder / name, path)
     return found
 
 
@@ -169,78 +229,22 @@ def write_list(path: Path, rows: list[Transcript], folder: Path, speaker: str) -
         file.write("".join(lines).encode())
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, with or without a byte order mark.
-
-    Raises:
-        DataError: it is missing or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text; save it again as UTF-8") from error
+def _is_upstreams(content: str) -> bool:
+    """Whether a `.list` has upstream's four columns, and not some other form under its ending."""
+    lines = [line for line in content.split("\n") if line.strip()]
+    if lines and has_header(lines[0]):
+        return False
+    widths = [line.count("|") + 1 for line in lines]
+    return sum(width >= 4 for width in widths) >= max(1, widths.count(2), widths.count(3))
 
 
-def _lines(content: str) -> list[tuple[int, str]]:
-    return [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
-
-
-def _list_row(path: Path, number: int, line: str) -> Transcript:
-    where, columns = f"{path}: line {number}", line.split("|")
-    if len(columns) != 4:
-        raise DataError(f"{where} is not `path|speaker|language|text`")
-    language = LANGUAGES.get(columns[2].strip().lower())
-    if language is None:
-        raise DataError(
-            f"{where}: the language {columns[2].strip()!r} is not one of {', '.join(LANGUAGES)}"
-        )
-    return Transcript(_clean_name(columns[0]), columns[3].strip(), language, where)
-
-
-def _clean_name(path: str) -> str:
-    """The file's name in a path as upstream cleans it, of any system."""
-    cleaned = path.rstrip("/\\").strip(" '\n\"\u202a")
-    return cleaned.replace("\\", "/").rpartition("/")[2]
-
-
-def _tsv_row(path: Path, number: int, line: str) -> Transcript:
-    where, columns = f"{path}: line {number}", line.split("\t")
-    if len(columns) not in (2, 3):
-        raise DataError(f"{where} is not `file<TAB>text`")
-    return _plain_row(columns[0], columns[-1], where)
-
-
-def _plain_row(name: str, text: str, where: str) -> Transcript:
-    name = name.strip()
-    if Path(name).name != name:
-        raise DataError(f"{where} does not name a file of the folder itself")
-    return Transcript(name, text.strip(), None, where)
-
-
-def _csv_parsers(path: Path, content: str) -> list[Callable[[], Transcript]]:
-    """What reads each line that is not empty.
-
-    Raises:
-        DataError: the file is not CSV.
-    """
-    if "|" in re.sub(r'"[^"]*"', "", content.partition("\n")[0]):
-        delimiter = "|"
-        reader = csv.reader(io.StringIO(content), delimiter="|", quoting=csv.QUOTE_NONE)
-    else:
-        delimiter = ","
-        reader = csv.reader(io.StringIO(content))
-    try:
-        return [
-            partial(_csv_row, columns, delimiter, f"{path}: line {reader.line_num}")
-            for columns in reader
-            if any(column.strip() for column in columns)
-        ]
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
-
-
-def _csv_row(columns: list[str], delimiter: str, where: str) -> Transcript:
-    if len(columns) not in (2, 3):
-        raise DataError(f"{where} is not `file{delimiter}text`")
-    # The last of three is LJ Speech's normalised text.
-    return _plain_row(columns[0], columns[-1], where)
+def _list_rows(path: Path, content: str) -> list[Row | DataError]:
+    rows: list[Row | DataError] = []
+    for number, line in enumerate(content.split("\n"), 1):
+        where, columns = f"{path}: line {number}", line.split("|")
+        if len(columns) == 4:
+            rows.append(Row(where, columns[0], columns[3].strip(), columns[2].strip()))
+        elif line.strip():
+            more = "; take the further `|` out of its text" if len(columns) > 4 else ""
+            rows.append(DataError(f"{where} is not `path|speaker|language|text`{more}"))
+    return rows

@@ -148,11 +148,11 @@ mean square. The clips are re-spoken at speed 1 with noise of seed 0 and scale 0
 
 
 def _best(verdict: dict[str, Any]) -> list[tuple[str, str]]:
-    best = verdict.get("best") or {}
-    step, distance = best.get("step"), best.get("mel_distance")
-    if not isinstance(step, int) or not isinstance(distance, int | float):
+    best = verdict.get("best")
+    if best is None or best["mel_distance"] is None:
         return []
-    return [("nearest to the recordings", f"step {step:,}, mel distance {distance:.3f}")]
+    words = f"step {best['step']:,}, mel distance {best['mel_distance']:.3f}"
+    return [("nearest to the recordings", words)]
 
 
 def _pairs(caption: str, rows: list[tuple[str, str]]) -> str:

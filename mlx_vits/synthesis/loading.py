@@ -14,6 +14,8 @@ from mlx_vits.checkpoints.run_info import RunInfo, is_run
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
+from mlx_vits.files import given_path
+from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.synthesis.voice import Voice
 
@@ -21,6 +23,7 @@ REFERENCE = "reference.wav"
 SPEAKER_VECTOR = "reference_sv.pt"  # of a v2Pro or v2ProPlus run
 
 
+@on_lasting_thread
 def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None) -> Voice:
     """Loads a voice.
 
@@ -43,8 +46,10 @@ def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None)
         >>> voice.version, voice.sample_rate
         ('v2', 32000)
     """
-    path = Path(name_or_path).expanduser()
-    encoder = Path(content_encoder).expanduser() if content_encoder is not None else None
+    path = given_path(name_or_path, CheckpointError)
+    encoder = None
+    if content_encoder is not None:
+        encoder = given_path(content_encoder, CheckpointError)
     if is_run(path):
         return _load_run(path, encoder)
     is_name = len(path.parts) == 1 and not path.suffix

@@ -97,7 +97,8 @@ def read_listening(folder: Path, config: Config) -> Listening:
     Raises:
         DataError: a file is damaged.
     """
-    trained = layout.read_text_lines(folder / layout.TEXT_FILE)
+    told: list[str] = []  # where the clips were read to be trained on
+    trained = layout.read_text_lines(folder / layout.TEXT_FILE, told.append)
     apart = folder / layout.HELD_OUT_FOLDER
     listed = apart / layout.TEXT_FILE
     held_out = layout.read_text_lines(listed) if listed.is_file() else []

@@ -23,6 +23,7 @@ from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layout import channels_last
+from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.features import speech_features
 from mlx_vits.synthesis.decoding import Request, decode
 from mlx_vits.synthesis.folding import Folding
@@ -32,10 +33,13 @@ Array = np.ndarray | mx.array
 Reference = str | Path | Array
 
 _DEFAULT_SEED = 0
+_features = on_lasting_thread(speech_features)
 
 
 class Voice:
     """A generator with its configuration and what it needs to be used.
+
+    Any thread may use it; threads take turns. On a CPU, so may a forked process.
 
     Args:
         model: the generator.
@@ -64,6 +68,7 @@ class Voice:
         reference: Path | None = None,
         speaker_vector: np.ndarray | None = None,
     ):
+        mx.eval(model.parameters())  # for other threads
         self.model, self.info, self.name = model, info, name
         self._folding, self._decode = Folding(model), accel.inference(decode)
         self.content_encoder, self.reference = content_encoder, reference
@@ -87,6 +92,7 @@ class Voice:
     def __repr__(self) -> str:
         return f"Voice({self.name!r}, version={self.version!r}, info={self.info!r})"
 
+    @on_lasting_thread
     def decode(
         self,
         codes: Array,
@@ -155,6 +161,7 @@ class Voice:
         specs = [channels_last(_floats(one, (1, bins, None), "refer")) for one in references]
         return specs, vectors
 
+    @on_lasting_thread
     def extract_codes(self, ssl: Array) -> np.ndarray:
         """Semantic codes of SSL features.
 
@@ -203,7 +210,8 @@ class Voice:
             `(samples,)` float32 at `sample_rate` of the voice, neither normalised nor clipped.
 
         Raises:
-            CheckpointError: the voice has no content encoder, or lacks a speaker vector.
+            CheckpointError: the voice has no content encoder, lacks a speaker vector, or speaks
+                NaN or infinity.
             DataError: the recording is silent or too short, or the text cannot be spoken.
         """
         if self.content_encoder is None:
@@ -218,9 +226,9 @@ class Voice:
             raise DataError("the recording is not one channel of numbers; give an array (N,)")
         # By way of the voice's rate, as preparation goes, so that both hear the same.
         audio = resample(audio, sample_rate, self.sample_rate)
-        features = speech_features(self.content_encoder, audio, self.sample_rate, "the recording")
+        features = _features(self.content_encoder, audio, self.sample_rate, "the recording")
         phonemes = clean_text(text, language, self.version).phonemes
-        return self.speak_features(
+        spoken = self.speak_features(
             features,
             phonemes_to_ids(phonemes, self.version),
             self._references(refer, audio),
@@ -229,7 +237,14 @@ class Voice:
             speed=speed,
             seed=seed,
         )
+        if not np.isfinite(spoken).all():
+            raise CheckpointError(
+                f"{self.name}: speaks NaN or infinity, its weights are damaged; copy or download "
+                "the voice again, or take an earlier one"
+            )
+        return spoken
 
+    @on_lasting_thread
     def speak_features(
         self,
         features: np.ndarray,
@@ -286,6 +301,7 @@ class Voice:
             return self.reference_spectrogram(read_speech(refer, self.sample_rate))
         return refer
 
+    @on_lasting_thread
     def reference_spectrogram(self, wav: np.ndarray) -> mx.array:
         """A reference for `decode`.
 
@@ -305,8 +321,11 @@ class Voice:
             spec = spectrogram(mx.array(wav)[None], self.config.data)
         except ValueError as error:
             raise DataError(f"the reference is too short: {error}") from error
-        return spec.swapaxes(1, 2)
+        spec = spec.swapaxes(1, 2)
+        mx.eval(spec)
+        return spec
 
+    @on_lasting_thread
     def save(self, path: str | Path) -> Path:
         """Writes the voice, every tensor under upstream's name and in PyTorch's axes.
 

@@ -209,8 +209,10 @@ def _bare_number(one: str) -> Callable[[re.Match[str]], str]:
             return digits(written, one)
         if written in _SERVICE_NUMBERS:
             return digits(written, one)
-        before, after = match.string[: match.start()], match.string[match.end() :]
-        if len(written) == 3 and (re.match("[路室房]", after) or re.search("[A-Za-z]$", before)):
+        # Not the whole text on either side: copying it for each number takes quadratic time.
+        before = match.string[max(0, match.start() - 1) : match.start()]
+        after = match.string[match.end() : match.end() + 1]
+        if len(written) == 3 and (re.match("[路室房]", after) or re.match("[A-Za-z]", before)):
             return digits(written, one)
         if len(written) < 4 or written.endswith("00"):
             return quantity(written) if len(written) > 3 else number(written)

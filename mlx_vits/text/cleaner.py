@@ -8,6 +8,7 @@ languages goes through `mixed`, which cuts it and comes back here with each part
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from importlib import import_module
 from typing import NamedTuple
@@ -17,6 +18,13 @@ from mlx_vits.text.extras import LANGUAGE_NAMES
 from mlx_vits.text.symbols import symbols_for
 
 UNKNOWN = "UNK"
+
+# The rules of the front ends look back and ahead within a word: their time grows with the square of
+# its length. Scripts that are written without blanks have no such rules but in English.
+_LONGEST_WORD = 500
+_NO_BLANKS = r"\u3001-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+_TOO_LONG_ENGLISH = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+_TOO_LONG = re.compile(rf"[^\s{_NO_BLANKS}]{{{_LONGEST_WORD + 1},}}")
 
 _FRONT_ENDS = {
     "en": "mlx_vits.text.english",
@@ -48,12 +56,14 @@ class CleanText(NamedTuple):
     unknown: what the text has and the phonemes do not say, in order, repeats included: letters of
         another script, pictures, characters without a reading, symbols that the version lacks.
         English guesses words that it does not know, which is no such case.
+    guessed: English words that no dictionary has, in order, repeats included.
     """
 
     phonemes: list[str]
     word2ph: list[int] | None
     normalized: str
     unknown: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
 
 
 def supported_languages(version: str = "v2") -> tuple[str, ...]:
@@ -73,13 +83,19 @@ def clean_text(text: str, language: str, version: str = "v2") -> CleanText:
         version: the model version whose symbols are wanted; see `symbols_for`.
 
     Raises:
-        DataError: the text is empty or has nothing to speak, or the version does not have the
-            language (upstream would read such a text as one space of English).
+        DataError: the text is empty or has nothing to speak, has a word of more than 500
+            characters, or the version does not have the language (upstream would read such a text
+            as one space of English).
         UserError: the language needs packages that are not installed.
     """
     code = resolve_language(language, version)
     if not text.strip():
         raise DataError("The transcript is empty; write what is said in the recording.")
+    if word := (_TOO_LONG_ENGLISH if code == "en" else _TOO_LONG).search(text):
+        raise DataError(
+            f"The transcript has a word of {len(word[0]):,} characters ({word[0][:20]!r}...), at "
+            f"most {_LONGEST_WORD} can be read; write what is said, with blanks between the words."
+        )
     if code in _MIXED:
         from mlx_vits.text.mixed import clean_mixed
 

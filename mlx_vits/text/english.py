@@ -53,7 +53,7 @@ def clean(text: str, version: str) -> CleanText:
         DataError: nothing in the text can be spoken in English.
     """
     spoken = phonemize(text)
-    return CleanText(spoken.phonemes, None, spoken.normalized)
+    return CleanText(spoken.phonemes, None, spoken.normalized, guessed=tuple(spoken.unknown))
 
 
 def normalize(text: str) -> str:

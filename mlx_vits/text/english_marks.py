@@ -54,7 +54,7 @@ def tidy_marks(text: str) -> str:
     text = re.sub(
         r"(?<![A-Za-z])'(?![A-Za-z])|-(?=[,.?!])|(?<=\S)-(?!\S)|(?<!\S)-(?=\S)", " ", text
     )
-    text = re.sub(r"\s+(?=[,.?!])", "", text)
+    text = re.sub(r"(?<!\s)\s+(?=[,.?!])", "", text)
     # Upstream's rule: the first of several marks stays. It would leak pauses otherwise.
     text = re.sub(r"([,.?!])(?:[\s,.?!]|-(?=[\s,.?!-]))*", r"\1 ", text)
     text = re.sub(r"(?<= -)(?:\s*[-,.?!])+", "", text)

@@ -150,9 +150,9 @@ def _count_range(match: re.Match[str]) -> str:
 
 
 def _count(match: re.Match[str]) -> str:
-    after = match.string[match.end() :]
+    after = match.string[match.end() : match.end() + 2]
     # The hour of the 24 and everything from a hundred on in such counts is Sino-Korean.
-    is_hour = after[0] == "시" and after[:2] != "시간"
+    is_hour = after[0] == "시" and after != "시간"
     sino = len(match[1]) > 2 or (is_hour and int(match[1]) > 12)
     space = " " if match[0].endswith(" ") else ""
     return (cardinal(match[1]) if sino else native(match[1])) + space

@@ -58,6 +58,7 @@ _BEFORE_H = {
 }
 # Endings whose first sound is tense although no space precedes it (article 27).
 _TENSE_ENDINGS = ("걸", "밖에", "세라", "수록", "지라도", "지언정", "진대")
+_LONGEST_ENDING = max(map(len, _TENSE_ENDINGS))
 
 
 @dataclass
@@ -99,7 +100,7 @@ def pronounce(syllables: list[Syllable]) -> None:
         if after is None or not after.onset:
             after = None
         if syllable.coda:
-            _meet(syllable, after, spaced, text[i:])
+            _meet(syllable, after, spaced, text[i + 1 : i + 1 + _LONGEST_ENDING])
 
 
 def _written(syllable: Syllable) -> str:
@@ -123,7 +124,7 @@ def _meet(left: Syllable, right: Syllable | None, spaced: bool, text: str) -> No
         left: the syllable with the coda.
         right: the syllable after it, None where something else or nothing follows.
         spaced: whether a space is between them.
-        text: as it is written, from `left` on.
+        text: the few syllables after `left`, as they are written.
     """
     if right is None:
         left.coda = _closed(left, None)
@@ -182,8 +183,7 @@ def _make_tense(left: Syllable, right: Syllable, spaced: bool, text: str) -> Non
         left.is_stem and not spaced and right.onset != "ㅂ" and left.coda in "ㄴㅁㄵㄻㄼㄾ"
     )  # articles 24, 25
     after_modifier = left.coda == "ㄹ" and (
-        (left.is_modifier and spaced)
-        or (not spaced and any(text.startswith(ending, 1) for ending in _TENSE_ENDINGS))
+        (left.is_modifier and spaced) or (not spaced and text.startswith(_TENSE_ENDINGS))
     )  # article 27
     if after_stop or after_stem or after_modifier:
         right.onset = _TENSE[right.onset]

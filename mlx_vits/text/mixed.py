@@ -84,6 +84,7 @@ def clean_mixed(text: str, language: str, version: str = "v2") -> CleanText:
         None if None in counts else [n for count in counts for n in count or ()],
         "".join(part.normalized for part in cleaned),
         (*(word for part in cleaned for word in part.unknown), *unread),
+        tuple(word for part in cleaned for word in part.guessed),
     )
 
 
@@ -135,7 +136,7 @@ def _tell_apart(sentence: str, chinese: str, version: str) -> list[_Piece]:
     pieces = []
     for kind, written in tokens:
         if kind == "han":
-            found = "ja" if has_kana and _is_japanese(written) else chinese
+            found = "ja" if has_kana and can_be_japanese(written) else chinese
         elif kind == "ko" and version == "v1":
             found = ""
         else:
@@ -144,8 +145,8 @@ def _tell_apart(sentence: str, chinese: str, version: str) -> list[_Piece]:
     return pieces
 
 
-def _is_japanese(characters: str) -> bool:
-    """Whether characters in a sentence with kana are Japanese, as far as they tell."""
+def can_be_japanese(characters: str) -> bool:
+    """Whether Chinese characters are of a Japanese text, as far as they tell."""
     if _CHINESE_ONLY.search(characters):
         return False
     try:
@@ -161,10 +162,12 @@ def _settle(pieces: list[_Piece], default: str, fallback: str) -> list[Part]:
     A mark belongs to what it ends, or opens. A number between two words of one language is of that
     language, else of the default one, or of what is before it where there is none.
     """
+    following = [""]  # the language of the next word, of each piece from the last
+    for piece in reversed(pieces):
+        following.append(piece.language or following[-1])
     settled: list[Part] = []
-    for i, piece in enumerate(pieces):
+    for piece, after in zip(pieces, following[:0:-1], strict=True):
         before = settled[-1].language if settled else ""
-        after = next((p.language for p in pieces[i:] if p.language), "")
         if piece.language:
             found = piece.language
         elif piece.kind == "opening":

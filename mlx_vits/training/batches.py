@@ -149,7 +149,7 @@ class PreparedVoice:
 
 
 def _read_items(folder: Path, config: Config, dropped: list[str]) -> list[Item]:
-    lines = layout.read_text_lines(folder / layout.TEXT_FILE)
+    lines = layout.read_text_lines(folder / layout.TEXT_FILE, dropped.append)
     items = []
     for line in lines:
         wav = folder / layout.WAV_FOLDER / line.name
@@ -170,7 +170,11 @@ def _read_items(folder: Path, config: Config, dropped: list[str]) -> list[Item]:
         if (size - layout.WAV_HEADER_BYTES) // (2 * config.data.hop_length) < config.segment_frames:
             dropped.append(f"{line.name} is shorter than a segment of {config.train.segment_size}")
             continue
-        items.append(Item(line.name, phonemes_to_ids(line.phonemes, config.version), frames))
+        try:
+            ids = phonemes_to_ids(line.phonemes, config.version)
+        except DataError as error:
+            raise DataError(f"{folder / layout.TEXT_FILE}: {line.name}: {error}") from error
+        items.append(Item(line.name, ids, frames))
     if not items:
         reason = f" ({dropped[0]})" if dropped else ""
         raise DataError(f"{folder}: holds no clip to train on{reason}; prepare the voice again")

@@ -67,16 +67,6 @@ class Blend:
         return self._prior_share if path.startswith(_PRIOR_SIDE) else self._share
 
 
-def check_share(name: str, share: float | None) -> None:
-    """Refuses what is no share of the way; None is one that is not given.
-
-    Raises:
-        ValueError: it is not from 0 to 1.
-    """
-    if share is not None and not 0 <= share <= 1:
-        raise ValueError(f"{name} is {share!r}, not from 0 to 1")
-
-
 def _leaves(model: SynthesizerTrn) -> dict[str, mx.array]:
     leaves: Any = tree_flatten(model.trainable_parameters())
     return dict(leaves)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.json_files import read_json_lines
 
 LOSSES = "losses.jsonl"
 SCORES = "scores.jsonl"
@@ -33,20 +36,41 @@ _TAGS = {
 }
 
 
+_FLUSH_SECONDS = 10
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be written ({error.strerror}); free some space and go on with --resume"
+    )
+
+
 class JsonLines:
     """A file of one JSON object a line, each with a `step`.
 
     Args:
         path: the file.
-        keep_to: lines of later steps are taken away; None for a new file.
+        keep_to: lines of later steps are taken away.
+
+    Attributes:
+        is_new: whether no line was kept.
+
+    Raises:
+        DataError: an earlier file is damaged; it stays as it is.
+        UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, keep_to: int | None = None):
+    def __init__(self, path: Path, keep_to: int):
         self.path = path
-        kept = [] if keep_to is None else [r for r in read_lines(path) if r["step"] <= keep_to]
+        kept = [record for record in read_lines(path) if record["step"] <= keep_to]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self.is_new = not kept
+        try:
+            # Unbuffered: what a full disk did not take must not be tried again by `close`.
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _not_written(path, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds a line.
@@ -54,29 +78,27 @@ class JsonLines:
         Raises:
             UserError: it cannot be written.
         """
+        line = json.dumps(record).encode() + b"\n"
         try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); free some space and resume"
-            ) from error
+            raise _not_written(self.path, error) from error
 
     def close(self) -> None:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; a last line that was cut off is left out."""
-    if not path.is_file():
+class _Record(TypedDict):
+    step: int
+
+
+def read_lines(path: Path) -> Sequence[Mapping[str, Any]]:
+    """Read all records of a file; a last line that was cut off is left out."""
+    if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    cure = "move the file away to go on without its lines"
+    return read_json_lines(path, _Record, error=DataError, cure=cure, may_be_cut=True)
 
 
 def check_tensorboard() -> None:
@@ -92,18 +114,56 @@ def check_tensorboard() -> None:
 
 
 class TensorBoard:
-    """Scalars under upstream's tags, through the optional package tensorboardX."""
+    """Scalars under upstream's tags, through the optional package tensorboardX.
+
+    Its `SummaryWriter` writes in a thread, where a full disk ends the thread and then blocks the
+    run; so its files are written here.
+
+    Raises:
+        UserError: the package is missing, or the file cannot be written.
+    """
 
     def __init__(self, folder: Path, resumed_at: int):
         check_tensorboard()
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
-        self._writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+        self._folder, self._scalar, self._event = folder, summary.scalar, event_pb2.Event
+        self._flushed = time.monotonic()
+        make_folder(folder)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        try:
+            self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+            # TensorBoard leaves out what an interrupted run had written beyond this step.
+            self._add(resumed_at + 1, session_log=start)
+        except OSError as error:
+            raise _not_written(folder, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds the scalars of one step."""
-        for name, tag in _TAGS.items():
-            self._writer.add_scalar(tag, record[name], record["step"])
+        """Adds the scalars of one step.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            for name, tag in _TAGS.items():
+                self._add(record["step"], summary=self._scalar(tag, record[name]))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            raise _not_written(self._folder, error) from error
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
-        self._writer.close()
+        """Writes what is left.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise _not_written(self._folder, error) from error

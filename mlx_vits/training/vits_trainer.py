@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
@@ -17,15 +18,16 @@ import numpy as np
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
-from mlx_vits.checkpoints.run import Place, RunState
+from mlx_vits.checkpoints.run import MOST_STEPS, Place, RunState
+from mlx_vits.checkpoints.run_info import DAMAGED
 from mlx_vits.errors import CheckpointError, TrainingStopped
+from mlx_vits.json_files import build_record, check_ranges
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
-from mlx_vits.training.blending import check_share
 from mlx_vits.training.checkpointed import checkpointed
 from mlx_vits.training.footprint import is_short, usable_memory
 from mlx_vits.training.optimizers import (
@@ -42,6 +44,22 @@ __all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig"]
 
 TrainedPart = Literal["all", "decoder"]
 CHECKPOINTING = ("auto", "on", "off")
+_LARGEST_RATE = 1e38  # of fp32
+_LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, MOST_STEPS),
+    "steps": (1, MOST_STEPS),
+    # An epoch is filled up to whole steps, and one of so many clips fits no memory.
+    "batch_size": (1, 1024),
+    "accumulate": (1, 1024),
+    "lr_g": (0.0, _LARGEST_RATE),
+    "lr_d": (0.0, _LARGEST_RATE),
+    "text_low_lr_rate": (0.0, 100.0),
+    "pretrained_reg_strength": (0.0, 1e6),
+    "blend": (0.0, 1.0),
+    "blend_prior": (0.0, 1.0),
+    "segment_size": (1280, 1 << 20),
+    "seed": (0, 2**31 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -89,27 +107,27 @@ class VITSTrainingConfig:
     precision: str = "auto"
     checkpoint_activations: str = "auto"
 
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any], source: str | Path) -> VITSTrainingConfig:
+        """Check the options that a run was started with.
+
+        Args:
+            values: by name.
+            source: their file, for messages.
+
+        Raises:
+            CheckpointError: one is unknown, or has no such value.
+        """
+        return build_record(cls, dict(values), f"{source}:", error=CheckpointError, cure=DAMAGED)
+
     @property
     def clips_a_step(self) -> int:
         """Clips that an update sees."""
         return self.batch_size * self.accumulate
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if str(spec.type) == "float":
-                fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-            elif str(spec.type) == "int":
-                fits = type(value) is int
-            else:
-                fits = True
-            if not fits:
-                raise ValueError(f"{spec.name} is {value!r}")
+        check_ranges(self, **_LIMITS)
         compute_type(self.precision)
-        check_share("blend", self.blend)
-        check_share("blend_prior", self.blend_prior)
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate is {self.accumulate}")
         if self.checkpoint_activations not in CHECKPOINTING:
             raise ValueError(f"checkpoint_activations is {self.checkpoint_activations!r}")
 
@@ -324,7 +342,7 @@ class VITSTrainer:
             self.discriminator.update(state.trees["discriminator"], strict=True)
             update_state(optimizers.generator.state, state.trees["optimizer_g"])
             update_state(optimizers.discriminator.state, state.trees["optimizer_d"])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{source}: belongs to a run with other settings ({error}); start a new run"
             ) from error

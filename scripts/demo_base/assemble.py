@@ -15,7 +15,7 @@ from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write, make_folder, replace_folder, temporary_sibling
+from mlx_vits.files import atomic_write, fresh_folder, make_folder, replace_folder
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from scripts.demo_base.running import read_state
 from scripts.demo_base.settings import Settings
@@ -48,9 +48,9 @@ def assemble_stage(work: Path, settings: Settings) -> Path:
     judge = step.discriminator.flat.unpack(step.nets["d"].weights)
     discriminator.update(tree_unflatten(list(judge.items())), strict=True)
     encoder = load_content_encoder(work / "encoder")
-    base, new = work / "base", temporary_sibling(work / "base")
-    make_folder(new / "content_encoder")
-    try:
+    base = work / "base"
+    with fresh_folder(base) as new:
+        make_folder(new / "content_encoder")
         # The name that upstream's files carry: a fine-tune counts its own steps from 0.
         info = {"info": f"1epoch_{state.step}iteration", "format": "pt"}
         for model, name in (
@@ -63,8 +63,6 @@ def assemble_stage(work: Path, settings: Settings) -> Path:
         with atomic_write(new / "config.json") as file:
             file.write(json.dumps(config.to_dict(), indent=1).encode())
         replace_folder(new, base)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     size = sum(file.stat().st_size for file in base.rglob("*") if file.is_file())
     say(f"{base}: {state.step} steps, {size / 1e6:.1f} MB")
     return base

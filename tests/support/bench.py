@@ -66,13 +66,13 @@ class Bench:
     def write(self, name: str, wav: np.ndarray, text: str | None = "one more") -> None:
         write_wav(self.source / name, wav, RATE)
         if text is not None:
-            with (self.source / "transcripts.tsv").open("a") as file:
+            with (self.source / "transcripts.tsv").open("a", encoding="utf-8") as file:
                 file.write(f"{name}\t{text}\n")
 
     def tell(self, **texts: str) -> None:
         """Writes the transcripts anew, of clips by their names without an ending."""
         lines = [f"{name}.wav\t{text}\n" for name, text in texts.items()]
-        (self.source / "transcripts.tsv").write_text("".join(lines))
+        (self.source / "transcripts.tsv").write_text("".join(lines), encoding="utf-8")
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_vits.nn.cuda_source import ACCESS
 
 from mlx_vits.accel.cuda import kernels, many
 

@@ -60,7 +60,7 @@ def configuration(version: str) -> Config:
 def weights(version: str, net: str) -> dict[str, np.ndarray]:
     kind = SynthesizerTrn if net == "generator" else MultiPeriodDiscriminator
     shapes = expected_shapes(kind(configuration(version)))
-    return {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    return {name: np.ones(shape, np.float16) for name, shape in shapes.items()}
 
 
 def _resume(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def encoder() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "num_conv_pos_embedding_groups": 2,
     }
     shapes = expected_shapes(HubertModel(HubertConfig.from_dict(values)))
-    return values, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return values, {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
 
 
 def content_encoders(path: Path, draw: np.random.Generator) -> Callable[[Path], Any]:
@@ -261,11 +261,11 @@ def resume_content(net: str) -> dict[str, Any]:
     config = configuration("v2")
     model = SynthesizerTrn(config) if net == "generator" else MultiPeriodDiscriminator(config)
     names = [name for group in parameter_groups(model) for name in group]
-    zeros = {name: mx.zeros(shape) for name, shape in expected_shapes(model).items()}
-    trained = {name: zeros[name] for name in names if not name.startswith("ssl_proj.")}
+    ones = {name: mx.ones(shape) for name, shape in expected_shapes(model).items()}
+    trained = {name: ones[name] for name in names if not name.startswith("ssl_proj.")}
     rates = [Rate(1e-4, 1e-4)] * len(parameter_groups(model))
     optimizer = to_upstream(model, Moments(3, trained, trained), rates, config.train)
-    arrays = {name: np.array(array) for name, array in zeros.items()}
+    arrays = {name: np.array(array) for name, array in ones.items()}
     return {"model": arrays, "iteration": 8, "optimizer": optimizer, "learning_rate": 1e-4}
 
 

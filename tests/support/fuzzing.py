@@ -3,7 +3,7 @@
     python -m tests.support.fuzzing --cases 100000 --seed 1 [--kinds directory tensor]
 
 A case is drawn from (seed, kind, number) alone, so that a fault can be looked at again: `--first N
---cases 1`. What a case must not do: raise anything but a `CheckpointError`, warn, run or open
+--cases 1`. What a case must not do: raise anything but a `UserError`, warn, run or open
 anything (Python's audit events are watched), or take much memory.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import mlx_vits  # noqa: F401  (chooses the BLAS before mlx is imported)
-from mlx_vits.errors import CheckpointError
+from mlx_vits.errors import UserError
 
 LONGEST_MESSAGE = 600
 MOST_BYTES = 256 << 20
@@ -101,7 +101,7 @@ def attempt(path: Path, read: Callable[[Path], Any]) -> Any:
         warnings.simplefilter("error")
         try:
             found = read(path)
-        except CheckpointError as error:
+        except UserError as error:
             check_sentence(path, str(error))
         except Exception as error:
             raise Fault(f"{type(error).__name__}: {error!s:.300}") from error
@@ -166,10 +166,12 @@ def faults_of(tallies: dict[str, Tally]) -> list[str]:
 def main() -> None:
     """Runs the cases and prints what became of them."""
     from tests.support.fuzz_archives import ARCHIVE_KINDS
+    from tests.support.fuzz_audio import AUDIO_KINDS
     from tests.support.fuzz_contents import CONTENT_KINDS
+    from tests.support.fuzz_json import JSON_KINDS
 
-    kinds: dict[str, Kind] = ARCHIVE_KINDS | CONTENT_KINDS
-    parser = argparse.ArgumentParser(description="Fuzzes the readers of model files.")
+    kinds: dict[str, Kind] = ARCHIVE_KINDS | CONTENT_KINDS | AUDIO_KINDS | JSON_KINDS
+    parser = argparse.ArgumentParser(description="Fuzzes the readers of files.")
     parser.add_argument("--cases", type=int, default=1000, help="of every kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)

@@ -201,7 +201,7 @@ MISUSED = {
     "build on text": text("x") + b"}b.",
     "build with slots": HPARAMS + b")\x81N}\x86b.",
     "build with list": HPARAMS + b")\x81]b.",
-    "fill of an object": HPARAMS + b")\x81" + text("__class__") + b"Ns.",
+    "object filled and built": HPARAMS + b")\x81" + text("a") + b"Ns}b.",
     "append to a tuple": b")K\x01a.",
     "append to an object": HPARAMS + b")\x81K\x01a.",
     "fill of a list": b"]K\x01K\x01s.",

@@ -6,9 +6,13 @@ which serves parts of it on request; `X-Linked-Etag` states its SHA-256.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import os
+import signal
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +78,14 @@ class HubServer:
         wrong_checksums: paths whose stated SHA-256 is another file's.
         answers_ranges: False sends whole files only.
         is_hub: False answers as any web server would.
+        compresses: whether it sends files gzipped, asked or not.
+        states_lengths: whether its answers tell their length.
+        sends: path to what is sent in the file's place, which is announced all the same.
+        content_type: of everything, "" for none.
+        location: where every large file is redirected to, "" for its own address.
+        announces: path to the size that the redirect states, where it is another.
+        is_busy_once_cut: False serves a file again after its connection broke.
+        interrupt: path to the bytes of an answer after which this process gets a Ctrl-C, once.
     """
 
     def __init__(self, files: dict[str, bytes]):
@@ -83,6 +95,11 @@ class HubServer:
         self.status: int | None = None
         self.states_checksums = self.answers_ranges = self.is_hub = True
         self.wrong_checksums: set[str] = set()
+        self.compresses, self.states_lengths, self.is_busy_once_cut = False, True, True
+        self.sends: dict[str, bytes] = {}
+        self.content_type = self.location = ""
+        self.announces: dict[str, int] = {}
+        self.interrupt: dict[str, int] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
         self.port = self._server.server_address[1]
@@ -141,26 +158,38 @@ class _Handler(BaseHTTPRequestHandler):
             git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
             self._answer(200, headers | {"ETag": f'"{git}"'}, content)
             return
+        size = self.hub.announces.get(path, len(content))
         stated = b"another" if path in self.hub.wrong_checksums else content
         checksum = hashlib.sha256(stated).hexdigest()
         etag = f'"{checksum if self.hub.states_checksums else checksum[:32]}"'
-        location = f"http://localhost:{self.hub.port}/cdn/{path}"  # another host, as upstream's
-        headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
+        # Another host, as upstream's.
+        location = self.hub.location or f"http://localhost:{self.hub.port}/cdn/{path}"
+        headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(size)}
         self._answer(302, headers | {"Location": location})
 
     def _send(self, path: str) -> None:
         content, wanted = self.hub.files[path], self.headers.get("Range", "")
+        content = self.hub.sends.get(path, content)
         start = int(wanted.removeprefix("bytes=").removesuffix("-") or 0)
         start = start if self.hub.answers_ranges else 0
         headers = {}
+        if self.hub.compresses:
+            headers["Content-Encoding"], content = "gzip", gzip.compress(content)
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if count := self.hub.interrupt.pop(path, 0):
+            self._answer(200, headers, content, count)
+            time.sleep(0.3)  # for what was sent to arrive
+            os.kill(os.getpid(), signal.SIGINT)
+            return
         limit = self.hub.cut.get(path)
         if limit == 0:
             self._answer(503)
             return
-        if limit is not None:
+        if limit is not None and self.hub.is_busy_once_cut:
             self.hub.cut[path] = 0
+        elif limit is not None:
+            del self.hub.cut[path]
         self._answer(206 if start else 200, headers, content[start:], limit)
 
     def _answer(
@@ -174,7 +203,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        if self.hub.content_type:
+            self.send_header("Content-Type", self.hub.content_type)
+        if self.hub.states_lengths or self.command == "HEAD":
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content[:until])
+            self.wfile.flush()

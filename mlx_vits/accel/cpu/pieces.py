@@ -172,7 +172,7 @@ class _Decoder:
         pieces: list[mx.array] = []
         for at in range(count):
             start, end = (total * step // count for step in (at, at + 1))
-            with streams[at % len(streams)]():
+            with mx.stream(streams[at % len(streams)]):
                 pieces.append(self._computed(index, x, start, end))
             if len(pieces) % len(streams) == 0:
                 # Together, so that MLX hands them to the streams in turn.

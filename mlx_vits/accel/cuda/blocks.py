@@ -13,13 +13,13 @@ import mlx.nn as nn
 from mlx_vits.accel.cpu import convolution as as_products
 from mlx_vits.accel.cuda import fused, kernels
 from mlx_vits.accel.cuda.kernels import is_used
+from mlx_vits.models.discriminator import SLOPE as SLOPE_D
 from mlx_vits.models.discriminator import (
     DiscriminatorOutput,
     DiscriminatorP,
     DiscriminatorS,
     reflect_to_multiple,
 )
-from mlx_vits.models.discriminator import SLOPE as SLOPE_D
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
 from mlx_vits.nn.attention import FFN, MASKED_SCORE, Encoder, MultiHeadAttention
 from mlx_vits.nn.dropout import Key, dropout, split_key
