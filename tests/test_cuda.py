@@ -56,11 +56,19 @@ _ONE = mx.ones((1,))
 
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]]] = {
     "leaky_relu": (lambda k, *a: k.leaky_relu(*a, 0.1), (_X, _BIAS), {}),
-    "leaky_relu of columns": (lambda k, x, b: k.leaky_relu(x.swapaxes(0, 1), b, 0.0), (_X, _BIAS), {}),
+    "leaky_relu of columns": (
+        lambda k, x, b: k.leaky_relu(x.swapaxes(0, 1), b, 0.0),
+        (_X, _BIAS),
+        {},
+    ),
     "leaky_relu_gradient": (lambda k, *a: k.leaky_relu_gradient(*a, 0.1, 3, (12, 8)), (_X, _Y), {}),
     "biased_sum": (lambda k, *a: k.biased_sum(*a), (_X, _Y, _BIAS), {}),
     "sum_and_leaky_relu": (lambda k, *a: k.sum_and_leaky_relu(*a, 0.1), (_X, _Y, _BIAS), {}),
-    "sum_and_leaky_relu of one": (lambda k, *a: k.sum_and_leaky_relu(*a, 0.1), (_ONE, _Y, _BIAS), {}),
+    "sum_and_leaky_relu of one": (
+        lambda k, *a: k.sum_and_leaky_relu(*a, 0.1),
+        (_ONE, _Y, _BIAS),
+        {},
+    ),
     "sum_and_leaky_relu_gradient": (
         lambda k, *a: k.sum_and_leaky_relu_gradient(*a, 0.1, (12, 8)),
         (_X, _Y, _normal(2, 6, 8, seed=3)),
@@ -74,11 +82,11 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
         (_X, _BIAS, _normal(2, 1, 8, seed=3), _normal(12, 4, seed=4)),
         {},
     ),
-    "residual": (
-        lambda k, *a: k.residual(*a), (_X, _normal(12, 16, seed=3), _MASK, _Y), {}
-    ),
+    "residual": (lambda k, *a: k.residual(*a), (_X, _normal(12, 16, seed=3), _MASK, _Y), {}),
     "residual of the first layer": (
-        lambda k, *a: k.residual(*a), (_X, _normal(12, 16, seed=3), _ONE, 0 * _ONE), {}
+        lambda k, *a: k.residual(*a),
+        (_X, _normal(12, 16, seed=3), _ONE, 0 * _ONE),
+        {},
     ),
     "residual_gradient": (lambda k, *a: k.residual_gradient(*a, (12, 16)), (_X, _Y, _MASK), {}),
     "attention": (
@@ -100,23 +108,29 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
     "widen beyond the ends": (lambda k, *a: k.widen(*a), (_normal(2, 3, 3, 9),), {}),
     "narrow": (lambda k, *a: k.narrow(*a, 2), (_normal(2, 3, 6, 6),), {}),
     "windows": (lambda k, *a: k.windows(*a, 5, 8, 3, 1, 2), (_normal(2, 23, 3),), {}),
-    "windows of dilated taps": (lambda k, *a: k.windows(*a, 5, 19, 1, 3, 4), (_normal(2, 1, 23, 3),), {}),
-    "dropout": (
-        lambda k, *a: k.dropout(*a, 0.3, mx.random.key(3)), (1 + _X**2, _MASK), {}
+    "windows of dilated taps": (
+        lambda k, *a: k.windows(*a, 5, 19, 1, 3, 4),
+        (_normal(2, 1, 23, 3),),
+        {},
     ),
+    "dropout": (lambda k, *a: k.dropout(*a, 0.3, mx.random.key(3)), (1 + _X**2, _MASK), {}),
     "dropout of an odd count": (
-        lambda k, *a: k.dropout(*a, 0.3, mx.random.key(4)), (1 + _normal(3, 5, 7) ** 2, _ONE), {}
+        lambda k, *a: k.dropout(*a, 0.3, mx.random.key(4)),
+        (1 + _normal(3, 5, 7) ** 2, _ONE),
+        {},
     ),
-    "distance_gradient": (
-        lambda k, *a: k.distance_gradient(*a, 0.25), (_X, _Y, mx.array(1.5)), {}
-    ),
+    "distance_gradient": (lambda k, *a: k.distance_gradient(*a, 0.25), (_X, _Y, mx.array(1.5)), {}),
 }
 _FP32_CALLS: dict[str, Any] = {
     "fold": (lambda k, *a: k.fold(*a), (_normal(6, 1, 1), _normal(6, 5, 30, seed=1))),
     "fold_gradient": (
         lambda k, *a: k.fold_gradient(*a),
-        (_normal(6, 1, 1), _normal(6, 5, 30, seed=1), 3 + _normal(6, 1, 1, seed=2) ** 2,
-         _normal(6, 5, 30, seed=3)),
+        (
+            _normal(6, 1, 1),
+            _normal(6, 5, 30, seed=1),
+            3 + _normal(6, 1, 1, seed=2) ** 2,
+            _normal(6, 5, 30, seed=3),
+        ),
     ),
     "sum_of_products": (
         lambda k, *a: k.sum_of_products(a, a),
@@ -124,8 +138,14 @@ _FP32_CALLS: dict[str, Any] = {
     ),
     "sum_of_distances": (
         lambda k, *a: k.sum_of_distances(a[:3], a[3:], [0.5, 2.0, 1.0]),
-        (_normal(2, 5), _normal(3, 7000), _normal(1), _normal(2, 5, seed=1),
-         _normal(3, 7000, seed=1), _normal(1, seed=1)),
+        (
+            _normal(2, 5),
+            _normal(3, 7000),
+            _normal(1),
+            _normal(2, 5, seed=1),
+            _normal(3, 7000, seed=1),
+            _normal(1, seed=1),
+        ),
     ),
 }
 
@@ -183,6 +203,7 @@ def test_a_kernel_in_bf16(sources: None, name: str) -> None:
 @pytest.mark.parametrize("count", [1, 8, 11])
 def test_adamw_is_mlxs(sources: None, count: int) -> None:
     """Several steps; on a GPU products and sums are rounded once: 5e-5 of a moment on an H200."""
+
     def trained(kind: type[optim.AdamW]) -> list[mx.array]:
         optimizer = kind(1e-3, [0.8, 0.99], 1e-9, 0.01, bias_correction=True)
         arrays: Any = {str(n): _normal(1 + n, 40, seed=n) for n in range(count)}
@@ -249,7 +270,10 @@ _BLOCKS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "FFN unmasked": (lambda: FFN(8, 12, 3, 0.2), [_X, None, None]),
     "Encoder": (lambda: Encoder(8, 12, 2, 2, 3, 0.2), [_X, _MASK, _KEY]),
     "Encoder unmasked": (lambda: Encoder(8, 12, 2, 2, 3, 0.2), [_X, None, None]),
-    "WeightNormConv1d": (lambda: WeightNormConv1d(6, 4, 3, padding=2, dilation=2), [_normal(2, 9, 6)]),
+    "WeightNormConv1d": (
+        lambda: WeightNormConv1d(6, 4, 3, padding=2, dilation=2),
+        [_normal(2, 9, 6)],
+    ),
     "WeightNormConv2d": (
         lambda: WeightNormConv2d(6, 4, (5, 1), stride=(3, 1), padding=(2, 0)),
         [_normal(2, 9, 2, 6)],
@@ -266,7 +290,8 @@ def test_every_equivalent_is_tested() -> None:
 def _value_and_gradients(block: nn.Module, inputs: list[Any]) -> dict[str, mx.array]:
     """What a block gives, and gradients in its parameters and in its inputs."""
     place = [
-        n for n, x in enumerate(inputs)
+        n
+        for n, x in enumerate(inputs)
         if x is not None and x is not _MASK and x.dtype == mx.float32
     ]
 
@@ -277,7 +302,8 @@ def _value_and_gradients(block: nn.Module, inputs: list[Any]) -> dict[str, mx.ar
             arguments[n] = x
         leaves: Any = tree_flatten(block(*arguments))
         parts = [
-            mx.sum(y.astype(mx.float32) * _normal(*y.shape, seed=n)) for n, (_, y) in enumerate(leaves)
+            mx.sum(y.astype(mx.float32) * _normal(*y.shape, seed=n))
+            for n, (_, y) in enumerate(leaves)
         ]
         return sum(parts), {f"output {name}": y for name, y in leaves}
 
@@ -355,7 +381,9 @@ def test_the_feature_loss_and_the_norm(stand_ins: On) -> None:
     fake = [_normal(*shape, seed=n + 4) for n, shape in enumerate(shapes)]
 
     def graded(loss: Any) -> list[mx.array]:
-        found = mx.vjp(lambda *maps: loss([real[:2], real[2:]], [maps[:2], maps[2:]]), fake, [_ONE[0]])
+        found = mx.vjp(
+            lambda *maps: loss([real[:2], real[2:]], [maps[:2], maps[2:]]), fake, [_ONE[0]]
+        )
         return [array for arrays in found for array in arrays]
 
     with stand_ins():
@@ -407,9 +435,7 @@ def test_a_whole_step(stand_ins: On, size: work.Work) -> None:
     wrong = [
         name
         for name, value in plain.items()
-        if _differs(
-            ours[name].astype(mx.float32), value.astype(mx.float32), rest, few, nothing
-        )
+        if _differs(ours[name].astype(mx.float32), value.astype(mx.float32), rest, few, nothing)
     ]
     assert not wrong
 

@@ -11,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_vits.synthesis.pieces import PiecewiseGenerator
-from mlx_vits.synthesis.playback import Playback
 
 from mlx_vits import accel
 from mlx_vits._backend import BLAS

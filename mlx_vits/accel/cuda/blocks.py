@@ -148,7 +148,9 @@ class FusedWN(WN):
             return super().__call__(x, mask, g)
         seen = kernels.one(x.dtype) if mask is None else mask.astype(x.dtype)
         total = kernels.zero(x.dtype)
-        layers = zip(self.in_layers, weights, self.res_skip_layers, self._conditions(g), strict=True)
+        layers = zip(
+            self.in_layers, weights, self.res_skip_layers, self._conditions(g), strict=True
+        )
         for conv, own, res_skip, condition in layers:
             weight, bias = res_skip.parameters_in_use()
             gated = fused.gated_product(_geometry(conv))

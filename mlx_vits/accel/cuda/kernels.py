@@ -165,9 +165,7 @@ def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -
         hidden: the score of what is not seen.
     """
     inputs = {"a": scores, "b": band, "c": seen}
-    return _run(
-        "attention", inputs, scores.shape, numbers=[hidden], **_of_rows(scores, band, seen)
-    )
+    return _run("attention", inputs, scores.shape, numbers=[hidden], **_of_rows(scores, band, seen))
 
 
 def attention_gradient(
@@ -284,7 +282,11 @@ def _launch(
     """Arrays of these shapes; a number of the first a thread, unless `count` says how many."""
     dtype, count = inputs["a"].dtype, math.prod(shapes[0]) if count is None else count
     given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
-    others = [_sizes((branch, count, *sizes)), _numbers(tuple(numbers) or (0.0,)), _key() if key is None else key]
+    others = [
+        _sizes((branch, count, *sizes)),
+        _numbers(tuple(numbers) or (0.0,)),
+        _key() if key is None else key,
+    ]
     found: list[mx.array] = _kernel(dtype, len(shapes) > 1)(
         inputs=[*given, *others],
         grid=(count, 1, 1),
