@@ -71,7 +71,9 @@ def _cuda_pieces() -> dict[str, Off]:
 
     return {
         "convolutions in 2-D": one_dimension,
-        "gradients of weights by windows": lambda: patch.object(fused.Geometry, "gradients", gradients),
+        "gradients of weights by windows": lambda: patch.object(
+            fused.Geometry, "gradients", gradients
+        ),
         "Generator, ResBlock1": without("Generator", "ResBlock1"),
         "DiscriminatorS, DiscriminatorP": without("DiscriminatorS", "DiscriminatorP"),
         "WN": without("WN"),

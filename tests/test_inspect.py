@@ -28,7 +28,7 @@ from mlx_vits.config import VERSIONS
 from mlx_vits.inspecting import upstream_guess
 from mlx_vits.inspecting.layers import upstream_tensors
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
-from mlx_vits.training.step import build_optimizers
+from mlx_vits.training.optimizers import build_optimizers
 from tests.support.looking import golden_voice, look_at, said_of
 from tests.support.tiny import make_base
 

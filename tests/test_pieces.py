@@ -10,7 +10,6 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_vits.synthesis.pieces import PiecewiseGenerator
 
 from mlx_vits import accel
 from mlx_vits._backend import BLAS

@@ -17,6 +17,11 @@ SLOPE = 0.1
 LAST_SLOPE = 0.01  # PyTorch's default, which upstream leaves in place before conv_post
 
 
+def mean_of(arrays: list[mx.array]) -> mx.array:
+    """Mean of arrays of one shape."""
+    return sum(arrays[1:], start=arrays[0]) / len(arrays)
+
+
 class ResBlock1(nn.Module):
     """Three pairs of a dilated and a plain convolution, each pair added to its input."""
 
@@ -89,5 +94,5 @@ class Generator(nn.Module):
             x = up(leaky_relu(x, SLOPE))
             first = stage * self.num_kernels
             blocks = self.resblocks[first : first + self.num_kernels]
-            x = sum(block(x) for block in blocks) / self.num_kernels
+            x = mean_of([block(x) for block in blocks])
         return mx.tanh(self.conv_post(leaky_relu(x, LAST_SLOPE)))

@@ -36,12 +36,13 @@ def checkpoint_blocks(model: AnyModule, classes: Sequence[type[nn.Module]]) -> A
     """
     for module in model.modules():
         if isinstance(module, tuple(classes)) and not hasattr(module, "is_checkpointed"):
-            module.__class__ = _checkpointed(type(module))
+            kind: Any = type(module)
+            module.__class__ = _checkpointed(kind)
     return model
 
 
 @cache
-def _checkpointed(cls: type[nn.Module]) -> type[nn.Module]:
+def _checkpointed(cls: Any) -> Any:
     def forward(self: nn.Module, *inputs: Any) -> Any:
         return recomputed(self, partial(cls.__call__, self), *inputs)
 

@@ -80,8 +80,9 @@ class AccumulatingStep:
         self._update_g: Any = self._finish_g
         if compiled:
             state = step.state
-            self._judge = mx.compile(self._gather_d, inputs=state)
-            self._generate = mx.compile(self._gather_g, inputs=state)
+            # A gradient leaves traced arrays in a net, so it is an output of these two as well.
+            self._judge = mx.compile(self._gather_d, inputs=state, outputs=state)
+            self._generate = mx.compile(self._gather_g, inputs=state, outputs=state)
             self._update_d = mx.compile(self._finish_d, inputs=state, outputs=state)
             self._update_g = mx.compile(self._finish_g, inputs=state, outputs=state)
 
@@ -96,7 +97,11 @@ class AccumulatingStep:
     def run(self, batch: Batch, draws: Draws) -> Losses:
         """Update both nets with given random numbers."""
         parts = list(split_batch(batch, draws, self._count))
-        loss_d = grads_d = terms = grads_g = peak = None
+        loss_d: Any = None
+        grads_d: Any = None
+        terms: Any = None
+        grads_g: Any = None
+        peak: Any = None
         for part in parts:
             loss, grads = self._judge(part)
             loss_d, grads_d = _added(loss_d, loss), _added(grads_d, grads)

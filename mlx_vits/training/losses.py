@@ -7,7 +7,7 @@ function returns a scalar. Mel and KL are weighted in `step.py` by the configura
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 
@@ -29,6 +29,11 @@ def total(x: mx.array) -> mx.array:
     return mx.sum(x)
 
 
+def added(terms: Iterable[mx.array]) -> mx.array:
+    """Sum of scalars."""
+    return sum(terms, start=mx.array(0.0))
+
+
 def mean(x: mx.array) -> mx.array:
     """Mean over all elements, summed as `total` does."""
     return total(x) / x.size
@@ -37,12 +42,12 @@ def mean(x: mx.array) -> mx.array:
 def discriminator_loss(real: Sequence[mx.array], generated: Sequence[mx.array]) -> mx.array:
     """Least squares: real scores to 1, generated ones to 0, summed over sub-discriminators."""
     pairs = zip(real, generated, strict=True)
-    return sum(mean(mx.square(1.0 - r)) + mean(mx.square(g)) for r, g in pairs)
+    return added(mean(mx.square(1.0 - r)) + mean(mx.square(g)) for r, g in pairs)
 
 
 def generator_loss(generated: Sequence[mx.array]) -> mx.array:
     """Least squares: generated scores to 1, summed over sub-discriminators."""
-    return sum(mean(mx.square(1.0 - g)) for g in generated)
+    return added(mean(mx.square(1.0 - g)) for g in generated)
 
 
 def feature_loss(
@@ -54,7 +59,7 @@ def feature_loss(
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
     ]
-    return FEATURE_WEIGHT * sum(mean(mx.abs(g - r)) for r, g in pairs)
+    return FEATURE_WEIGHT * added(mean(mx.abs(g - r)) for r, g in pairs)
 
 
 def kl_loss(

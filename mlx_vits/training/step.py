@@ -189,9 +189,13 @@ class GANStep:
         def objective() -> mx.array:
             # One batch: exact, as nothing in the discriminator reaches across clips.
             both = mx.concatenate([real, fake])
-            return sum(self.loss_of(net, both) for net in self.discriminator.discriminators)
+            return losses.added(self.loss_of(net, both) for net in self._sub_discriminators())
 
         return nn.value_and_grad(self.discriminator, objective)()
+
+    def _sub_discriminators(self) -> list[SubDiscriminator]:
+        nets: Any = self.discriminator.discriminators
+        return nets
 
     def loss_of(self, net: SubDiscriminator, both: mx.array) -> mx.array:
         """A sub-discriminator's own loss on real and generated audio, one after the other."""
@@ -211,7 +215,7 @@ class GANStep:
     ) -> Losses:
         """The generator's loss terms, weighted, judged by the discriminator as it is now."""
         config = self.config
-        of_each = [self.judge(net, real, out.y_hat) for net in self.discriminator.discriminators]
+        of_each = [self.judge(net, real, out.y_hat) for net in self._sub_discriminators()]
         spec = slice_segments(batch.spec, draws.ids_slice, config.segment_frames)
         mel = losses.mel_loss(
             mel_of_spectrogram(spec, config.data),
@@ -219,8 +223,8 @@ class GANStep:
         )
         kl = losses.kl_loss(out.z_p, out.logs_q, out.m_p, out.logs_p, out.mask)
         return {
-            "loss_gen": sum(gen for gen, _ in of_each),
-            "loss_fm": sum(fm for _, fm in of_each),
+            "loss_gen": losses.added(gen for gen, _ in of_each),
+            "loss_fm": losses.added(fm for _, fm in of_each),
             "loss_mel": config.train.c_mel * mel,
             "loss_kl": config.train.c_kl * kl,
             "loss_commit": out.commit_loss,

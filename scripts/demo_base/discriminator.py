@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_vits.models.discriminator import SLOPE, DiscriminatorOutput, _reflect_to_multiple
+from mlx_vits.models.discriminator import SLOPE, DiscriminatorOutput, reflect_to_multiple
 from mlx_vits.nn.ops import conv1d
 from scripts.demo_base.flat import ZERO, Flat
 
@@ -48,7 +48,7 @@ class FastDiscriminator:
         """Waveforms `(B, N)`; features are `(B, P H, C)`."""
         outputs = []
         for net, period in enumerate(PERIODS):
-            x = _reflect_to_multiple(wav, period)
+            x = reflect_to_multiple(wav, period)
             x = x.reshape(len(x), -1, period).swapaxes(1, 2).reshape(len(x) * period, -1, 1)
             features = []
             strides = _STRIDES[period == 1]

@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlx_vits.accel.cpu.convolution import sum_of_taps
 from mlx_vits.accel.cpu.streams import lanes, one_core_a_product
-from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
+from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1, mean_of
 from mlx_vits.nn.layers import Convolution, leaky_relu
 
 
@@ -190,7 +190,7 @@ class _Decoder:
         for block in blocks:
             span = inner[0] - block.reach, inner[1] + block.reach
             outputs.append(block(piece.cut(*span), activated.cut(*span)).x)
-        y = leaky_relu(sum(outputs) / len(outputs), LAST_SLOPE if is_last else SLOPE)
+        y = leaky_relu(mean_of(outputs), LAST_SLOPE if is_last else SLOPE)
         if not is_last:
             return y
         return mx.tanh(self._post(_Piece(y, *inner, total)).x + self._post.bias)
