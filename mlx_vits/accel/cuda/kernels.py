@@ -165,9 +165,7 @@ def attention(scores: mx.array, band: mx.array, seen: mx.array, hidden: float) -
         hidden: the score of what is not seen.
     """
     inputs = {"a": scores, "b": band, "c": seen}
-    return _run(
-        "attention", inputs, scores.shape, numbers=[hidden], **_of_rows(scores, band, seen)
-    )
+    return _run("attention", inputs, scores.shape, numbers=[hidden], **_of_rows(scores, band, seen))
 
 
 def attention_gradient(
@@ -201,19 +199,6 @@ def narrow(square: mx.array, reach: int) -> mx.array:
     return _run("narrow", {"a": square}, shape, sizes=sizes)
 
 
-def windows(
-    x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
-) -> mx.array:
-    """What each step of a convolution of so many taps reads: `(N, T, C)` to `(N steps, K C)`.
-
-    Args:
-        x: may have height 1, `(N, 1, T, C)`.
-    """
-    batch, (length, channels) = len(x), x.shape[-2:]
-    sizes = [channels, kernel, length, steps, stride, dilation, padding]
-    return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
-
-
 def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     """Dropout of `x * mask`, with the elements that `nn/dropout.py` keeps.
 
@@ -226,31 +211,6 @@ def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
     sizes = [x.shape[-1], int(mask.size > 1)]
     return _run("dropout", {"a": x, "b": mask}, x.shape, sizes=sizes, numbers=numbers, key=key)
-
-
-def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-    """`g * v / ||v||`, the norm of each row of v, and the norms in the shape of g.
-
-    Args:
-        g: of one number a row, `(R, 1, ...)`.
-        v: `(R, ...)`.
-    """
-    return _fold("fold", {"a": g, "b": v}, v, g)
-
-
-def fold_gradient(
-    g: mx.array, v: mx.array, norm: mx.array, cotangent: mx.array
-) -> tuple[mx.array, mx.array]:
-    """In v and in g."""
-    return _fold("fold_gradient", {"a": g, "b": v, "c": cotangent, "d": norm}, v, g)
-
-
-def _fold(
-    name: str, inputs: dict[str, mx.array], v: mx.array, g: mx.array
-) -> tuple[mx.array, mx.array]:
-    shapes, sizes = [v.shape, g.shape], [v.size // len(v)]
-    both = _run_apart(name, inputs, shapes, count=len(v) * THREADS, sizes=sizes)
-    return both[0], both[1]
 
 
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
@@ -284,7 +244,11 @@ def _launch(
     """Arrays of these shapes; a number of the first a thread, unless `count` says how many."""
     dtype, count = inputs["a"].dtype, math.prod(shapes[0]) if count is None else count
     given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
-    others = [_sizes((branch, count, *sizes)), _numbers(tuple(numbers) or (0.0,)), _key() if key is None else key]
+    others = [
+        _sizes((branch, count, *sizes)),
+        _numbers(tuple(numbers) or (0.0,)),
+        _key() if key is None else key,
+    ]
     found: list[mx.array] = _kernel(dtype, len(shapes) > 1)(
         inputs=[*given, *others],
         grid=(count, 1, 1),
