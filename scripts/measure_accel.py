@@ -1,10 +1,12 @@
 """What each piece of `mlx_vits/accel` is worth: a step and a synthesis with each switched off alone.
 
-    python scripts/measure_accel.py [--batch 4] [--seconds 5] [--rounds 20] [--output accel.json]
+    python scripts/measure_accel.py [--batch 4] [--seconds 5] [--rounds 10] [--output accel.json]
 
-All variants are built in one process and measured in turn, a step and a synthesis of each a round,
-so that whatever else the machine does falls on all of them. Medians are printed, and how much longer
-it takes without the piece. A piece that is worth less than five percent of either should go.
+All variants are built in one process and measured in turn, so that whatever else the machine does
+falls on all of them. A round takes three steps and three syntheses of each, of which the first does
+not count: the host has another variant's graph in its caches. Medians are printed, and how much
+longer it takes without the piece; beside it the kernels of each, which vary with nothing. A piece that is
+worth less than five percent of both should go.
 
 Full-size models with random weights; the time depends on shapes alone. On a CPU a step without
 convolutions as products takes minutes: choose `--rounds 1`, or leave it out with `--skip`.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,56 +33,34 @@ import mlx.optimizers as optim
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
+from mlx_vits.benchmarking.kernels import count_kernels
 from mlx_vits.benchmarking.work import StepParts, Work
-from mlx_vits.nn.dropout import dropout
-from mlx_vits.nn.masking import masked
+from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import feature_loss
 from mlx_vits.training.optimizers import global_norm
 
 Off = Callable[[], AbstractContextManager[Any]]
-_WARM_UP = 3  # rounds that are not counted: recording, and compiling kernels
+_WARM_UP = 1  # rounds that are not counted: recording, and compiling kernels
 
 
 def _cuda_pieces() -> dict[str, Off]:
-    from mlx_vits.accel.cuda import blocks, convolution, fused, recording, training
+    from mlx_vits.accel.cuda import blocks, recording, training
 
     def without(*names: str) -> Off:
         kept = {a: b for a, b in blocks.EQUIVALENTS.items() if a.__name__ not in names}
         return lambda: patch.object(blocks, "EQUIVALENTS", kept)
 
-    in_two = convolution.conv1d
-
-    def conv1d(x: mx.array, w: mx.array, *geometry: int) -> mx.array:
-        # MLX's own gradient of grouped convolutions fails on CUDA.
-        return in_two(x, w, *geometry) if geometry[-1] > 1 else mx.conv1d(x, w, *geometry)
-
-    @contextmanager
-    def one_dimension() -> Iterator[None]:
-        with (
-            patch.object(convolution, "conv1d", conv1d),
-            patch.object(convolution, "conv_transpose1d", mx.conv_transpose1d),
-        ):
-            yield
-
-    def gradients(at: fused.Geometry, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
-        cotangent = [rows.reshape(len(x), 1, -1, len(w))]
-        return list(mx.vjp(at.convolve, [x, w], cotangent)[1])
-
-    def drop(x: mx.array, p: float, key: Any, mask: mx.array | None = None) -> mx.array:
-        return masked(dropout(x, p, key), mask)
+    def parameters(layers: Sequence[Convolution]) -> list[blocks.Parameters]:
+        return [layer.parameters_in_use() for layer in layers]
 
     return {
-        "convolutions in 2-D": one_dimension,
-        "gradients of weights by windows": lambda: patch.object(
-            fused.Geometry, "gradients", gradients
-        ),
+        "all on again": ExitStack,
         "Generator, ResBlock1": without("Generator", "ResBlock1"),
         "DiscriminatorS, DiscriminatorP": without("DiscriminatorS", "DiscriminatorP"),
         "WN": without("WN"),
         "MultiHeadAttention": without("MultiHeadAttention"),
-        "FFN": without("FFN"),
-        "dropout": lambda: patch.object(blocks, "_drop", drop),
-        "weight norm": without("WeightNormConv1d", "WeightNormConv2d"),
+        "FFN, Encoder": without("FFN", "Encoder"),
+        "weight norm": lambda: patch.object(blocks, "_parameters", parameters),
         "AdamW": lambda: patch.object(training, "FusedAdamW", optim.AdamW),
         "norms": lambda: patch.object(training, "global_norm", global_norm),
         "feature loss": lambda: patch.object(training, "feature_loss", feature_loss),
@@ -102,10 +82,8 @@ def _all_off(pieces: dict[str, Off]) -> Iterator[None]:
     with ExitStack() as stack:
         for off in pieces.values():
             stack.enter_context(off())
-        if "Encoder" in {cls.__name__ for cls in accel._equivalents(False)}:
-            from mlx_vits.accel.cuda import blocks
-
-            stack.enter_context(patch.object(blocks, "EQUIVALENTS", {}))
+        if accel.backend() == "cuda":
+            stack.enter_context(patch("mlx_vits.accel.cuda.blocks.EQUIVALENTS", {}))
         yield
 
 
@@ -119,7 +97,7 @@ def main(
     version: str = "v2",
     batch: int = 4,
     seconds: float = 5.0,
-    rounds: int = 20,
+    rounds: int = 10,
     skip: Annotated[list[str] | None, typer.Option(help="A piece to leave on.")] = None,
     output: Path | None = None,
 ) -> None:
@@ -129,34 +107,38 @@ def main(
     pieces = {piece: off for piece, off in pieces.items() if piece not in (skip or [])}
     variants: dict[str, Off] = {"all on": ExitStack, **pieces}
     variants["all off"] = partial(_all_off, pieces)
-    work, built = Work(version, batch, seconds), {}
+    work, built, launches = Work(version, batch, seconds), {}, {}
     for variant, off in variants.items():
         with off():
             compiled = compiles_step() and variant not in ("recording", "all off")
-            built[variant] = StepParts(work, compiled=compiled)
+            built[variant] = parts = StepParts(work, compiled=compiled)
+            launches[variant] = count_kernels(parts)
     times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
     for number in range(-_WARM_UP, rounds):
         for variant, off in variants.items():
             with off():
                 parts = built[variant]
-                found = _timed(parts.step), _timed(parts.synthesize)
+                found = [[_timed(run) for _ in range(3)] for run in (parts.step, parts.synthesize)]
             if number >= 0:
-                times[variant].append(found)
+                times[variant] += list(zip(found[0][1:], found[1][1:], strict=True))
     result = {
         variant: {
             "step": median(step for step, _ in found),
             "synthesis": median(synthesis for _, synthesis in found),
+            "step_kernels": launches[variant]["step"].kernels,
+            "synthesis_kernels": launches[variant]["synthesis"].kernels,
         }
         for variant, found in times.items()
     }
     base = result["all on"]
-    print(f"{'without':34} {'step ms':>9} {'':>6} {'synthesis ms':>13}")
-    for variant, found in result.items():
-        more = {part: 100 * (found[part] / base[part] - 1) for part in base}
-        print(
-            f"{variant:34} {1e3 * found['step']:9.1f} {more['step']:+5.0f}%"
-            f" {1e3 * found['synthesis']:13.2f} {more['synthesis']:+5.0f}%"
-        )
+    print(f"{'without':32} {'step ms':>8} {'kernels':>14} {'synthesis ms':>20} {'kernels':>13}")
+    columns = {"step": 1e3, "step_kernels": 1, "synthesis": 1e3, "synthesis_kernels": 1}
+    for variant, row in result.items():
+        cells = []
+        for name, scale in columns.items():
+            more = 100 * (row[name] / base[name] - 1) if base[name] else 0.0
+            cells.append(f"{scale * row[name]:8.5g} {more:+4.0f}%")
+        print(f"{variant:32}", *cells)
     if output:
         report = {"work": work.to_dict(), "backend": name, "rounds": rounds, "seconds": result}
         output.write_text(json.dumps(report, indent=2))

@@ -23,6 +23,7 @@ import pytest
 from mlx_vits.accel.cuda import kernels, many
 
 _THREADS = 64
+_KERNELS = kernels._kernel, many._sums, many._adamw, many._fold, many._fold_gradient
 _C_TYPES = {
     mx.float32: "float",
     mx.int32: "int",
@@ -79,12 +80,12 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]
         patch.setattr(mx.fast, "cuda_kernel", compiled)
         for module in (kernels, many):
             patch.setattr(module, "THREADS", _THREADS)
-        for kernel in (kernels._kernel, many._sums, many._adamw):
+        for kernel in _KERNELS:
             kernel.cache_clear()
         try:
             yield
         finally:
-            for kernel in (kernels._kernel, many._sums, many._adamw):
+            for kernel in _KERNELS:
                 kernel.cache_clear()
 
 

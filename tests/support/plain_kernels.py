@@ -126,25 +126,24 @@ def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     return mx.where(keep, x * mask / (1 - p), 0.0)
 
 
-def windows(
-    x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
-) -> mx.array:
-    x = x.reshape(len(x), *x.shape[-2:])
-    padded = mx.pad(x, [(0, 0), (padding, padding + stride + dilation * kernel), (0, 0)])
-    places = mx.arange(steps)[:, None] * stride + mx.arange(kernel) * dilation
-    return padded[:, places].reshape(-1, kernel * x.shape[2])
-
-
-def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-    norm = mx.sqrt(mx.sum(v * v, axis=list(range(1, v.ndim)), keepdims=True))
-    return v * (g / norm), norm
+def fold(g: Sequence[mx.array], v: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
+    norms = [mx.sqrt(_sum_of_rows(one * one)) for one in v]
+    return [b * (a / norm) for a, b, norm in zip(g, v, norms, strict=True)], norms
 
 
 def fold_gradient(
-    g: mx.array, v: mx.array, norm: mx.array, cotangent: mx.array
-) -> tuple[mx.array, mx.array]:
-    along = mx.sum(cotangent * v, axis=list(range(1, v.ndim)), keepdims=True) / norm
-    return g / norm * (cotangent - v * (along / norm)), along
+    g: Sequence[mx.array],
+    v: Sequence[mx.array],
+    norms: Sequence[mx.array],
+    cotangents: Sequence[mx.array],
+) -> tuple[list[mx.array], list[mx.array]]:
+    of_g = [_sum_of_rows(c * b) / n for b, n, c in zip(v, norms, cotangents, strict=True)]
+    of_each = zip(g, v, norms, cotangents, of_g, strict=True)
+    return of_g, [a / n * (c - b * (along / n)) for a, b, n, c, along in of_each]
+
+
+def _sum_of_rows(x: mx.array) -> mx.array:
+    return mx.sum(x, axis=list(range(1, x.ndim)), keepdims=True)
 
 
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:

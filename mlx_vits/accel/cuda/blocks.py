@@ -7,46 +7,71 @@ that the kernels take, it runs the plain forward. Convolutions inside a block ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_vits.accel.cpu import convolution as as_products
 from mlx_vits.accel.cuda import fused, kernels
 from mlx_vits.accel.cuda.kernels import is_used
-from mlx_vits.models.discriminator import SLOPE as SLOPE_D
 from mlx_vits.models.discriminator import (
     DiscriminatorOutput,
     DiscriminatorP,
     DiscriminatorS,
     reflect_to_multiple,
 )
+from mlx_vits.models.discriminator import SLOPE as SLOPE_D
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
 from mlx_vits.nn.attention import FFN, MASKED_SCORE, Encoder, MultiHeadAttention
 from mlx_vits.nn.dropout import Key, dropout, split_key
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.nn.masking import masked, pairs_of
+from mlx_vits.nn.ops import conv1d
 from mlx_vits.nn.wavenet import WN
-from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d, WeightNormed
+from mlx_vits.nn.weight_norm import WeightNormed
+
+Parameters = tuple[mx.array, mx.array | None]
 
 
 def _geometry(layer: Convolution) -> fused.Geometry:
     return fused.Geometry(layer.stride, layer.padding, layer.dilation)
 
 
-def _leaky(layer: Convolution, x: mx.array, slope: float) -> mx.array:
+def _parameters(layers: Sequence[Convolution]) -> list[Parameters]:
+    """Weight and bias of each layer, as `parameters_in_use`; weight norm of all at once."""
+    normed = [layer for layer in layers if isinstance(layer, WeightNormed)]
+    g, v = [layer.weight_g for layer in normed], [layer.weight_v for layer in normed]
+    if not normed or g[0].dtype != mx.float32 or not is_used(*g, *v):
+        return [layer.parameters_in_use() for layer in layers]
+    weights = iter(fused.fold(*g, *v)[: len(g)])
+    found = []
+    for layer in layers:
+        weight = next(weights) if isinstance(layer, WeightNormed) else layer["weight"]
+        bias, dtype = layer.get("bias"), layer.compute_dtype
+        found.append((weight.astype(dtype), None if bias is None else bias.astype(dtype)))
+    return found
+
+
+def _convolve(layer: Convolution, parameters: Parameters, x: mx.array) -> mx.array:
+    """A layer's output `(N, T, C)`, columns in the batch where it has them."""
+    weight, bias = parameters
+    weight = weight.squeeze(2) if weight.ndim == 4 else weight
+    at = _geometry(layer)._asdict()
+    return conv1d(x.astype(weight.dtype), weight, bias, **at, groups=layer.groups)
+
+
+def _leaky(layer: Convolution, parameters: Parameters, x: mx.array, slope: float) -> mx.array:
     """Leaky ReLU of a layer's output.
 
     Args:
         x: `(N, T, C)`, or planar where the layer has one group.
     """
-    weight, bias = layer.parameters_in_use()
-    assert bias is not None
+    weight, bias = parameters
     x = x.astype(weight.dtype)
     if layer.groups == 1:
         return fused.leaky_convolution(_geometry(layer), slope)(x, weight, bias)
-    # The gradient of MLX 0.32.4's own ends in an illegal memory access.
-    y = as_products.conv1d(x, weight, *_geometry(layer), layer.groups)
-    return fused.leaky_relu(slope)(y, bias)
+    assert bias is not None
+    return fused.leaky_relu(slope)(_convolve(layer, (weight, None), x), bias)
 
 
 def _drop(x: mx.array, p: float, key: Key, mask: mx.array | None = None) -> mx.array:
@@ -66,13 +91,15 @@ class FusedResBlock1(ResBlock1):
         Args:
             activated: leaky ReLU of x, which all blocks of a stage share.
         """
-        if not is_used(x, self.convs1[0].parameters_in_use()[0]):
+        parameters = _parameters([*self.convs1, *self.convs2])
+        if not is_used(x, parameters[0][0]):
             return super().__call__(x)
         if activated is None:
             activated = nn.leaky_relu(x, SLOPE)
-        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            y = _leaky(dilated, activated, SLOPE)
-            parts, at = (x, y, *plain.parameters_in_use()), _geometry(plain)
+        count = len(self.convs1)
+        for index, (dilated, plain) in enumerate(zip(self.convs1, self.convs2, strict=True)):
+            y = _leaky(dilated, parameters[index], activated, SLOPE)
+            parts, at = (x, y, *parameters[count + index]), _geometry(plain)
             if plain is self.convs2[-1]:
                 x = fused.added_convolution(at)(*parts)
             else:
@@ -108,11 +135,11 @@ class FusedDiscriminatorS(DiscriminatorS):
         """A waveform `(B, N, 1)`."""
         if not is_used(x):
             return super().__call__(x)
-        features = []
-        for conv in self.convs:
-            x = _leaky(conv, x, SLOPE_D)
+        features, (*parameters, last) = [], _parameters([*self.convs, self.conv_post])
+        for conv, own in zip(self.convs, parameters, strict=True):
+            x = _leaky(conv, own, x, SLOPE_D)
             features.append(x)
-        x = self.conv_post(x)
+        x = _convolve(self.conv_post, last, x)
         features.append(x)
         return DiscriminatorOutput(x.reshape(x.shape[0], -1), features)
 
@@ -127,11 +154,11 @@ class FusedDiscriminatorP(DiscriminatorP):
         batch, period = x.shape[0], self.period
         x = reflect_to_multiple(x[..., 0], period)
         x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, 1, -1, 1)
-        features = []
-        for conv in self.convs:
-            x = _leaky(conv, x, SLOPE_D)
+        features, (*parameters, last) = [], _parameters([*self.convs, self.conv_post])
+        for conv, own in zip(self.convs, parameters, strict=True):
+            x = _leaky(conv, own, x, SLOPE_D)
             features.append(x.squeeze(1))
-        x = self.conv_post.columns(features[-1])
+        x = _convolve(self.conv_post, last, features[-1])
         features.append(x)
         score = x.reshape(batch, period, -1).swapaxes(1, 2).reshape(batch, -1)
         return DiscriminatorOutput(score, features)
@@ -142,34 +169,31 @@ class FusedWN(WN):
 
     def __call__(self, x: mx.array, mask: mx.array | None, g: mx.array) -> mx.array:
         """`(B, T, C)`, mask `(B, T, 1)` and conditioning `(B, 1, G)` to `(B, T, C)`."""
-        weights = [conv.parameters_in_use() for conv in self.in_layers]
-        x = x.astype(weights[0][0].dtype)
+        count = len(self.in_layers)
+        parameters = _parameters([*self.in_layers, *self.res_skip_layers, self.cond_layer])
+        x = x.astype(parameters[0][0].dtype)
         if not is_used(x):
             return super().__call__(x, mask, g)
         seen = kernels.one(x.dtype) if mask is None else mask.astype(x.dtype)
         total = kernels.zero(x.dtype)
-        layers = zip(
-            self.in_layers, weights, self.res_skip_layers, self._conditions(g), strict=True
-        )
-        for conv, own, res_skip, condition in layers:
-            weight, bias = res_skip.parameters_in_use()
+        conditions = _split_evenly(_convolve(self.cond_layer, parameters[-1], g), count)
+        for index, (conv, condition) in enumerate(zip(self.in_layers, conditions, strict=True)):
+            weight, bias = parameters[count + index]
             gated = fused.gated_product(_geometry(conv))
-            y = gated(x, *own, condition, weight.squeeze(1), bias)[0]
-            if res_skip is self.res_skip_layers[-1]:
-                return masked(total + y.reshape(x.shape), mask)
-            x, total = fused.residual(x, y, seen, total)
-        return x
+            y = gated(x, *parameters[index], condition, weight.squeeze(1), bias)[0]
+            if index + 1 < count:
+                x, total = fused.residual(x, y, seen, total)
+        return masked(total + y.reshape(x.shape), mask)
 
-    def _conditions(self, g: mx.array) -> list[mx.array]:
-        """Of each layer `(B, 1, 2 C)`, each in one piece: a slice of channels would be copied."""
-        batch, count = len(g), len(self.in_layers)
-        rows = self.cond_layer(g).reshape(batch, count, -1).swapaxes(0, 1)
-        parts = mx.split(mx.contiguous(rows), count)
-        return [part.reshape(batch, 1, -1) for part in parts]
+
+def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
+    """`(B, 1, count C)` to as many `(B, 1, C)`, each in one piece: a slice would be copied."""
+    rows = x.reshape(len(x), count, -1).swapaxes(0, 1)
+    return [part.reshape(len(x), 1, -1) for part in mx.split(mx.contiguous(rows), count)]
 
 
 class FusedAttention(MultiHeadAttention):
-    """`MultiHeadAttention`: kernels for the softmax, the band of near keys and dropout."""
+    """`MultiHeadAttention`: kernels for the softmax and the band of near keys."""
 
     def _attend_with_positions(
         self, query: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, key: Key
@@ -189,10 +213,11 @@ class FusedFFN(FFN):
 
     def __call__(self, x: mx.array, mask: mx.array | None, key: Key = None) -> mx.array:
         """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
-        weight, _ = self.conv_1.parameters_in_use()
-        if not is_used(x, weight):
+        parameters = self.conv_1.parameters_in_use()
+        x = masked(x, mask).astype(parameters[0].dtype)
+        if not is_used(x):
             return super().__call__(x, mask, key)
-        x = _drop(_leaky(self.conv_1, masked(x, mask), 0.0), self.p_dropout, key, mask)
+        x = _drop(_leaky(self.conv_1, parameters, x, 0.0), self.p_dropout, key, mask)
         return masked(self.conv_2(x), mask)
 
 
@@ -216,25 +241,6 @@ class FusedEncoder(Encoder):
         return masked(x, mask)
 
 
-class _FusedNorm(WeightNormed):
-    """A kernel for `g * v / ||v||`."""
-
-    def effective_weight(self) -> mx.array:
-        """Return `g * v / ||v||`, fp32, in the shape of `weight_v`."""
-        if self.weight_v.dtype != mx.float32 or not is_used(self.weight_g, self.weight_v):
-            return super().effective_weight()
-        weight: mx.array = fused.fold(self.weight_g, self.weight_v)[0]
-        return weight
-
-
-class FusedWeightNormConv1d(_FusedNorm, WeightNormConv1d):
-    """`WeightNormConv1d`: a kernel for its weight."""
-
-
-class FusedWeightNormConv2d(_FusedNorm, WeightNormConv2d):
-    """`WeightNormConv2d`: a kernel for its weight."""
-
-
 EQUIVALENTS: dict[type, type] = {
     ResBlock1: FusedResBlock1,
     Generator: FusedGenerator,
@@ -244,6 +250,4 @@ EQUIVALENTS: dict[type, type] = {
     MultiHeadAttention: FusedAttention,
     FFN: FusedFFN,
     Encoder: FusedEncoder,
-    WeightNormConv1d: FusedWeightNormConv1d,
-    WeightNormConv2d: FusedWeightNormConv2d,
 }

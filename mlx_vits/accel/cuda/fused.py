@@ -16,10 +16,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_vits.accel.cuda import kernels
+from mlx_vits.accel.cuda import kernels, many
 from mlx_vits.accel.custom_vjp import custom_vjp, sum_to
-
-_MOST = 2**31 - 1  # elements that a kernel counts
 
 Primals = Sequence[mx.array]
 
@@ -37,19 +35,8 @@ class Geometry(NamedTuple):
         return mx.conv2d(x, _planar(w), (1, self.stride), (0, self.padding), (1, self.dilation))
 
     def gradients(self, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
-        """In x and in w, from that in y as `(N Y, O)`.
-
-        For the weight, the windows of x are copied once. MLX's own pads the input and then copies
-        its windows; of a dilated convolution it flips both arrays.
-        """
-        outputs, cotangent, planar = len(w), [rows.reshape(len(x), 1, -1, len(w))], _planar(w)
-        (of_x,) = mx.vjp(lambda x: self.convolve(x, planar), [x], cotangent)[1]
-        taps = w.size // (outputs * w.shape[-1])
-        if len(rows) * w.size // outputs > _MOST:
-            return [of_x, mx.vjp(lambda w: self.convolve(x, w), [w], cotangent)[1][0]]
-        steps = cotangent[0].shape[2]
-        read = kernels.windows(x, taps, steps, self.stride, self.dilation, self.padding)
-        return [of_x, (rows.T @ read).reshape(w.shape)]
+        """In x and in w, from that in y as `(N Y, O)`."""
+        return mx.vjp(self.convolve, [x, w], [rows.reshape(len(x), 1, -1, len(w))])[1]
 
 
 def _planar(w: mx.array) -> mx.array:
@@ -62,21 +49,6 @@ def _planar(w: mx.array) -> mx.array:
 def _shape_as(x: mx.array, y: mx.array) -> tuple[int, ...]:
     """Of y `(N, 1, Y, O)`, without its height where x has none."""
     return y.shape if x.ndim == 4 else (y.shape[0], *y.shape[2:])
-
-
-@cache
-def convolution(at: Geometry) -> Callable[[mx.array, mx.array], mx.array]:
-    """A function of x and w to y."""
-
-    def forward(x: mx.array, w: mx.array) -> mx.array:
-        y = at.convolve(x, w)
-        return y if x.ndim == 4 else y.squeeze(1)
-
-    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
-        x, w = primals
-        return at.gradients(x, w, cotangent.flatten(0, -2))
-
-    return custom_vjp(forward, gradient)
 
 
 @cache
@@ -255,11 +227,18 @@ def dropout(p: float) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
     return custom_vjp(run, gradient)
 
 
+def _fold(*arrays: mx.array) -> list[mx.array]:
+    count = len(arrays) // 2
+    weights, norms = many.fold(arrays[:count], arrays[count:])
+    return [*weights, *norms]
+
+
 def _fold_gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
-    (g, v), norm = primals, outputs[1]
-    of_v, of_g = kernels.fold_gradient(g, v, norm, cotangents[0])
-    return [of_g, of_v]
+    count = len(primals) // 2
+    parts = primals[:count], primals[count:], outputs[count:], cotangents[:count]
+    of_g, of_v = many.fold_gradient(*parts)
+    return [*of_g, *of_v]
 
 
-# A function of g and v to the weight of a layer and the norms of v, see `kernels.fold`.
-fold = custom_vjp(lambda g, v: kernels.fold(g, v), _fold_gradient)
+# A function of every g and then every v of several layers to their weights and the norms of v.
+fold = custom_vjp(_fold, _fold_gradient)

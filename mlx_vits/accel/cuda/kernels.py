@@ -199,19 +199,6 @@ def narrow(square: mx.array, reach: int) -> mx.array:
     return _run("narrow", {"a": square}, shape, sizes=sizes)
 
 
-def windows(
-    x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
-) -> mx.array:
-    """What each step of a convolution of so many taps reads: `(N, T, C)` to `(N steps, K C)`.
-
-    Args:
-        x: may have height 1, `(N, 1, T, C)`.
-    """
-    batch, (length, channels) = len(x), x.shape[-2:]
-    sizes = [channels, kernel, length, steps, stride, dilation, padding]
-    return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
-
-
 def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     """Dropout of `x * mask`, with the elements that `nn/dropout.py` keeps.
 
@@ -224,31 +211,6 @@ def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
     sizes = [x.shape[-1], int(mask.size > 1)]
     return _run("dropout", {"a": x, "b": mask}, x.shape, sizes=sizes, numbers=numbers, key=key)
-
-
-def fold(g: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-    """`g * v / ||v||`, the norm of each row of v, and the norms in the shape of g.
-
-    Args:
-        g: of one number a row, `(R, 1, ...)`.
-        v: `(R, ...)`.
-    """
-    return _fold("fold", {"a": g, "b": v}, v, g)
-
-
-def fold_gradient(
-    g: mx.array, v: mx.array, norm: mx.array, cotangent: mx.array
-) -> tuple[mx.array, mx.array]:
-    """In v and in g."""
-    return _fold("fold_gradient", {"a": g, "b": v, "c": cotangent, "d": norm}, v, g)
-
-
-def _fold(
-    name: str, inputs: dict[str, mx.array], v: mx.array, g: mx.array
-) -> tuple[mx.array, mx.array]:
-    shapes, sizes = [v.shape, g.shape], [v.size // len(v)]
-    both = _run_apart(name, inputs, shapes, count=len(v) * THREADS, sizes=sizes)
-    return both[0], both[1]
 
 
 def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:

@@ -19,6 +19,7 @@ from mlx_vits.accel.cuda.source import SUM_OF_BLOCK
 
 _PAIRS = 16  # of arrays that a launch adds up
 _UPDATED = 8  # tensors that a launch updates
+_FOLDED = 8  # layers whose weight norm a launch computes
 _SEGMENT = 8192  # elements that a block adds up
 
 
@@ -75,6 +76,57 @@ def adamw(
         )
         of_each = [outputs[kind * _UPDATED :][: len(p)] for kind in range(3)]
         found += [(a, Moments(b, c)) for a, b, c in zip(*of_each, strict=True)]
+    return found
+
+
+Arrays = Sequence[mx.array]
+
+
+def fold(g: Arrays, v: Arrays) -> tuple[list[mx.array], list[mx.array]]:
+    """`g * v / ||v||` of several layers, the norm of each row of v, and the norms.
+
+    Args:
+        g: of one number a row, `(R, 1, ...)`.
+        v: `(R, ...)`.
+    """
+    return _of_rows(_fold(), (g, v), (v, g))
+
+
+def fold_gradient(
+    g: Arrays, v: Arrays, norms: Arrays, cotangents: Arrays
+) -> tuple[list[mx.array], list[mx.array]]:
+    """In g and in v."""
+    return _of_rows(_fold_gradient(), (g, v, norms, cotangents), (g, v))
+
+
+def _of_rows(
+    kernel: Any, kinds: Sequence[Arrays], like: tuple[Arrays, Arrays]
+) -> tuple[list[mx.array], list[mx.array]]:
+    """Two arrays for each layer, of the shapes of those in `like`; a block computes a row."""
+    found: tuple[list[mx.array], list[mx.array]] = ([], [])
+    for start in range(0, len(kinds[0]), _FOLDED):
+        few = slice(start, start + _FOLDED)
+        directions = kinds[1][few]
+        count = len(directions)
+        missing = _FOLDED - count
+        ends = np.cumsum([len(v) for v in directions]).tolist()
+        widths = [v.size // len(v) for v in directions] + [0] * missing
+        outputs = kernel(
+            inputs=[
+                *(array for kind in kinds for array in (*kind[few], *[kind[start]] * missing)),
+                mx.array([*ends, *[ends[-1]] * missing, *widths], mx.int32),
+            ],
+            grid=(ends[-1] * THREADS, 1, 1),
+            threadgroup=(THREADS, 1, 1),
+            output_shapes=[
+                shape
+                for kind in like
+                for shape in (*(a.shape for a in kind[few]), *[(1,)] * missing)
+            ],
+            output_dtypes=[mx.float32] * 2 * _FOLDED,
+        )
+        for so_far, first in zip(found, (0, _FOLDED), strict=True):
+            so_far += outputs[first : first + count]
     return found
 
 
@@ -135,6 +187,70 @@ def _sums() -> Any:
             if (threadIdx.x == 0) out[block] = total * weights[pair];
         """),
     )
+
+
+# A block finds its layer and its row in that.
+_ROW = (
+    """
+    int layer = 0;
+    while (blockIdx.x >= ends[layer]) ++layer;
+    const long row = blockIdx.x - (layer > 0 ? ends[layer - 1] : 0);
+    const int width = ends[%d + layer];
+    const long start = row * width;
+"""
+    % _FOLDED
+)
+
+
+def _chosen(inputs: str, outputs: Sequence[str]) -> str:
+    """Pointers to a layer's arrays, by the letters of the inputs and the names of the outputs."""
+    declared = "".join(f"const float* {letter} = {letter}0;" for letter in inputs)
+    declared += "".join(f"float* {name} = {name}0;" for name in outputs)
+    names = [*inputs, *outputs]
+    cases = "".join(
+        f"case {n}: {''.join(f'{name} = {name}{n};' for name in names)} break;"
+        for n in range(_FOLDED)
+    )
+    return f"{declared} switch (layer) {{ {cases} }}"
+
+
+def _row_kernel(name: str, inputs: str, outputs: Sequence[str], body: str) -> Any:
+    return mx.fast.cuda_kernel(
+        name=name,
+        input_names=[*(f"{letter}{n}" for letter in inputs for n in range(_FOLDED)), "ends"],
+        output_names=[f"{output}{n}" for output in outputs for n in range(_FOLDED)],
+        header=short(SUM_OF_BLOCK),
+        source=short(_ROW + _chosen(inputs, outputs) + body),
+    )
+
+
+@cache
+def _fold() -> Any:
+    body = """
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            total += v[start + at] * v[start + at];
+        const float norm = sqrtf(sum_of_block(total)), scale = g[row] / norm;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            to_w[start + at] = v[start + at] * scale;
+        if (threadIdx.x == 0) to_n[row] = norm;
+    """
+    return _row_kernel("vits_fold", "gv", ("to_w", "to_n"), body)
+
+
+@cache
+def _fold_gradient() -> Any:
+    body = """
+        float total = 0;
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            total += c[start + at] * v[start + at];
+        const float along = sum_of_block(total) / n[row], scale = g[row] / n[row];
+        const float share = along / n[row];
+        for (int at = threadIdx.x; at < width; at += blockDim.x)
+            to_v[start + at] = scale * (c[start + at] - v[start + at] * share);
+        if (threadIdx.x == 0) to_g[row] = along;
+    """
+    return _row_kernel("vits_fold_gradient", "gvnc", ("to_g", "to_v"), body)
 
 
 @cache

@@ -81,13 +81,6 @@ BRANCHES = {
         int at = row % length + i % (2 * reach + 1) - reach;
         out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
     """,
-    "windows": """
-        int channels = sizes[2], kernel = sizes[3], length = sizes[4], steps = sizes[5];
-        int tap = i / channels % kernel, row = i / channels / kernel;
-        int at = row % steps * sizes[6] + tap * sizes[7] - sizes[8];
-        bool is_inside = at >= 0 && at < length;
-        out[i] = is_inside ? a[(long(row / steps) * length + at) * channels + i % channels] : 0.0f;
-    """,
     "dropout": """
         unsigned middle = (unsigned(count) + 1) / 2, place = i;
         unsigned x = place < middle ? place : place - middle, y = x + middle;
@@ -158,29 +151,6 @@ BRANCHES_APART = {
             int at = query + place - reach;
             if (at < 0 || at >= keys) second[band + place] = 0.0f;
         }
-    """,
-    "fold": """
-        int width = sizes[2];
-        long row = blockIdx.x, start = row * width;
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += b[start + at] * b[start + at];
-        float length = sqrtf(sum_of_block(total)), scale = a[row] / length;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            out[start + at] = b[start + at] * scale;
-        if (threadIdx.x == 0) second[row] = length;
-    """,
-    "fold_gradient": """
-        int width = sizes[2];
-        long row = blockIdx.x, start = row * width;
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += c[start + at] * b[start + at];
-        float along = sum_of_block(total) / d[row], scale = a[row] / d[row];
-        float share = along / d[row];
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            out[start + at] = scale * (c[start + at] - b[start + at] * share);
-        if (threadIdx.x == 0) second[row] = along;
     """,
 }
 
