@@ -1,20 +1,22 @@
-"""What each piece of `mlx_vits/accel` is worth: a step and a synthesis with each switched off alone.
+"""What each piece of `mlx_vits/accel` is worth: a step and a synthesis with each switched off.
 
-    python scripts/measure_accel.py [--batch 4] [--seconds 5] [--rounds 10] [--output accel.json]
+    python scripts/measure_accel.py [--batch 4] [--seconds 5] [--passes 2] [--output accel.json]
 
-All variants are built in one process and measured in turn, so that whatever else the machine does
-falls on all of them. A round takes three steps and three syntheses of each, of which the first does
-not count: the host has another variant's graph in its caches. Medians are printed, and how much
-longer it takes without the piece; beside it the kernels of each, which vary with nothing. A piece that is
-worth less than five percent of both should go.
+Each variant, with one piece off, runs in a process of its own, one after another, in as many passes
+as asked for: several in one process slow each other down by half, and their differences are lost in
+that. Medians of all passes are printed, how much longer it takes without the piece, and the kernels
+of each, which vary with nothing. "all on" comes first and last: what lies between the two is noise.
+A piece that is worth less than five percent of both should go.
 
 Full-size models with random weights; the time depends on shapes alone. On a CPU a step without
-convolutions as products takes minutes: choose `--rounds 1`, or leave it out with `--skip`.
+convolutions as products takes minutes: `--repeat 1`, or leave it out with `--skip`.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -40,11 +42,11 @@ from mlx_vits.training.losses import feature_loss
 from mlx_vits.training.optimizers import global_norm
 
 Off = Callable[[], AbstractContextManager[Any]]
-_WARM_UP = 1  # rounds that are not counted: recording, and compiling kernels
+_WARM_UP = 5  # runs that are not counted: recording, and compiling kernels
 
 
 def _cuda_pieces() -> dict[str, Off]:
-    from mlx_vits.accel.cuda import blocks, recording, training
+    from mlx_vits.accel.cuda import blocks, fused, recording, training
 
     def without(*names: str) -> Off:
         kept = {a: b for a, b in blocks.EQUIVALENTS.items() if a.__name__ not in names}
@@ -53,8 +55,11 @@ def _cuda_pieces() -> dict[str, Off]:
     def parameters(layers: Sequence[Convolution]) -> list[blocks.Parameters]:
         return [layer.parameters_in_use() for layer in layers]
 
+    def gradients(at: fused.Geometry, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
+        return mx.vjp(at.convolve, [x, w], [rows.reshape(len(x), 1, -1, len(w))])[1]
+
     return {
-        "all on again": ExitStack,
+        "gradients of weights": lambda: patch.object(fused.Geometry, "gradients", gradients),
         "Generator, ResBlock1": without("Generator", "ResBlock1"),
         "DiscriminatorS, DiscriminatorP": without("DiscriminatorS", "DiscriminatorP"),
         "WN": without("WN"),
@@ -93,12 +98,32 @@ def _timed(run: Callable[[], None]) -> float:
     return time.perf_counter() - begun
 
 
+def _measure(work: Work, variant: str, off: Off, repeat: int) -> dict[str, list[float]]:
+    """Seconds of every step and synthesis, and their kernels."""
+    with off():
+        parts = StepParts(
+            work, compiled=compiles_step() and variant not in ("recording", "all off")
+        )
+        kernels = count_kernels(parts)
+        for run in (parts.step, parts.synthesize):
+            for _ in range(min(repeat, _WARM_UP)):
+                run()
+        return {
+            "step": [_timed(parts.step) for _ in range(repeat)],
+            "step_kernels": [kernels["step"].kernels],
+            "synthesis": [_timed(parts.synthesize) for _ in range(repeat)],
+            "synthesis_kernels": [kernels["synthesis"].kernels],
+        }
+
+
 def main(
     version: str = "v2",
     batch: int = 4,
     seconds: float = 5.0,
-    rounds: int = 10,
+    repeat: int = 30,
+    passes: int = 2,
     skip: Annotated[list[str] | None, typer.Option(help="A piece to leave on.")] = None,
+    only: Annotated[str | None, typer.Option(help="A variant to measure in this process.")] = None,
     output: Path | None = None,
 ) -> None:
     """Print a table, and write it as JSON."""
@@ -106,42 +131,33 @@ def main(
     pieces = {"cuda": _cuda_pieces, "cpu": _cpu_pieces, "off": dict}[name]()
     pieces = {piece: off for piece, off in pieces.items() if piece not in (skip or [])}
     variants: dict[str, Off] = {"all on": ExitStack, **pieces}
-    variants["all off"] = partial(_all_off, pieces)
-    work, built, launches = Work(version, batch, seconds), {}, {}
-    for variant, off in variants.items():
-        with off():
-            compiled = compiles_step() and variant not in ("recording", "all off")
-            built[variant] = parts = StepParts(work, compiled=compiled)
-            launches[variant] = count_kernels(parts)
-    times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
-    for number in range(-_WARM_UP, rounds):
-        for variant, off in variants.items():
-            with off():
-                parts = built[variant]
-                found = [[_timed(run) for _ in range(3)] for run in (parts.step, parts.synthesize)]
-            if number >= 0:
-                times[variant] += list(zip(found[0][1:], found[1][1:], strict=True))
+    variants["all off"], variants["all on again"] = partial(_all_off, pieces), ExitStack
+    if only is not None:
+        work = Work(version, batch, seconds)
+        print(json.dumps(_measure(work, only, variants[only], repeat)))
+        return
+    found: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
+    for _ in range(passes):
+        for variant in variants:
+            command = [sys.executable, *sys.argv, "--only", variant]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            for part, values in json.loads(told.splitlines()[-1]).items():
+                found[variant].setdefault(part, []).extend(values)
     result = {
-        variant: {
-            "step": median(step for step, _ in found),
-            "synthesis": median(synthesis for _, synthesis in found),
-            "step_kernels": launches[variant]["step"].kernels,
-            "synthesis_kernels": launches[variant]["synthesis"].kernels,
-        }
-        for variant, found in times.items()
+        variant: {part: median(values) for part, values in parts.items()}
+        for variant, parts in found.items()
     }
     base = result["all on"]
     print(f"{'without':32} {'step ms':>8} {'kernels':>14} {'synthesis ms':>20} {'kernels':>13}")
     columns = {"step": 1e3, "step_kernels": 1, "synthesis": 1e3, "synthesis_kernels": 1}
     for variant, row in result.items():
         cells = []
-        for name, scale in columns.items():
-            more = 100 * (row[name] / base[name] - 1) if base[name] else 0.0
-            cells.append(f"{scale * row[name]:8.5g} {more:+4.0f}%")
+        for part, scale in columns.items():
+            more = 100 * (row[part] / base[part] - 1) if base[part] else 0.0
+            cells.append(f"{scale * row[part]:8.5g} {more:+4.0f}%")
         print(f"{variant:32}", *cells)
     if output:
-        report = {"work": work.to_dict(), "backend": name, "rounds": rounds, "seconds": result}
-        output.write_text(json.dumps(report, indent=2))
+        output.write_text(json.dumps({"backend": name, "result": result}, indent=2))
 
 
 if __name__ == "__main__":

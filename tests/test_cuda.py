@@ -1,7 +1,7 @@
 """`accel/cuda`: the kernels against MLX's own operations, and fused blocks against plain ones.
 
-Without a GPU, g++ compiles the kernels' sources for a CPU (`support/cuda_on_cpu.py`), and blocks run
-MLX's own operations in the kernels' place (`support/plain_kernels.py`), as no gradient passes
+Without a GPU, g++ compiles the kernels' sources for a CPU (`support/cuda_on_cpu.py`), and blocks
+run MLX's own operations in the kernels' place (`support/plain_kernels.py`), as no gradient passes
 through the former.
 """
 
@@ -115,6 +115,12 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
     "widen": (lambda k, *a: k.widen(*a), (_normal(2, 3, 6, 5),), {}),
     "widen beyond the ends": (lambda k, *a: k.widen(*a), (_normal(2, 3, 3, 9),), {}),
     "narrow": (lambda k, *a: k.narrow(*a, 2), (_normal(2, 3, 6, 6),), {}),
+    "windows": (lambda k, *a: k.windows(*a, 5, 8, 3, 1, 2), (_normal(2, 23, 3),), {}),
+    "windows of dilated taps": (
+        lambda k, *a: k.windows(*a, 5, 19, 1, 3, 4),
+        (_normal(2, 1, 23, 3),),
+        {},
+    ),
     "dropout": (lambda k, *a: k.dropout(*a, 0.3, mx.random.key(3)), (1 + _X**2, _MASK), {}),
     "dropout of an odd count": (
         lambda k, *a: k.dropout(*a, 0.3, mx.random.key(4)),
@@ -131,7 +137,7 @@ _FP32_CALLS: dict[str, Any] = {
     ),
     "sum_of_products": (
         lambda k, *a: k.sum_of_products(a, a),
-        tuple(_normal(1 + n, 3, seed=n) for n in range(17)) + (_normal(20000, seed=20),),
+        (*(_normal(1 + n, 3, seed=n) for n in range(17)), _normal(20000, seed=20)),
     ),
     "sum_of_distances": (
         lambda k, *a: k.sum_of_distances(a[:3], a[3:], [0.5, 2.0, 1.0]),
@@ -311,7 +317,7 @@ def _differs(ours: mx.array, plain: mx.array, many_: float, few: float, nothing:
 
 @pytest.mark.parametrize("name", _BLOCKS)
 def test_a_fused_block(stand_ins: On, name: str) -> None:
-    """Values and gradients, each compared by its norm; what cancels is left with 1e-6 of the largest.
+    """Values and gradients, each compared by its norm; what cancels is left with 1e-6 of the rest.
 
     On a GPU products may be TF32, which carries ten bits.
     """

@@ -121,6 +121,15 @@ def attention_gradient(
     return of_scores, narrow(of_scores, band.shape[-1] // 2)
 
 
+def windows(
+    x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
+) -> mx.array:
+    x = x.reshape(len(x), *x.shape[-2:])
+    padded = mx.pad(x, [(0, 0), (padding, padding + stride + dilation * kernel), (0, 0)])
+    places = mx.arange(steps)[:, None] * stride + mx.arange(kernel) * dilation
+    return padded[:, places].reshape(-1, kernel * x.shape[2])
+
+
 def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     keep = mx.random.bernoulli(1 - p, x.shape, key=key)
     return mx.where(keep, x * mask / (1 - p), 0.0)

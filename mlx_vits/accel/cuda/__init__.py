@@ -1,1 +1,1 @@
-"""NVIDIA GPUs: convolutions in two dimensions for cuDNN, fused kernels, recorded synthesis."""
+"""NVIDIA GPUs: fused kernels, kernels over many tensors at once, recorded synthesis."""

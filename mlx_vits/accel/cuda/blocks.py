@@ -1,26 +1,27 @@
 """Equivalents of blocks on CUDA, whose forward runs the fused kernels.
 
-Each subclass has its block's parameters, arguments and results. Where the arrays are not of one type
-that the kernels take, it runs the plain forward. Convolutions inside a block are planar, of height
-1: `(B, 1, N, C)`, so that no view is needed between two of them.
+Each subclass has its block's parameters, arguments and results. Where the arrays are not of one
+type that the kernels take, it runs the plain forward. Convolutions inside a block are planar, of
+height 1: `(B, 1, N, C)`, so that no view is needed between two of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.accel.cuda import fused, kernels
 from mlx_vits.accel.cuda.kernels import is_used
+from mlx_vits.models.discriminator import SLOPE as SLOPE_D
 from mlx_vits.models.discriminator import (
     DiscriminatorOutput,
     DiscriminatorP,
     DiscriminatorS,
     reflect_to_multiple,
 )
-from mlx_vits.models.discriminator import SLOPE as SLOPE_D
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
 from mlx_vits.nn.attention import FFN, MASKED_SCORE, Encoder, MultiHeadAttention
 from mlx_vits.nn.dropout import Key, dropout, split_key
@@ -119,11 +120,12 @@ class FusedGenerator(Generator):
         slopes = [SLOPE] * (len(self.ups) - 1) + [LAST_SLOPE]
         for stage, (up, slope) in enumerate(zip(self.ups, slopes, strict=True)):
             weight, bias = up.parameters_in_use()
+            assert bias is not None
             geometry = (1, up.stride), (0, up.padding), (1, up.dilation)
             y = mx.conv_transpose2d(activated, weight[:, None], *geometry)
             x, activated = fused.sum_and_leaky_relu(SLOPE)(y, bias)
             first = stage * self.num_kernels
-            blocks = self.resblocks[first : first + self.num_kernels]
+            blocks: Any = self.resblocks[first : first + self.num_kernels]
             activated = fused.leaky_mean(slope)(*(block(x, activated) for block in blocks))
         return mx.tanh(self.conv_post(activated.squeeze(1)))
 

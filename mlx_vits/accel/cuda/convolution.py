@@ -17,4 +17,8 @@ def conv1d(
     return mx.conv1d(x, weight, stride, padding, dilation)
 
 
-conv_transpose1d = mx.conv_transpose1d
+def conv_transpose1d(
+    x: mx.array, weight: mx.array, stride: int, padding: int, dilation: int
+) -> mx.array:
+    """`(N, T, C)` with `(O, K, C)` to `(N, Y, O)`; see `nn/ops.py`."""
+    return mx.conv_transpose1d(x, weight, stride, padding, dilation)

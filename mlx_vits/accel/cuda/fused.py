@@ -19,6 +19,8 @@ import mlx.core as mx
 from mlx_vits.accel.cuda import kernels, many
 from mlx_vits.accel.custom_vjp import custom_vjp, sum_to
 
+_MOST = 2**31 - 1  # elements that a kernel counts
+
 Primals = Sequence[mx.array]
 
 
@@ -35,8 +37,19 @@ class Geometry(NamedTuple):
         return mx.conv2d(x, _planar(w), (1, self.stride), (0, self.padding), (1, self.dilation))
 
     def gradients(self, x: mx.array, w: mx.array, rows: mx.array) -> list[mx.array]:
-        """In x and in w, from that in y as `(N Y, O)`."""
-        return mx.vjp(self.convolve, [x, w], [rows.reshape(len(x), 1, -1, len(w))])[1]
+        """In x and in w, from that in y as `(N Y, O)`.
+
+        For the weight, the windows of x are copied once. MLX's own pads the input and then copies
+        its windows; of a dilated convolution it flips both arrays.
+        """
+        outputs, cotangent, planar = len(w), [rows.reshape(len(x), 1, -1, len(w))], _planar(w)
+        (of_x,) = mx.vjp(lambda x: self.convolve(x, planar), [x], cotangent)[1]
+        taps = w.size // (outputs * w.shape[-1])
+        if len(rows) * w.size // outputs > _MOST:
+            return [of_x, mx.vjp(lambda w: self.convolve(x, w), [w], cotangent)[1][0]]
+        steps = cotangent[0].shape[2]
+        read = kernels.windows(x, taps, steps, self.stride, self.dilation, self.padding)
+        return [of_x, (rows.T @ read).reshape(w.shape)]
 
 
 def _planar(w: mx.array) -> mx.array:
@@ -93,7 +106,8 @@ def added_leaky_convolution(at: Geometry, slope: float) -> Callable[..., Sequenc
     def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
         (_, x, w, bias), total, channels = primals, outputs[0], outputs[0].shape[-1]
         shape = (total.size // channels, channels)
-        rows = kernels.sum_and_leaky_relu_gradient(*cotangents, total, slope, shape)
+        of_sum, of_leaky = cotangents
+        rows = kernels.sum_and_leaky_relu_gradient(of_sum, of_leaky, total, slope, shape)
         of_to = rows.reshape(total.shape)
         return [of_to, *at.gradients(x, w, rows), sum_to(bias, rows)]
 
@@ -122,7 +136,8 @@ def sum_and_leaky_relu(slope: float) -> Callable[[mx.array, mx.array], Sequence[
         return kernels.sum_and_leaky_relu(kernels.zero(x.dtype), x, bias, slope)
 
     def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
-        of_sum = kernels.sum_and_leaky_relu_gradient(*cotangents, outputs[0], slope)
+        of_sum, of_leaky = cotangents
+        of_sum = kernels.sum_and_leaky_relu_gradient(of_sum, of_leaky, outputs[0], slope)
         return [of_sum, sum_to(primals[1], of_sum)]
 
     return custom_vjp(forward, gradient)
@@ -183,8 +198,8 @@ def _residual_gradient(primals: Primals, cotangents: Primals, outputs: Primals) 
     ]
 
 
-# A function of x, y, a mask and a total, see `kernels.residual`. The mask gets no gradient, nor does
-# a total that is one number.
+# A function of x, y, a mask and a total, see `kernels.residual`. The mask gets no gradient, nor
+# does a total that is one number.
 residual = custom_vjp(lambda *arrays: kernels.residual(*arrays), _residual_gradient)
 
 

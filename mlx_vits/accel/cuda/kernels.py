@@ -199,6 +199,19 @@ def narrow(square: mx.array, reach: int) -> mx.array:
     return _run("narrow", {"a": square}, shape, sizes=sizes)
 
 
+def windows(
+    x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
+) -> mx.array:
+    """What each step of a convolution of so many taps reads: `(N, T, C)` to `(N steps, K C)`.
+
+    Args:
+        x: may have height 1, `(N, 1, T, C)`.
+    """
+    batch, (length, channels) = len(x), x.shape[-2:]
+    sizes = [channels, kernel, length, steps, stride, dilation, padding]
+    return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
+
+
 def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     """Dropout of `x * mask`, with the elements that `nn/dropout.py` keeps.
 

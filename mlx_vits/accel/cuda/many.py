@@ -190,16 +190,13 @@ def _sums() -> Any:
 
 
 # A block finds its layer and its row in that.
-_ROW = (
-    """
+_ROW = f"""
     int layer = 0;
     while (blockIdx.x >= ends[layer]) ++layer;
     const long row = blockIdx.x - (layer > 0 ? ends[layer - 1] : 0);
-    const int width = ends[%d + layer];
+    const int width = ends[{_FOLDED} + layer];
     const long start = row * width;
 """
-    % _FOLDED
-)
 
 
 def _chosen(inputs: str, outputs: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """CUDA C++ of the kernels' branches; `kernels.py` says what each computes.
 
 A branch reads the arrays a to e, `sizes`, of which its own begin at 2, `numbers` and `key`, and
-writes to `out`, or to `out` and `second`. `i` is the number of the thread, of `count`. Branches that
-add up have a block of threads for each row. Arrays are fp32, or bf16 that is computed with as fp32
-and rounded once, when it is written.
+writes to `out`, or to `out` and `second`. `i` is the number of the thread, of `count`. Branches
+that add up have a block of threads for each row. Arrays are fp32, or bf16 that is computed with as
+fp32 and rounded once, when it is written.
 """
 
 from __future__ import annotations
@@ -80,6 +80,13 @@ BRANCHES = {
         int length = sizes[2], reach = sizes[3], row = i / (2 * reach + 1);
         int at = row % length + i % (2 * reach + 1) - reach;
         out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
+    """,
+    "windows": """
+        int channels = sizes[2], kernel = sizes[3], length = sizes[4], steps = sizes[5];
+        int tap = i / channels % kernel, row = i / channels / kernel;
+        int at = row % steps * sizes[6] + tap * sizes[7] - sizes[8];
+        bool is_inside = at >= 0 && at < length;
+        out[i] = is_inside ? a[(long(row / steps) * length + at) * channels + i % channels] : 0.0f;
     """,
     "dropout": """
         unsigned middle = (unsigned(count) + 1) / 2, place = i;
