@@ -16,11 +16,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_vits.accel.cpu.convolution import sum_of_taps
 from mlx_vits.accel.cpu.streams import lanes, one_core_a_product
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1, mean_of
-from mlx_vits.nn.layers import Convolution, leaky_relu
+from mlx_vits.nn.layers import Convolution
 
 
 class _Piece(NamedTuple):
@@ -111,10 +112,10 @@ class _Block:
     def __call__(self, piece: _Piece, activated: _Piece) -> _Piece:
         for dilated, plain in self.pairs:
             y = dilated(activated)
-            y = y._replace(x=leaky_relu(y.x + dilated.bias, SLOPE))
+            y = y._replace(x=nn.leaky_relu(y.x + dilated.bias, SLOPE))
             onto = piece.cut(*y.within(plain.reach))
             piece = plain(y, onto.x + plain.bias)
-            activated = piece._replace(x=leaky_relu(piece.x, SLOPE))
+            activated = piece._replace(x=nn.leaky_relu(piece.x, SLOPE))
         return piece
 
 
@@ -151,7 +152,7 @@ class _Decoder:
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
         with one_core_a_product():
-            x = leaky_relu(self._pre(z) + self._cond(g), SLOPE)
+            x = nn.leaky_relu(self._pre(z) + self._cond(g), SLOPE)
             clips = [self._decoded(clip) for clip in x]
         return mx.stack(clips)
 
@@ -185,12 +186,12 @@ class _Decoder:
         total, more = up.length(len(x)), self._post.reach if is_last else 0
         inner, reach = (max(start - more, 0), min(end + more, total)), self._reaches[index]
         piece = up(x, max(inner[0] - reach, 0), min(inner[1] + reach, total))
-        activated = piece._replace(x=leaky_relu(piece.x, SLOPE))
+        activated = piece._replace(x=nn.leaky_relu(piece.x, SLOPE))
         outputs: list[mx.array] = []
         for block in blocks:
             span = inner[0] - block.reach, inner[1] + block.reach
             outputs.append(block(piece.cut(*span), activated.cut(*span)).x)
-        y = leaky_relu(mean_of(outputs), LAST_SLOPE if is_last else SLOPE)
+        y = nn.leaky_relu(mean_of(outputs), LAST_SLOPE if is_last else SLOPE)
         if not is_last:
             return y
         return mx.tanh(self._post(_Piece(y, *inner, total)).x + self._post.bias)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -42,8 +43,11 @@ class Recorder:
         is_known = key in self._met
         function = self._met.pop(key, None)
         if is_known and function is None:
-            function = mx.compile(lambda inputs: self._function(model, inputs, *settings))
+            function = mx.compile(partial(self._call, model, settings))
         self._met[key] = function
         if len(self._met) > self._limit:
             self._met.popitem(last=False)
-        return function(inputs) if function else self._function(model, inputs, *settings)
+        return function(inputs) if function else self._call(model, settings, inputs)
+
+    def _call(self, model: nn.Module, settings: tuple[Hashable, ...], inputs: Any) -> mx.array:
+        return self._function(model, inputs, *settings)
