@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.layers import keep_fp32, leaky_relu
+from mlx_vits.nn.layers import LeakyReLU, keep_fp32
 from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d
 
 SLOPE = 0.1
@@ -40,6 +40,7 @@ class DiscriminatorS(nn.Module):
 
     def __init__(self, width: float):
         super().__init__()
+        self.activation = LeakyReLU(SLOPE)
         c16, c64, c256, c1024 = (_scaled(width, size) for size in (16, 64, 256, 1024))
         # in, out, kernel, stride, groups
         shapes = [
@@ -63,7 +64,7 @@ class DiscriminatorS(nn.Module):
         """A waveform `(B, N, 1)`."""
         features = []
         for conv in self.convs:
-            x = leaky_relu(conv(x), SLOPE)
+            x = self.activation(conv(x))
             features.append(x)
         x = self.conv_post(x)
         features.append(x)
@@ -75,6 +76,7 @@ class DiscriminatorP(nn.Module):
 
     def __init__(self, period: int, width: float):
         super().__init__()
+        self.activation = LeakyReLU(SLOPE)
         self.period = period
         channels = [1, *(_scaled(width, size) for size in (32, 128, 512, 1024, 1024))]
         strides = [_STRIDE] * 4 + [1]
@@ -99,7 +101,7 @@ class DiscriminatorP(nn.Module):
         x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, -1, 1)
         features = []
         for conv in self.convs:
-            x = leaky_relu(conv.columns(x), SLOPE)
+            x = self.activation(conv.columns(x))
             features.append(x)
         x = self.conv_post.columns(x)
         features.append(x)

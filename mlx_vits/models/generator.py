@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.config import Config
-from mlx_vits.nn.layers import Conv1d, Convolution, keep_fp32, leaky_relu
+from mlx_vits.nn.layers import Conv1d, Convolution, LeakyReLU, keep_fp32
 from mlx_vits.nn.weight_norm import NormScheme, build_conv1d, build_conv_transpose1d
 
 SLOPE = 0.1
@@ -35,14 +35,14 @@ class ResBlock1(nn.Module):
             shape = (channels, channels, kernel_size)
             return build_conv1d("resblocks", scheme, *shape, padding=padding, dilation=dilation)
 
+        self.activation = LeakyReLU(SLOPE)
         self.convs1 = [conv(dilation) for dilation in dilations]
         self.convs2 = [conv(1) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
         """`(B, N, C)` to `(B, N, C)`."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            y = dilated(leaky_relu(x, SLOPE))
-            x = x + plain(leaky_relu(y, SLOPE))
+            x = x + plain(self.activation(dilated(self.activation(x))))
         return x
 
 
@@ -59,6 +59,7 @@ class Generator(nn.Module):
         model = (config or Config()).model
         width = model.upsample_initial_channel
         self.num_kernels = len(model.resblock_kernel_sizes)
+        self.activation, self.last_activation = LeakyReLU(SLOPE), LeakyReLU(LAST_SLOPE)
         self.conv_pre = build_conv1d(
             "conv_pre", norm_scheme, model.inter_channels, width, 7, padding=3
         )
@@ -91,8 +92,8 @@ class Generator(nn.Module):
         """`(B, T, C)` and conditioning `(B, 1, G)` to a waveform `(B, N, 1)`."""
         x = self.conv_pre(z) + self.cond(g)
         for stage, up in enumerate(self.ups):
-            x = up(leaky_relu(x, SLOPE))
+            x = up(self.activation(x))
             first = stage * self.num_kernels
             blocks = self.resblocks[first : first + self.num_kernels]
             x = mean_of([block(x) for block in blocks])
-        return mx.tanh(self.conv_post(leaky_relu(x, LAST_SLOPE)))
+        return mx.tanh(self.conv_post(self.last_activation(x)))

@@ -46,12 +46,19 @@ def draw_uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
     return mx.random.uniform(-bound, bound, shape)
 
 
-def leaky_relu(x: mx.array, slope: float) -> mx.array:
-    """Return x above 0, `slope` times it elsewhere; PyTorch's gradient: `slope` at 0.
+class LeakyReLU(nn.Module):
+    """x above 0, `slope` times it elsewhere; PyTorch's gradient: `slope` at 0.
 
-    The backward keeps one byte an element, where `nn.leaky_relu`, a maximum, keeps two arrays.
+    The backward keeps one byte an element, where MLX's own, a maximum, keeps two arrays.
     """
-    return mx.where(x > 0, x, slope * x)
+
+    def __init__(self, slope: float):
+        super().__init__()
+        self.slope = slope
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Any shape."""
+        return mx.where(x > 0, x, self.slope * x)
 
 
 class Convolution(nn.Module):
