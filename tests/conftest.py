@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -17,6 +19,12 @@ for _name in set(os.environ) - set(_KEPT):
     if _name.startswith(("MLX_", "HF_", "TTY_")) or _name in _DROPPED:
         del os.environ[_name]
 os.environ["COLUMNS"] = "80"
+# Started in the background, as by nohup or a job runner, a program ignores these, and so do those
+# that it starts.
+with contextlib.suppress(ValueError):  # not the main thread
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for _number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(_number, signal.SIG_DFL)
 
 import mlx_vits  # noqa: F401  (chooses the BLAS before a test imports mlx)
 
