@@ -14,13 +14,13 @@ strength on it acts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.nn.layers import Convolution
-from mlx_vits.training.losses import total
+from mlx_vits.training.losses import added, total
 
 Anchor = dict[str, mx.array]
 
@@ -65,11 +65,18 @@ def relative_drift(model: nn.Module, anchor: Anchor) -> dict[str, float]:
     return {path: float(distance) for path, distance in drift.items()}
 
 
-def pretrained_regularization(model: nn.Module, anchor: Anchor, strength: float) -> mx.array:
-    """Return `loss_reg`, a scalar; 0 where nothing is anchored."""
-    weights = effective_weights(model)
-    terms = [
-        total(mx.square(weights[path] - origin)) / total(mx.square(origin))
-        for path, origin in anchor.items()
-    ]
-    return strength * sum(terms, start=mx.array(0.0)) / max(1, len(terms))
+def pretrained_regularization(anchor: Anchor, strength: float) -> Callable[[nn.Module], mx.array]:
+    """Build the pull, a function of a model to `loss_reg`; 0 where nothing is anchored."""
+    scales = {
+        path: strength / len(anchor) / total(mx.square(origin)) for path, origin in anchor.items()
+    }
+    mx.eval(scales)
+
+    def loss_reg(model: nn.Module) -> mx.array:
+        weights = effective_weights(model)
+        return added(
+            scales[path] * total(mx.square(weights[path] - origin))
+            for path, origin in anchor.items()
+        )
+
+    return loss_reg

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -204,8 +203,7 @@ class VITSTrainer:
             accel.apply(net)
         penalty = None
         if anchor and config.pretrained_reg_strength:
-            strength = config.pretrained_reg_strength
-            penalty = partial(pretrained_regularization, anchor=anchor, strength=strength)
+            penalty = pretrained_regularization(anchor, config.pretrained_reg_strength)
         optimizers = build_optimizers(self.generator.config, bias_correction=config.bias_correction)
         compiled = compiles_step(config.compiled)
         step_class = checkpointed(self.step_class) if self.recomputes else self.step_class

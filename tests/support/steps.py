@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -38,8 +37,7 @@ def make_step(
     set_learning_rates(optimizers, 1e-4, 1e-4, 0.4)
     penalty = None
     if pull:
-        anchor = take_anchor(generator)
-        penalty = partial(pretrained_regularization, anchor=anchor, strength=pull)
+        penalty = pretrained_regularization(take_anchor(generator), pull)
     for net in (generator, judge):
         set_compute_dtype(net, compute)
         accel.apply(net)
