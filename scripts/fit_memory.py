@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,13 +69,15 @@ def make_step(config: Config, *, compiled: bool = False) -> GANStep:
     anchor = take_anchor(generator)
     optimizers = build_optimizers(config)
     set_learning_rates(optimizers, 1e-5, 1e-5, 0.4)
-    return GANStep(
+    step = GANStep(
         generator,
         discriminator,
         optimizers,
-        penalty=partial(pretrained_regularization, anchor=anchor, strength=0.001),
+        penalty=pretrained_regularization(anchor, 0.001),
         compiled=compiled,
     )
+    accel.optimize(step)
+    return step
 
 
 def measure_peak(config: Config, clips: Clips, *, compiled: bool = False) -> int:
