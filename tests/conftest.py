@@ -30,7 +30,7 @@ import mlx_vits  # noqa: F401  (chooses the BLAS before a test imports mlx)
 
 import mlx.core as mx  # isort: skip
 
-from mlx_vits.compilation import stop_fusing
+from mlx_vits.accel.compilation import stop_fusing
 
 # On a Linux CPU g++ takes half a second for each fused kernel, and a compiled step has over a
 # hundred: there `mx.compile` records and plays back, as on CUDA, but for the slow tests and those
