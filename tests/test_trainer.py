@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_vits import accel
 from mlx_vits.checkpoints.base import Base, load_discriminator, load_generator
 from mlx_vits.checkpoints.run import read_run_state, write_run_state
 from mlx_vits.checkpoints.state_dict import state_of
@@ -117,22 +118,25 @@ def test_rates_decay_by_epoch_from_the_first_and_text_is_slower(place: Place) ->
         (3, {}),
         (2, {"weight_norm": "folded", "train": "decoder", "bias_correction": False}),
         (2, {"compiled": True}),
+        (2, {"accel": "off"}),
     ],
     ids=str,
 )
 def test_a_resumed_run_equals_the_run_that_never_stopped(
     place: Place, tmp_path: Path, stop: int, changes: Any
 ) -> None:
-    config = replace(QUICK, **changes)
-    whole = place.trainer(config)
-    records = _run(whole)
-    first = place.trainer(config)
-    before = _run(first, stop)
-    write_run_state(tmp_path / "state.safetensors", first.trees(), first.place)
-    second = place.trainer(config)
-    second.restore(read_run_state(tmp_path / "state.safetensors"), "state")
-    assert second.place.step == stop
-    assert before + _run(second) == records
+    changes = dict(changes)
+    with accel.use(changes.pop("accel", accel.backend())):
+        config = replace(QUICK, **changes)
+        whole = place.trainer(config)
+        records = _run(whole)
+        first = place.trainer(config)
+        before = _run(first, stop)
+        write_run_state(tmp_path / "state.safetensors", first.trees(), first.place)
+        second = place.trainer(config)
+        second.restore(read_run_state(tmp_path / "state.safetensors"), "state")
+        assert second.place.step == stop
+        assert before + _run(second) == records
     ours, theirs = _flat(second), _flat(whole)
     assert set(ours) == set(theirs)
     for name, array in theirs.items():
