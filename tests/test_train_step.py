@@ -6,6 +6,7 @@ way: parameters are compared by the L2 norm of the whole tensor, as the goldens'
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_vits import accel
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.models.vits import slice_segments
@@ -119,10 +121,11 @@ def _by_name(model: nn.Module, tree: Any) -> dict[str, mx.array]:
     }
 
 
-@pytest.fixture(scope="module")
-def trained() -> Trained:
+@pytest.fixture(scope="module", params=["as here", pytest.param("off", marks=pytest.mark.slow)])
+def trained(request: Any) -> Trained:
     golden("sovits_v2", "forward.safetensors")
-    return Trained()
+    with accel.use("off") if request.param == "off" else nullcontext():
+        return Trained()
 
 
 def _compared(prefix: str) -> list[str]:

@@ -155,6 +155,8 @@ class GANStep:
             out, real = self.forward(batch, draws), self.real_segment(batch, draws)
             # One forward serves both updates: the discriminator is updated in here, on audio that
             # carries no gradient, and then judges with its new weights.
+            # After this inner gradient MLX cannot differentiate an activation that it compiles
+            # itself, as `nn.gelu`: "[Compiled] Cannot vjp primitive".
             loss_d, grads_d = self.discriminator_gradients(real, mx.stop_gradient(out.y_hat))
             self.optimizers.discriminator.update(self.discriminator, grads_d)
             terms = self.generator_terms(out, real, batch, draws)
