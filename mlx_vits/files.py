@@ -22,9 +22,6 @@ from mlx_vits.locks import Held, unheld
 _TEMPORARY = re.compile(r"\.mlx_vits-[0-9a-f]{16}\.tmp")
 _NO_NAME = re.compile(r"\.{0,2}|.*[/\x00-\x1f\x7f].*", re.DOTALL)
 _LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
-
-_NO_NAME = re.compile(r"\.{0,2}|.*[/\x00-\x1f\x7f].*", re.DOTALL)
-_LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
 _LONGEST_SHOWN = 40
 LARGEST_BYTES = 64 << 20  # of a text or JSON file
 

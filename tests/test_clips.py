@@ -386,3 +386,27 @@ def test_options_of_cutting_that_cannot_be_followed_are_refused(
         )
         assert done.exit_code == 1
         assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["a|b.wav", "a\nb.wav", f"{'n' * 210}.wav"], ids=["bar", "line", "long"]
+)
+def test_a_recording_that_no_list_can_name_is_refused_before_it_is_cut(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / name, hum(1.0), RATE)
+    with pytest.raises(DataError, match=r"plain name|rename it|shorten it"):
+        make_clips([tmp_path / "in"], tmp_path / "clips", ClipOptions())
+    assert not list((tmp_path / "clips").glob("*.wav"))
+
+
+def test_a_sub_folder_whose_name_no_clip_can_have_is_left_out(tmp_path: Path) -> None:
+    for folder in ("good", "a\tb"):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "1.wav", hum(1.5), RATE)
+        (tmp_path / folder / "1.txt").write_text("Hello there.", encoding="utf-8")
+    faults: list[str] = []
+    voice = read_voice_source(tmp_path, fault=faults.append)
+    assert [clip.name for clip in voice.clips] == ["1.wav"]
+    assert any("is not a plain name" in fault for fault in faults)

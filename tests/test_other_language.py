@@ -172,7 +172,7 @@ def test_a_few_clips_of_another_language_are_named(tmp_path: Path) -> None:
         (PLAIN[:3], "ko", "looks like English, but is read as Korean; .* --language en"),
         (PLAIN[:3], "ja", "looks like English, but is read as Japanese"),
         (KOREAN, "zh", "looks like Korean, but is read as Chinese"),
-        (KOREAN, "all_ja", "looks like Korean, but is read as 'all_ja'"),
+        (KOREAN, "all_ja", "looks like Korean, but is read as Japanese"),
     ],
 )
 def test_a_text_in_a_script_that_its_language_does_not_read_is_refused(

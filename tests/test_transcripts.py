@@ -321,7 +321,9 @@ def test_a_list_is_written_as_upstream_reads_it(tmp_path: Path) -> None:
     again = read_transcripts(path)
     assert [row[:3] for row in again] == [*(row[:3] for row in rows[:2]), ("c.wav", "none", "en")]
     for text in ("a|b", "a\nb"):
-        with pytest.raises(DataError, match=r"^here: the text holds `\|` or a line break; take"):
+        with pytest.raises(
+            DataError, match=r"^here: the text or the path holds `\|` or a line break; take"
+        ):
             write_list(path, [rows[0]._replace(text=text)], tmp_path, "me")
     assert read_transcripts(path) == again
     with pytest.raises(UserError, match="cannot be written"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import atomic_write, make_folder, sweep
+from mlx_vits.files import atomic_write, make_folder, single_name, sweep
 from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing.cues import CUE_SUFFIXES, is_timed, read_cues
 from mlx_vits.preprocessing.languages import find_language, guess_language
@@ -43,6 +43,7 @@ Progress = Callable[[int, int, str], None]
 
 LIST = "transcripts.list"
 _RECOGNISED = "recognised.txt"
+_LONGEST_RECORDING = 200  # bytes of a name; those of slices are longer by 26
 _SAVE_EVERY = 20  # clips between two writings of the list
 
 
@@ -266,4 +267,15 @@ def _find_recordings(sources: Sequence[Path]) -> list[Path]:
             found.append(source)
         else:
             raise DataError(f"{source}: there is no such recording; check the path")
+    for path in found:
+        _check_name(path)
     return found
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a recording whose slices could not be listed."""
+    single_name(path.name, str(path.parent), DataError)
+    if "|" in str(path):
+        raise DataError(f"{path}: has `|` in its path, which a list has no place for; rename it")
+    if len(path.name.encode()) > _LONGEST_RECORDING:
+        raise DataError(f"{path}: has too long a name for its slices; shorten it")

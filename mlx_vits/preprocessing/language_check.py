@@ -121,7 +121,7 @@ def _count_words(text: str) -> int:
 
 
 def _name(code: str) -> str:
-    return LANGUAGE_NAMES.get(code, f"{code!r}")
+    return LANGUAGE_NAMES.get(code.removeprefix("all_"), f"{code!r}")
 
 
 def _cure(found: str) -> str:

@@ -211,7 +211,8 @@ def read_text_lines(path: Path, fault: Callable[[str], None] | None = None) -> l
     try:
         content = read_utf8(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read; prepare the voice again") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); prepare the voice again") from error
     lines = []
     for number, row in enumerate(content.split("\n"), 1):
         try:

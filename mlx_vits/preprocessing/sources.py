@@ -186,6 +186,7 @@ def _read_rows(
 def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
     """The names that are files and that no other shares but for its ending."""
     usable: dict[Path, str] = {}
+    clips = _clip_names(audio)
     for name in audio:
         twin = usable.get(Path(name).with_suffix(""))
         if not (folder / name).is_file():
@@ -195,7 +196,7 @@ def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
             leave_out(f"{folder}: {twin} and {name} differ in ending only; rename one")
         else:
             try:
-                single_name(Path(name).name, str(folder))
+                single_name(clips[name], str(folder))
             except UserError as error:
                 leave_out(str(error))
             else:

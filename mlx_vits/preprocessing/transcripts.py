@@ -216,13 +216,15 @@ def write_list(path: Path, rows: list[Transcript], folder: Path, speaker: str) -
         speaker: upstream ignores it.
 
     Raises:
-        DataError: a text holds `|`, which the form has no place for.
+        DataError: a text or a path holds `|`, which the form has no place for.
         UserError: the file cannot be written.
     """
     lines = []
     for row in rows:
-        if "|" in row.text or "\n" in row.text:
-            raise DataError(f"{row.where}: the text holds `|` or a line break; take it out")
+        if "|" in f"{folder / row.name}{row.text}" or "\n" in row.text:
+            raise DataError(
+                f"{row.where}: the text or the path holds `|` or a line break; take it out"
+            )
         tag = (row.language or "en").upper()
         lines.append(f"{folder / row.name}|{speaker}|{tag}|{row.text}\n")
     with atomic_write(path) as file:
