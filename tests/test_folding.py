@@ -15,6 +15,7 @@ from mlx_vits.checkpoints.base import load_discriminator, load_generator
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn import weight_norm
+from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.synthesis.folding import fold_model
 from mlx_vits.synthesis.loading import load
@@ -143,3 +144,12 @@ def test_a_run_hears_the_weights_of_its_last_step(tmp_path: Path) -> None:
         heard.append(speak(voice))
         assert_same_sound(heard[-1], unfolded(voice))
         assert not np.array_equal(heard[-1], heard[-2])
+
+
+def test_a_model_in_training_in_bf16_speaks_in_fp32() -> None:
+    """As its saved voice will: weights are fp32 in both."""
+    voice = make_voice_of("v2")
+    before = speak(voice)
+    set_compute_dtype(voice.model, mx.bfloat16)
+    assert np.array_equal(speak(Voice(voice.model)), before)
+    assert voice.model.dec.cond.compute_dtype == mx.bfloat16  # training goes on in its own type

@@ -114,3 +114,10 @@ def test_magnitude_and_direction_are_trainable_and_direction_is_not_normed_again
 def test_a_kernel_across_columns_is_refused() -> None:
     with pytest.raises(ValueError, match="across the width"):
         WeightNormConv2d(3, 4, (5, 2))
+
+
+@pytest.mark.parametrize("option", ["dilation", "groups"])
+def test_what_a_column_cannot_do_is_refused(option: str) -> None:
+    options: Any = {option: 2}
+    with pytest.raises(TypeError, match=option):
+        WeightNormConv2d(4, 4, (5, 1), **options)

@@ -1,11 +1,13 @@
 """What makes one backend fast, applied from outside.
 
 Models, losses and the training step are plain MLX, which is what runs on an Apple GPU. This package
-swaps in equivalents where they were measured to pay: convolutions behind `nn/ops.py`, and, with
-`apply`, the forward of known block classes. Taking it away changes no result beyond rounding.
+swaps in equivalents where they were measured to pay: convolutions behind `nn/ops.py`; with `apply`,
+the forward of known block classes; with `optimize`, what a step does to all tensors of a net; with
+`inference`, how a function that is never differentiated is run. Taking it away changes no result
+beyond rounding.
 
-`MLX_VITS_ACCEL=off` runs the plain form everywhere. On a CPU that is slow at full size: minutes
-for a training step.
+`MLX_VITS_ACCEL=off` runs the plain form everywhere; any other value is ignored. On a CPU that is
+slow at full size: minutes for a training step.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Convolutions(Protocol):
 
 
 def backend() -> Backend:
-    """Which equivalents are in use: "cpu" (Linux), "cuda", or "off" for plain MLX."""
+    """Which equivalents are in use: "cpu", "cuda", or "off" for plain MLX."""
     if _forced is not None:
         return _forced
     if os.environ.get(VARIABLE) == "off":

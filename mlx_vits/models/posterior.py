@@ -52,7 +52,7 @@ class PosteriorEncoder(nn.Module):
             noise: `(B, T, C)`, standard normal.
         """
         x = self.pre(spec)
-        x = self.enc(x * mask.astype(x.dtype), mask, g)
+        x = self.enc(masked(x, mask), mask, g)
         m_q, logs_q = mx.split(self.proj(x) * mask, 2, axis=-1)
         z = (m_q + noise * mx.exp(logs_q)) * mask
         return Posterior(z, m_q, logs_q)

@@ -203,7 +203,8 @@ class ColumnConvolution(Convolution):
         *,
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
-        **options: Any,
+        bias: bool = True,
+        file_normed: bool = False,
     ):
         super().__init__(
             in_channels,
@@ -211,7 +212,8 @@ class ColumnConvolution(Convolution):
             _along_height(kernel_size, 1, "kernel_size"),
             stride=_along_height(stride, 1, "stride"),
             padding=_along_height(padding, 0, "padding"),
-            **options,
+            bias=bias,
+            file_normed=file_normed,
         )
 
     def _weight_shape(self, inputs: int, outputs: int, kernel: int) -> tuple[int, ...]:

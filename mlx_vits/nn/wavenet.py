@@ -22,6 +22,7 @@ class WN(nn.Module):
         kernel_size: odd.
         n_layers: depth.
         gin_channels: width of the conditioning vector.
+        scheme: which layers hold their weight as magnitude and direction.
     """
 
     def __init__(
@@ -33,7 +34,6 @@ class WN(nn.Module):
         scheme: NormScheme,
     ):
         super().__init__()
-        self.channels = channels
 
         def conv(*shape: int, padding: int = 0) -> Convolution:
             return build_conv1d("wavenet", scheme, *shape, padding=padding)

@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from mlx_vits import accel
 from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.nn.weight_norm import WeightNormed
 
 
@@ -26,6 +27,7 @@ def fold_model(model: SynthesizerTrn) -> SynthesizerTrn:
     folded = copy.copy(model)
     folded.pop("enc_q", None)
     _fold_children(folded)
+    set_compute_dtype(folded, mx.float32)  # a voice speaks in fp32, whatever it is trained in
     mx.eval(folded.parameters())
     return accel.apply(folded, inference=True)
 

@@ -41,7 +41,8 @@ def checkpointed(step_class: type[GANStep]) -> type[GANStep]:
                 return super().generator_terms(*arguments)
 
         def loss_of(self, net: SubDiscriminator, both: mx.array) -> mx.array:
-            return recomputed(net, partial(super().loss_of, net), both)
+            # Bound, not an argument: the waveforms need no gradient here.
+            return recomputed(net, partial(super().loss_of, net, both))
 
         def judge(self, net: SubDiscriminator, real: mx.array, fake: mx.array) -> Any:
             return recomputed(net, partial(super().judge, net), real, fake, learns=False)

@@ -1,1 +1,1 @@
-"""A Linux CPU: convolutions as matrix products, and decoding in pieces, a core each."""
+"""A CPU: convolutions as matrix products and, on Linux, decoding in pieces, a core each."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_vits.accel.cpu.convolution import sum_of_taps
 from mlx_vits.accel.cpu.streams import lanes, one_core_a_product
@@ -62,7 +61,7 @@ class _Conv:
 
         Args:
             piece: `(N, C)`.
-            onto: what the result is added to, without the bias; else the bias is left out.
+            onto: what the result is added to, or None. The bias is left to the caller.
         """
         start, end = piece.within(self.reach)
         y = sum_of_taps(piece.padded(self.reach), self.taps, self.dilation, onto)
@@ -112,10 +111,10 @@ class _Block:
     def __call__(self, piece: _Piece, activated: _Piece) -> _Piece:
         for dilated, plain in self.pairs:
             y = dilated(activated)
-            y = y._replace(x=nn.leaky_relu(y.x + dilated.bias, SLOPE))
+            y = y._replace(x=_leaky_relu(y.x + dilated.bias, SLOPE))
             onto = piece.cut(*y.within(plain.reach))
             piece = plain(y, onto.x + plain.bias)
-            activated = piece._replace(x=nn.leaky_relu(piece.x, SLOPE))
+            activated = piece._replace(x=_leaky_relu(piece.x, SLOPE))
         return piece
 
 
@@ -152,7 +151,7 @@ class _Decoder:
 
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
         with one_core_a_product():
-            x = nn.leaky_relu(self._pre(z) + self._cond(g), SLOPE)
+            x = _leaky_relu(self._pre(z) + self._cond(g), SLOPE)
             clips = [self._decoded(clip) for clip in x]
         return mx.stack(clips)
 
@@ -186,15 +185,20 @@ class _Decoder:
         total, more = up.length(len(x)), self._post.reach if is_last else 0
         inner, reach = (max(start - more, 0), min(end + more, total)), self._reaches[index]
         piece = up(x, max(inner[0] - reach, 0), min(inner[1] + reach, total))
-        activated = piece._replace(x=nn.leaky_relu(piece.x, SLOPE))
+        activated = piece._replace(x=_leaky_relu(piece.x, SLOPE))
         outputs: list[mx.array] = []
         for block in blocks:
             span = inner[0] - block.reach, inner[1] + block.reach
             outputs.append(block(piece.cut(*span), activated.cut(*span)).x)
-        y = nn.leaky_relu(mean_of(outputs), LAST_SLOPE if is_last else SLOPE)
+        y = _leaky_relu(mean_of(outputs), LAST_SLOPE if is_last else SLOPE)
         if not is_last:
             return y
         return mx.tanh(self._post(_Piece(y, *inner, total)).x + self._post.bias)
+
+
+def _leaky_relu(x: mx.array, slope: float) -> mx.array:
+    """Like `nn.leaky_relu`, which MLX would compile, with g++, in the first sentence."""
+    return mx.maximum(x, slope * x)
 
 
 def _apart(taps: mx.array) -> list[mx.array]:
