@@ -149,13 +149,13 @@ def _whole(digits: str) -> int:
 
 def _check_scalar(value: Any) -> None:
     if isinstance(value, str):
-        if "\0" in value or not (value.isascii() or is_utf8(value)):
+        if "\0" in value or not (value.isascii() or _is_utf8(value)):
             raise ValueError(f"holds {_shown(value)}, which is no text")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"holds {value}, which is no number")
 
 
-def is_utf8(text: str) -> bool:
+def _is_utf8(text: str) -> bool:
     """Whether a text can be written as UTF-8; a file name of another encoding cannot."""
     try:
         text.encode()

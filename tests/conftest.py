@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -63,3 +64,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def fusing() -> None:
     """Has `mx.compile` fuse kernels, as it does by default."""
     mx.enable_compile()
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    """Has MLX compute on the CPU, whatever else there is."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -25,12 +24,7 @@ from tests.support.tiny import tiny_config
 TOLD = pytest.mark.skipif(BLAS.name not in ("mkl", "openblas"), reason=f"BLAS is {BLAS.name}")
 
 
-@pytest.fixture(autouse=True)
-def on_cpu() -> Iterator[None]:
-    before = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(before)
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 def make_generator(config: Config) -> Generator:

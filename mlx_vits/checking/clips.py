@@ -31,7 +31,6 @@ from mlx_vits.text.cleaner import UNKNOWN
 from mlx_vits.text.symbols import symbols_for
 
 DATA = DataSection()  # every version's: 32 kHz, 640 samples a frame
-_WAV_HEADER_BYTES = 44
 _SAMPLE_BYTES = 2
 _NEWEST = "v2"  # its symbols are those of every later version, and hold v1's
 
@@ -122,7 +121,7 @@ def _file_form(path: Path) -> str:
             odd.append(f"{header.channels} channels")
         if header.subtype != "PCM_16" or not header.format.startswith("WAV"):
             odd.append("not 16-bit WAV")
-        elif bare != _WAV_HEADER_BYTES:
+        elif bare != layout.WAV_HEADER_BYTES:
             odd.append(f"a header of {bare} bytes")
     return ", ".join(odd)
 
@@ -140,7 +139,7 @@ def _read_source(clip: Clip, held_out: bool, language: str) -> Reading:
     facts = replace(
         facts,
         seconds=samples / DATA.sampling_rate,
-        sampler_frames=(samples * _SAMPLE_BYTES + _WAV_HEADER_BYTES)
+        sampler_frames=(samples * _SAMPLE_BYTES + layout.WAV_HEADER_BYTES)
         // (_SAMPLE_BYTES * DATA.hop_length),
         sound=heard.sound,
         digest=heard.digest,

@@ -148,7 +148,7 @@ def _read_safetensors(path: Path, *, folder: Path | None = None) -> Subject:
     tensors = {name: file.tensors[name] for name in sorted(file.tensors)}
     faults: list[str] = []
     config, where = _safetensors_config(path, file.metadata, faults)
-    net, kind, form = _what_is(path, tensors, file.metadata)
+    net, kind, form = _what_is(path, tensors)
     claims = _claims(config)
     if "version" in file.metadata:
         claims["metadata.version"] = file.metadata["version"]
@@ -189,9 +189,7 @@ def _safetensors_config(
         return {}, ""
 
 
-def _what_is(
-    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
-) -> tuple[NetName, str, Form]:
+def _what_is(path: Path, tensors: Mapping[str, Any]) -> tuple[NetName, str, Form]:
     """The net that a safetensors file holds."""
     if is_discriminator(tensors):
         return "discriminator", "discriminator", "part"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,10 +114,8 @@ def prepare_voice(
         maker = Maker(partial, [output, *options.earlier], base, config, report, notice)
         try:
             maker.make(voice, manifest)
-            if notice and maker.unknown:
-                notice(_describe_unknown(maker.unknown))
-            if notice and maker.one_channel:
-                notice(_describe_one_channel(maker.one_channel))
+            for words in _remarks(maker) if notice else ():
+                notice(words)  # type: ignore[misc]
             order = [*voice.unlisted, *(clip.name for clip in voice.clips)]
             dropped = sorted(report.dropped, key=lambda clip: order.index(clip.name))
             replace(manifest, dropped=tuple(dropped)).write(partial)
@@ -212,6 +210,13 @@ def _seconds(path: Path) -> float:
         return round(read_seconds(path), 3)
     except DataError:
         return 0.0  # said when its turn comes
+
+
+def _remarks(maker: Maker) -> Iterator[str]:
+    if maker.unknown:
+        yield _describe_unknown(maker.unknown)
+    if maker.one_channel:
+        yield _describe_one_channel(maker.one_channel)
 
 
 def _describe_unknown(unknown: Counter[str]) -> str:

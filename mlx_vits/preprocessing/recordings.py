@@ -132,9 +132,7 @@ def slice_recordings(
                     forget(gone)
                 spans = _write_slices(stream, folder, new)
             made[path.name] = _Made(key, tuple(spans))
-            table = {name: asdict(one) for name, one in made.items()}
-            with atomic_write(folder / _MADE) as file:
-                file.write(json.dumps(table, indent=1).encode())
+            _write_made(folder, made)
         slices += [
             SliceFile(_slice_name(path.name, span), path.name, span, texts.get(span.start))
             for span in spans
@@ -166,6 +164,12 @@ def _read_made(folder: Path) -> dict[str, _Made]:
     with contextlib.suppress(DataError):
         return read_json(folder / _MADE, dict[str, _Made], error=DataError, cure="")
     return {}
+
+
+def _write_made(folder: Path, made: Mapping[str, _Made]) -> None:
+    table = {name: asdict(one) for name, one in made.items()}
+    with atomic_write(folder / _MADE) as file:
+        file.write(json.dumps(table, indent=1).encode())
 
 
 def _settings_of(made: _Made) -> SliceSettings:

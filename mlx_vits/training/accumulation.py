@@ -74,17 +74,15 @@ class AccumulatingStep:
 
     def __init__(self, step: GANStep, count: int, *, compiled: bool):
         self._gan, self._count = step, count
-        self._judge: Any = self._gather_d
-        self._generate: Any = self._gather_g
-        self._update_d: Any = self._finish_d
-        self._update_g: Any = self._finish_g
-        if compiled:
+
+        def stage(function: Any) -> Any:
+            # The nets are outputs of those that gather as well: a gradient leaves traced arrays
+            # in them.
             state = step.state
-            # A gradient leaves traced arrays in a net, so it is an output of these two as well.
-            self._judge = mx.compile(self._gather_d, inputs=state, outputs=state)
-            self._generate = mx.compile(self._gather_g, inputs=state, outputs=state)
-            self._update_d = mx.compile(self._finish_d, inputs=state, outputs=state)
-            self._update_g = mx.compile(self._finish_g, inputs=state, outputs=state)
+            return mx.compile(function, inputs=state, outputs=state) if compiled else function
+
+        self._gathered_d, self._gathered_g = stage(self._gather_d), stage(self._gather_g)
+        self._finished_d, self._finished_g = stage(self._finish_d), stage(self._finish_g)
 
     def __call__(self, batch: Batch, key: mx.array) -> Losses:
         """Update both nets; the parts are computed one after the other.
@@ -103,17 +101,18 @@ class AccumulatingStep:
         grads_g: Any = None
         peak: Any = None
         for part in parts:
-            loss, grads = self._judge(part)
+            loss, grads = self._gathered_d(part)
             loss_d, grads_d = _added(loss_d, loss), _added(grads_d, grads)
             mx.eval(loss_d, grads_d)  # what the part took is free again
-        self._update_d(grads_d)
+        self._finished_d(grads_d)
         mx.eval(self._gan.state)
         for part in parts:
-            own, part_peak, grads = self._generate(part)
+            own, part_peak, grads = self._gathered_g(part)
             terms, grads_g = _added(terms, own), _added(grads_g, grads)
             peak = part_peak if peak is None else mx.maximum(peak, part_peak)
             mx.eval(terms, grads_g, peak)
-        return self._update_g({"loss_d": loss_d, **terms, "peak_fake": peak}, grads_g, grads_d)
+        named = {"loss_d": loss_d, **terms, "peak_fake": peak}
+        return self._finished_g(named, grads_g, grads_d)
 
     def _gather_d(self, part: Part) -> tuple[mx.array, Any]:
         gan = self._gan

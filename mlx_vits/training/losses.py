@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 
-from mlx_vits.models.discriminator import DiscriminatorOutput
-
 FEATURE_WEIGHT = 2.0
 _ROW = 1024  # elements
 
@@ -54,12 +52,19 @@ def feature_loss(
     real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
 ) -> mx.array:
     """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
-    pairs = [
+    pairs = feature_pairs(real, generated)
+    return FEATURE_WEIGHT * added(mean(mx.abs(g - r)) for r, g in pairs)
+
+
+def feature_pairs(
+    real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
+) -> list[tuple[mx.array, mx.array]]:
+    """Pair the feature maps of all sub-discriminators, fp32; real ones are constants."""
+    return [
         (mx.stop_gradient(r).astype(mx.float32), g.astype(mx.float32))
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
     ]
-    return FEATURE_WEIGHT * added(mean(mx.abs(g - r)) for r, g in pairs)
 
 
 def kl_loss(
@@ -78,13 +83,3 @@ def kl_loss(
 def mel_loss(target: mx.array, generated: mx.array) -> mx.array:
     """Mean absolute difference of log-mels `(B, T, M)`, not yet weighted."""
     return mean(mx.abs(generated - target))
-
-
-def scores(outputs: Sequence[DiscriminatorOutput]) -> list[mx.array]:
-    """The scores of all sub-discriminators."""
-    return [output.score for output in outputs]
-
-
-def features(outputs: Sequence[DiscriminatorOutput]) -> list[list[mx.array]]:
-    """The feature maps of all sub-discriminators."""
-    return [output.features for output in outputs]

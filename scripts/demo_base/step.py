@@ -15,6 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
+from mlx_vits.models.discriminator import DiscriminatorOutput
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn, slice_segments
 from mlx_vits.training import losses
 from scripts.demo_base.adamw import AdamW, Net, norm, start
@@ -210,7 +211,7 @@ class FastStep:
         weights = np.repeat([1 / count for count in counts], counts)
 
         def objective(vector: mx.array) -> mx.array:
-            said = losses.scores(self.discriminator(self.discriminator.flat(vector), both))
+            said = _scores(self.discriminator(self.discriminator.flat(vector), both))
             return score_loss(said, targets, weights)
 
         loss, gradient = mx.value_and_grad(objective)(net.weights)
@@ -222,10 +223,14 @@ class FastStep:
         said = self.discriminator(weights, mx.concatenate([real, fake]))
         shares = np.repeat([0.0, 1 / count], [count, len(fake)])
         return {
-            "loss_gen": score_loss(losses.scores(said), 1.0, shares),
-            "loss_fm": matched_feature_loss(losses.features(said), count),
+            "loss_gen": score_loss(_scores(said), 1.0, shares),
+            "loss_fm": matched_feature_loss([one.features for one in said], count),
         }
 
 
 def _flatten(tree: Any) -> list[tuple[str, mx.array]]:
     return tree_flatten(tree)
+
+
+def _scores(outputs: list[DiscriminatorOutput]) -> list[mx.array]:
+    return [output.score for output in outputs]

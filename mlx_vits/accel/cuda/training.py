@@ -67,12 +67,7 @@ def feature_loss(
     real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
 ) -> mx.array:
     """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
-    pairs = [
-        (mx.stop_gradient(r).astype(mx.float32), g.astype(mx.float32))
-        for real_maps, generated_maps in zip(real, generated, strict=True)
-        for r, g in zip(real_maps, generated_maps, strict=True)
-    ]
-    maps, generated_maps = zip(*pairs, strict=True)
+    maps, generated_maps = zip(*losses.feature_pairs(real, generated), strict=True)
     if not _are_taken(*maps, *generated_maps):
         return losses.feature_loss(real, generated)
     loss: mx.array = _distance(maps)(*generated_maps)
