@@ -147,7 +147,7 @@ def choose_device() -> None:
 
 def limit_cache() -> None:
     """Bounds what MLX keeps of freed arrays; imports `mlx`."""
-    from mlx_vits import memory
+    from mlx_vits.system import memory
 
     memory.limit_cache()
 

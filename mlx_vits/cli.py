@@ -12,26 +12,26 @@ import mlx_vits
 from mlx_vits import train
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.audio.streams import describe_channel
-from mlx_vits.benchmarking.command import bench as run_bench
-from mlx_vits.checking.command import check_voice
-from mlx_vits.checking.subject import CheckOptions
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
-from mlx_vits.doctor.command import diagnose
 from mlx_vits.errors import UserError
-from mlx_vits.files import given_path, single_name, sweep
 from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.handover import hand_over
-from mlx_vits.inspecting.as_json import as_json
-from mlx_vits.inspecting.facts import gather
-from mlx_vits.inspecting.reading import read_subject
-from mlx_vits.inspecting.show import show
+from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES
+from mlx_vits.finetune.handover import hand_over
 from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
-from mlx_vits.screen import TerminalScreen, report_errors
-from mlx_vits.voice_data import CLIPS, PREPARED, VOICES
+from mlx_vits.report.terminal import TerminalScreen, report_errors
+from mlx_vits.system.files import given_path, single_name, sweep
+from mlx_vits.tools.bench.command import bench as run_bench
+from mlx_vits.tools.check.command import check_voice
+from mlx_vits.tools.check.subject import CheckOptions
+from mlx_vits.tools.doctor.command import diagnose
+from mlx_vits.tools.inspect.as_json import as_json
+from mlx_vits.tools.inspect.facts import gather
+from mlx_vits.tools.inspect.reading import read_subject
+from mlx_vits.tools.inspect.show import show
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)

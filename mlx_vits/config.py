@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlx_vits.errors import CheckpointError
-from mlx_vits.json_files import read_json
+from mlx_vits.system.json_files import read_json
 
 VERSIONS = ("v1", "v2", "v2Pro", "v2ProPlus")
 

@@ -19,16 +19,16 @@ from mlx_vits.checkpoints.run_info import is_run
 from mlx_vits.checkpoints.upstream_run import read_upstream_run, resume_files
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.finetune import CHANGEABLE_TRAINING, FinetuneOptions
-from mlx_vits.handover import options_for
-from mlx_vits.json_files import read_json
+from mlx_vits.finetune.data import find_voice_data
+from mlx_vits.finetune.handover import options_for
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from mlx_vits.preprocessing.clips import ClipOptions
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
 from mlx_vits.preprocessing.slicer import FLAGS
-from mlx_vits.screen import TerminalScreen, report_errors
+from mlx_vits.report.terminal import TerminalScreen, report_errors
+from mlx_vits.system.json_files import read_json
 from mlx_vits.training.precision import PRECISIONS
 from mlx_vits.training.vits_trainer import CHECKPOINTING, VITSTrainingConfig
-from mlx_vits.voice_data import find_voice_data
 
 RUNS = Path("runs")
 SUGGESTED = "finetune.json"  # beside a voice's clips: options of its own

@@ -24,10 +24,10 @@ import typer
 
 import mlx_vits
 from mlx_vits import finetune
-from mlx_vits.benchmarking.machine import describe_machine
+from mlx_vits.tools.bench.machine import describe_machine
 from mlx_vits.checkpoints.base import choose_base, weights_home
 from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.screen import TerminalScreen
+from mlx_vits.report.terminal import TerminalScreen
 from mlx_vits.training.log import LOSSES, read_lines
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from mlx_vits.checkpoints.convert import torch_to_mlx
-from mlx_vits.screen import report_errors
+from mlx_vits.report.terminal import report_errors
 
 
 @report_errors

@@ -35,8 +35,8 @@ import mlx.optimizers as optim
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
-from mlx_vits.benchmarking.kernels import count_kernels
-from mlx_vits.benchmarking.work import StepParts, Work
+from mlx_vits.tools.bench.kernels import count_kernels
+from mlx_vits.tools.bench.work import StepParts, Work
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import feature_loss
 from mlx_vits.training.optimizers import global_norm

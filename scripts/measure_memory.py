@@ -26,11 +26,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.audio.files import read_audio, write_wav
-from mlx_vits.benchmarking.machine import describe_machine
+from mlx_vits.tools.bench.machine import describe_machine
 from mlx_vits.checkpoints.base import Base, find_base, load_discriminator, load_generator
 from mlx_vits.checkpoints.base import weights_home
 from mlx_vits.config import Config
-from mlx_vits.memory import resident_bytes
+from mlx_vits.system.memory import resident_bytes
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.training.batches import PreparedVoice

@@ -40,7 +40,7 @@ def measure(version: str, batch: int, seconds: float) -> dict[str, object]:
     import mlx.core as mx
 
     from mlx_vits import accel
-    from mlx_vits.benchmarking.work import StepParts, Work
+    from mlx_vits.tools.bench.work import StepParts, Work
 
     work = Work(version, batch, seconds)
     parts = StepParts(work, compiled=False)

@@ -11,14 +11,14 @@ import pytest
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
-from mlx_vits.benchmarking import machine, operations, work
-from mlx_vits.benchmarking.kernels import count_graph
-from mlx_vits.benchmarking.measure import PARTS, measure_all
 from mlx_vits.cli import app
 from mlx_vits.config import Config
 from mlx_vits.models.discriminator import MultiPeriodDiscriminator
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn import layers
+from mlx_vits.tools.bench import machine, operations, work
+from mlx_vits.tools.bench.kernels import count_graph
+from mlx_vits.tools.bench.measure import PARTS, measure_all
 from tests.support.tiny import tiny_config
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_measured_is_a_sentence(options: list[str], words: str) -
 def test_pytorchs_twin_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many parameters as ours in every part that it has, at full size."""
     torch = pytest.importorskip("torch")
-    from mlx_vits.benchmarking import torch_twin
+    from mlx_vits.tools.bench import torch_twin
 
     config = Config.from_dict({"version": "v2"})
     with torch.device("meta"):

@@ -15,13 +15,6 @@ import soundfile
 from typer.testing import CliRunner
 
 from mlx_vits.audio.files import read_audio, write_wav
-from mlx_vits.checking.facts import Verdict, VoiceFacts
-from mlx_vits.checking.gather import gather
-from mlx_vits.checking.outliers import CLIPPED_SHARE, NOISY_RANGE_DB, far_from_median
-from mlx_vits.checking.phonemes import ARPABET, LEAST_CORRELATION, is_english, merge_stress
-from mlx_vits.checking.sound import measure_sound
-from mlx_vits.checking.subject import CheckOptions, find_subject
-from mlx_vits.checking.verdict import judge
 from mlx_vits.checkpoints.base import weights_home
 from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
@@ -30,6 +23,13 @@ from mlx_vits.errors import DataError
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.text.english_words import dictionary
+from mlx_vits.tools.check.facts import Verdict, VoiceFacts
+from mlx_vits.tools.check.gather import gather
+from mlx_vits.tools.check.outliers import CLIPPED_SHARE, NOISY_RANGE_DB, far_from_median
+from mlx_vits.tools.check.phonemes import ARPABET, LEAST_CORRELATION, is_english, merge_stress
+from mlx_vits.tools.check.sound import measure_sound
+from mlx_vits.tools.check.subject import CheckOptions, find_subject
+from mlx_vits.tools.check.verdict import judge
 from mlx_vits.training.batches import PreparedVoice
 from tests.support.tiny import RATE, add_speaker_vectors, hum, make_base, make_voice, tiny_config
 

@@ -8,7 +8,7 @@ import sys
 import mlx.core as mx
 import pytest
 
-from mlx_vits.benchmarking import work
+from mlx_vits.tools.bench import work
 from mlx_vits.training.step import GANStep
 from tests.support.tiny import tiny_config
 
@@ -16,7 +16,7 @@ PLAYED_BACK = """
 import mlx_vits
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_vits.benchmarking import kernels, work
+from mlx_vits.tools.bench import kernels, work
 from mlx_vits.accel.compilation import stop_fusing
 from tests.support.repeating import same
 from tests.support.tiny import tiny_config

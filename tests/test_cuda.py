@@ -25,12 +25,12 @@ from mlx_vits import accel
 from mlx_vits.accel.compilation import stop_fusing
 from mlx_vits.accel.cuda import blocks, kernels, many, training
 from mlx_vits.accel.custom_vjp import skip_custom_vjp
-from mlx_vits.benchmarking import work
 from mlx_vits.models.discriminator import DiscriminatorP, DiscriminatorS
 from mlx_vits.models.generator import Generator, ResBlock1
 from mlx_vits.nn.attention import FFN, Encoder, MultiHeadAttention
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.nn.wavenet import WN
+from mlx_vits.tools.bench import work
 from mlx_vits.training import losses
 from mlx_vits.training.optimizers import global_norm
 from mlx_vits.training.step import GANStep, draw_step

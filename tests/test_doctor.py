@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from mlx_vits import accel
-from mlx_vits.doctor import command, numerics
-from mlx_vits.doctor.machine import examine
-from mlx_vits.doctor.numerics import FP32_TOLERANCE, Check, all_checks, compare, tolerance
+from mlx_vits.tools.doctor import command, numerics
+from mlx_vits.tools.doctor.machine import examine
+from mlx_vits.tools.doctor.numerics import FP32_TOLERANCE, Check, all_checks, compare, tolerance
 from tests.support.goldens import ROOT
 
 

@@ -24,7 +24,7 @@ from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError
-from mlx_vits.locks import WriterLock
+from mlx_vits.system.locks import WriterLock
 from tests.support.goldens import ROOT
 from tests.support.hub_server import (
     COMMIT,

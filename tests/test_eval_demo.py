@@ -282,7 +282,7 @@ sys.path.insert(0, sys.argv[1])
 import mlx_vits
 import mlx.core as mx
 from eval_demo.recipes import UnitDirectionStep
-from mlx_vits.benchmarking import work
+from mlx_vits.tools.bench import work
 from mlx_vits.accel.compilation import stop_fusing
 from tests.support.tiny import tiny_config
 

@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import mlx_vits
-from mlx_vits import finetune, finetune_run
+from mlx_vits import finetune
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.errors import CheckpointError, UserError
+from mlx_vits.finetune import run as finetune_run
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
 from tests.support.tiny import SEGMENT, Silent, make_base, make_voice
 

@@ -26,8 +26,8 @@ from mlx_vits.checkpoints.upstream_run import (
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.finetune_run import FinetuneRun
-from mlx_vits.handover import hand_over, options_for
+from mlx_vits.finetune.handover import hand_over, options_for
+from mlx_vits.finetune.run import FinetuneRun
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.training import batches
 from mlx_vits.training.vits_trainer import VITSTrainingConfig

@@ -27,7 +27,7 @@ from mlx_vits.checkpoints.upstream_run import (
     write_upstream_run,
 )
 from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.handover import hand_over
+from mlx_vits.finetune.handover import hand_over
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.training.vits_trainer import VITSTrainingConfig

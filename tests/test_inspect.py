@@ -25,9 +25,9 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_a
 from mlx_vits.checkpoints.voice_file import write_voice
 from mlx_vits.cli import app
 from mlx_vits.config import VERSIONS
-from mlx_vits.inspecting import upstream_guess
-from mlx_vits.inspecting.layers import upstream_tensors
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.tools.inspect import upstream_guess
+from mlx_vits.tools.inspect.layers import upstream_tensors
 from mlx_vits.training.optimizers import build_optimizers
 from tests.support.looking import golden_voice, look_at, said_of
 from tests.support.tiny import make_base

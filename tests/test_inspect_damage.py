@@ -14,10 +14,10 @@ from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.checkpoints.voice_file import read_voice, write_voice
-from mlx_vits.inspecting.layers import decoder_rows, effective_weight, forms
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layers import Conv1d, ConvTranspose1d
 from mlx_vits.nn.layout import to_torch
+from mlx_vits.tools.inspect.layers import decoder_rows, effective_weight, forms
 from tests.support.looking import golden_voice, levels_of, look_at, said_of, write_pth
 from tests.support.tiny import make_base
 

@@ -19,9 +19,9 @@ from mlx_vits.checkpoints.run import CHECKPOINTS, LAST
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.cli import app
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.json_files import parse_json, read_json_lines
 from mlx_vits.preprocessing.prepared import read_text_lines
 from mlx_vits.preprocessing.recordings import slice_recordings
+from mlx_vits.system.json_files import parse_json, read_json_lines
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 from tests.support.fuzz_json import JSON_KINDS
 from tests.support.fuzzing import faults_of, fuzz

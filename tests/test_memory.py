@@ -13,10 +13,12 @@ import mlx.core as mx
 import pytest
 import typer
 
-from mlx_vits import finetune, finetune_run, memory
+from mlx_vits import finetune
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.errors import UserError
-from mlx_vits.screen import report_errors
+from mlx_vits.finetune import run as finetune_run
+from mlx_vits.report.terminal import report_errors
+from mlx_vits.system import memory
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
 from tests.support.goldens import ROOT
 from tests.support.tiny import SEGMENT, Silent, make_base, make_voice

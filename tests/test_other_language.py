@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from mlx_vits.checking.gather import gather
-from mlx_vits.checking.subject import CheckOptions, find_subject
-from mlx_vits.checking.verdict import judge
 from mlx_vits.checkpoints.base import Base
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import DroppedClip, read_text_lines
 from mlx_vits.text.likely_language import likely_language, other_language
+from mlx_vits.tools.check.gather import gather
+from mlx_vits.tools.check.subject import CheckOptions, find_subject
+from mlx_vits.tools.check.verdict import judge
 from tests.support.tiny import make_base, make_voice, tiny_config
 
 SPANISH = [

@@ -22,8 +22,8 @@ import soundfile
 from mlx_vits.audio.files import write_wav
 from mlx_vits.config import DataSection
 from mlx_vits.errors import UserError
-from mlx_vits.reporting.charts import Chart, Line, Mark, draw_chart
-from mlx_vits.reporting.curves import (
+from mlx_vits.report.charts import Chart, Line, Mark, draw_chart
+from mlx_vits.report.curves import (
     Points,
     decimate,
     log_ticks,
@@ -32,8 +32,8 @@ from mlx_vits.reporting.curves import (
     smooth,
     smoothing_window,
 )
-from mlx_vits.reporting.report import write_report
-from mlx_vits.reporting.spectrograms import DECIBELS, colour_map, frequency_rows, log_mel
+from mlx_vits.report.spectrograms import DECIBELS, colour_map, frequency_rows, log_mel
+from mlx_vits.report.writing import write_report
 
 RATE, HOP, BANDS = 32000, 640, 128
 TAKES = ("recording", "base", "finetuned")

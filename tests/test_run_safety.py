@@ -21,13 +21,14 @@ import pytest
 from typer.testing import CliRunner
 
 import mlx_vits
-from mlx_vits import finetune, screen
+from mlx_vits import finetune
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError, UserError
-from mlx_vits.handover import hand_over
-from mlx_vits.locks import LOCK_FILE
+from mlx_vits.finetune.handover import hand_over
 from mlx_vits.preprocessing.prepare import prepare_voice
+from mlx_vits.report import terminal as screen
+from mlx_vits.system.locks import LOCK_FILE
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 from tests.support.tiny import SEGMENT, Silent, make_base, make_voice, tiny_config
 

@@ -15,7 +15,7 @@ from mlx_vits.checkpoints.safetensors_header import read_header
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.checkpoints.voice_file import write_voice
 from mlx_vits.errors import CheckpointError
-from mlx_vits.inspecting.reading import read_subject
+from mlx_vits.tools.inspect.reading import read_subject
 from tests.support.looking import look_at
 from tests.support.tiny import make_base
 

@@ -20,10 +20,10 @@ from mlx_vits.checkpoints.state_dict import expected_shapes, load_state, state_o
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import make_folder
 from mlx_vits.models.speaker_encoder import ERes2NetV2, SpeakerEncoderConfig
 from mlx_vits.preprocessing.prepared import SPEAKER_FOLDER, read_speaker_vector, speaker_file
 from mlx_vits.preprocessing.speakers import speaker_vector, write_speaker_vector
+from mlx_vits.system.files import make_folder
 from tests.support.goldens import (
     assert_close,
     assert_near,

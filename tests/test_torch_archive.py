@@ -22,7 +22,7 @@ from mlx_vits.checkpoints.torch_archive import (
     write_torch_archive,
 )
 from mlx_vits.errors import CheckpointError, UserError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 
 GOLDEN = Path(__file__).parent / "goldens/sovits_v2/golden_v2_e8_s64.pth"
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")

@@ -23,8 +23,8 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import read_voice, write_voice
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, UserError
-from mlx_vits.files import replace_folder
 from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.system.files import replace_folder
 from tests.support.goldens import SHARED, assert_close, generator, golden, tensors
 from tests.support.tiny import make_base, tiny_config
 

@@ -15,7 +15,7 @@ import soxr
 
 from mlx_vits.audio.streams import check_speech_rate, open_stream
 from mlx_vits.errors import DataError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 
 _LONGEST_SECONDS = 600.0  # far above any clip; longer recordings are streamed
 

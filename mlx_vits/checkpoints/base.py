@@ -30,10 +30,10 @@ from mlx_vits.checkpoints.upstream import read_upstream
 from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice
 from mlx_vits.config import VERSIONS, Config, read_json_table
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import given_path
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
+from mlx_vits.system.files import given_path
 
 DEMO = "demo"
 FULL_SIZE = "v2"  # the base that a voice other than the demo is made from, where it is there

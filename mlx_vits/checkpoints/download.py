@@ -40,8 +40,15 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.config import VERSIONS, Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, fresh_folder, given_path, make_folder, replace_folder, tidy
-from mlx_vits.locks import WriterLock
+from mlx_vits.system.files import (
+    atomic_write,
+    fresh_folder,
+    given_path,
+    make_folder,
+    replace_folder,
+    tidy,
+)
+from mlx_vits.system.locks import WriterLock
 
 CHECKSUMS = "checksums.json"
 _NETS = {

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.checkpoints.torch_names import printable
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import make_folder
+from mlx_vits.system.files import make_folder
 from mlx_vits.version import __version__
 
 REPOSITORY = "lj1995/GPT-SoVITS"

@@ -24,8 +24,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_vits.checkpoints.tensors import check_finite, read_tensors, write_tensors
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import make_folder
-from mlx_vits.json_files import check_ranges, parse_json
+from mlx_vits.system.files import make_folder
+from mlx_vits.system.json_files import check_ranges, parse_json
 
 CHECKPOINTS = "checkpoints"  # within a run's folder
 LAST = "last.safetensors"

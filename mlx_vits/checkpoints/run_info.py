@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, inside, single_name
-from mlx_vits.json_files import check_ranges, read_json
+from mlx_vits.system.files import atomic_write, inside, single_name
+from mlx_vits.system.json_files import check_ranges, read_json
 
 RUN_FILE = "run.json"
 DAMAGED = "put the file back as the run wrote it, or start the run again"

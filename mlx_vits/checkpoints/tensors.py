@@ -13,7 +13,7 @@ import numpy as np
 from mlx_vits.checkpoints.safetensors_header import read_header
 from mlx_vits.checkpoints.torch_names import printable
 from mlx_vits.errors import CheckpointError, UserError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 
 _reading_process: int | None = None  # whose threads read files for MLX
 

@@ -40,7 +40,7 @@ from mlx_vits.checkpoints.torch_names import (
 from mlx_vits.checkpoints.torch_pickle import MAX_PICKLE_BYTES, read_pickle
 from mlx_vits.checkpoints.torch_pickle_writer import build_pickle
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 
 _LOCAL_HEADER_BYTES = 30
 _DIRECTORY_ENTRY_BYTES = 46

@@ -41,9 +41,9 @@ from mlx_vits.checkpoints.upstream_optimizer import (
 from mlx_vits.checkpoints.voice_file import VoiceFile, voice_of
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, make_folder, single_name
-from mlx_vits.json_files import read_json
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.system.files import atomic_write, make_folder, single_name
+from mlx_vits.system.json_files import read_json
 
 LATEST = 233333333333  # upstream's number where only the latest state is kept
 SIDE_FILE = "mlx_vits.json"

@@ -21,8 +21,8 @@ from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, UpstreamFile, read_upstream
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import atomic_write, fresh_folder, replace_folder, sweep
-from mlx_vits.json_files import parse_json
+from mlx_vits.system.files import atomic_write, fresh_folder, replace_folder, sweep
+from mlx_vits.system.json_files import parse_json
 
 _FOLDER_FILES = {"config.json", "weights.safetensors"}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder

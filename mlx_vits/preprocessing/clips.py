@@ -15,8 +15,6 @@ from pathlib import Path
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import atomic_write, make_folder, single_name, sweep
-from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing.cues import CUE_SUFFIXES, is_timed, read_cues
 from mlx_vits.preprocessing.languages import find_language, guess_language
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser, recognise_clips
@@ -30,7 +28,6 @@ from mlx_vits.preprocessing.recordings import (
 )
 from mlx_vits.preprocessing.slicer import FLAGS
 from mlx_vits.preprocessing.sources import find_audio
-from mlx_vits.preprocessing.text_files import read_text
 from mlx_vits.preprocessing.transcripts import (
     Transcript,
     find_beside,
@@ -38,6 +35,9 @@ from mlx_vits.preprocessing.transcripts import (
     read_transcripts,
     write_list,
 )
+from mlx_vits.system.files import atomic_write, make_folder, single_name, sweep
+from mlx_vits.system.locks import WriterLock
+from mlx_vits.system.text_files import read_text
 
 Progress = Callable[[int, int, str], None]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.errors import DataError
-from mlx_vits.preprocessing.text_files import read_text
+from mlx_vits.system.text_files import read_text
 
 _SUBTITLES = (".srt", ".vtt")
 CUE_SUFFIXES = (*_SUBTITLES, ".txt")

@@ -17,9 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import atomic_write, inside, make_folder, read_bytes, remove_file, single_name
-from mlx_vits.json_files import parse_json
 from mlx_vits.preprocessing import prepared as layout
+from mlx_vits.system.files import (
+    atomic_write,
+    inside,
+    make_folder,
+    read_bytes,
+    remove_file,
+    single_name,
+)
+from mlx_vits.system.json_files import parse_json
 
 JOURNAL = "journal.jsonl"
 _FORMAT = "1"  # of what is made of a recording

@@ -18,7 +18,6 @@ from mlx_vits.checkpoints.base import Base, load_content_encoder
 from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import inside, make_folder, remove_file
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.speaker_encoder import ERes2NetV2
 from mlx_vits.preprocessing import prepared as layout
@@ -35,6 +34,7 @@ from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip, T
 from mlx_vits.preprocessing.quality import judge_clip
 from mlx_vits.preprocessing.sources import Clip, VoiceSource
 from mlx_vits.preprocessing.speakers import speaker_vector, write_speaker_vector
+from mlx_vits.system.files import inside, make_folder, remove_file
 from mlx_vits.text import CleanText
 
 Progress = Callable[[int, int, str], None]

@@ -17,8 +17,6 @@ from mlx_vits.audio.files import read_seconds
 from mlx_vits.checkpoints.base import Base, content_encoder_file, file_sha256
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import make_folder, replace_folder, sweep, tidy
-from mlx_vits.locks import WriterLock
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.journal import Journal, audio_key
 from mlx_vits.preprocessing.making import (
@@ -31,6 +29,8 @@ from mlx_vits.preprocessing.making import (
 )
 from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip
 from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
+from mlx_vits.system.files import make_folder, replace_folder, sweep, tidy
+from mlx_vits.system.locks import WriterLock
 
 _SHOWN = 10  # signs or names quoted in a notice
 

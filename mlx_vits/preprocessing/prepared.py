@@ -28,8 +28,8 @@ import numpy as np
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.files import atomic_write, read_utf8, single_name
-from mlx_vits.json_files import build_record, read_json
+from mlx_vits.system.files import atomic_write, read_utf8, single_name
+from mlx_vits.system.json_files import build_record, read_json
 from mlx_vits.text import CleanText, clean_text
 
 TEXT_FILE = "2-name2text.txt"

@@ -22,8 +22,6 @@ from mlx_vits.audio.streams import Stream, describe_channel, open_stream
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.config import DataSection
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import atomic_write, make_folder
-from mlx_vits.json_files import parse_json, read_json
 from mlx_vits.preprocessing.cues import Cue
 from mlx_vits.preprocessing.quality import is_too_long, longest_seconds
 from mlx_vits.preprocessing.slicer import (
@@ -34,6 +32,8 @@ from mlx_vits.preprocessing.slicer import (
     frame_levels,
     settings_that_cut,
 )
+from mlx_vits.system.files import atomic_write, make_folder
+from mlx_vits.system.json_files import parse_json, read_json
 
 SLICE_RATE = 32000
 LONGEST_CLIP_SECONDS = 15.0  # a shorter recording is taken for a clip, and kept in one piece

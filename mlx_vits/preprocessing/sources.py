@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 from mlx_vits.audio.formats import FFMPEG_SUFFIXES, SUFFIXES
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import single_name
 from mlx_vits.preprocessing.listed import Recordings
-from mlx_vits.preprocessing.text_files import read_text
 from mlx_vits.preprocessing.transcripts import (
     LIST_SUFFIX,
     TRANSCRIPTS,
@@ -27,6 +25,8 @@ from mlx_vits.preprocessing.transcripts import (
     read_beside,
     read_transcripts,
 )
+from mlx_vits.system.files import single_name
+from mlx_vits.system.text_files import read_text
 
 HELD_OUT = "held_out.txt"
 _HELD_OUT_SHARE = 0.1

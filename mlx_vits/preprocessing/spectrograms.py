@@ -22,7 +22,7 @@ import numpy as np
 from mlx_vits.audio.spectrogram import spectrogram_in_thread
 from mlx_vits.config import DataSection
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write, inside, make_folder
+from mlx_vits.system.files import atomic_write, inside, make_folder
 
 SPECTROGRAM_FOLDER = "spectrograms"  # of a prepared folder; ours, upstream ignores it
 _MAGIC = b"mlx_vits spec 1\n"

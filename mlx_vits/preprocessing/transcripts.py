@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from mlx_vits.audio.formats import is_recording_name
 from mlx_vits.errors import DataError
-from mlx_vits.files import atomic_write
 from mlx_vits.preprocessing.cues import is_timed
 from mlx_vits.preprocessing.languages import LANGUAGES, find_language
 from mlx_vits.preprocessing.listed import Recordings
 from mlx_vits.preprocessing.tables import Row, has_header, read_table
-from mlx_vits.preprocessing.text_files import read_text
+from mlx_vits.system.files import atomic_write
+from mlx_vits.system.text_files import read_text
 
 Fault = Callable[[str], None]
 

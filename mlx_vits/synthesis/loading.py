@@ -14,10 +14,10 @@ from mlx_vits.checkpoints.run_info import RunInfo, is_run
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
-from mlx_vits.files import given_path
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.synthesis.voice import Voice
+from mlx_vits.system.files import given_path
 
 REFERENCE = "reference.wav"
 SPEAKER_VECTOR = "reference_sv.pt"  # of a v2Pro or v2ProPlus run

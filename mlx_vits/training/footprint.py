@@ -20,8 +20,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_vits.config import Config, TrainSection
-from mlx_vits.memory import free_memory
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
+from mlx_vits.system.memory import free_memory
 
 _BYTES = 4  # of a number, fp32
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from mlx_vits.errors import DataError, UserError
-from mlx_vits.files import atomic_write, make_folder
-from mlx_vits.json_files import read_json_lines
+from mlx_vits.system.files import atomic_write, make_folder
+from mlx_vits.system.json_files import read_json_lines
 
 LOSSES = "losses.jsonl"
 SCORES = "scores.jsonl"

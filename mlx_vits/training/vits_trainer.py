@@ -1,7 +1,7 @@
 """The training loop: one GAN step after another, from a prepared voice.
 
 It decides what comes next and stops when the numbers do; it draws no curve, writes no file and
-prints nothing. `mlx_vits/finetune_run.py` drives it.
+prints nothing. `mlx_vits/finetune/run.py` drives it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.checkpoints.run import MOST_STEPS, Place, RunState
 from mlx_vits.checkpoints.run_info import DAMAGED
 from mlx_vits.errors import CheckpointError, TrainingStopped
-from mlx_vits.json_files import build_record, check_ranges
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.nn.weight_norm import NormScheme
+from mlx_vits.system.json_files import build_record, check_ranges
 from mlx_vits.training.accumulation import AccumulatingStep
 from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice

@@ -13,8 +13,8 @@ import typer
 
 from mlx_vits.accel.compilation import stop_fusing
 from mlx_vits.errors import UserError
-from mlx_vits.files import make_folder
-from mlx_vits.screen import report_errors
+from mlx_vits.system.files import make_folder
+from mlx_vits.report.terminal import report_errors
 from scripts.demo_base.alignment import align_stage
 from scripts.demo_base.assemble import assemble_stage
 from scripts.demo_base.codebook import codebook_stage

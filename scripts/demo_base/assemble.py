@@ -15,7 +15,7 @@ from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write, fresh_folder, make_folder, replace_folder
+from mlx_vits.system.files import atomic_write, fresh_folder, make_folder, replace_folder
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from scripts.demo_base.running import read_state
 from scripts.demo_base.settings import Settings

@@ -17,7 +17,7 @@ import numpy as np
 from mlx_vits.audio.files import read_seconds
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 from mlx_vits.text import clean_text, phonemes_to_ids
 from scripts.demo_base.settings import Settings
 

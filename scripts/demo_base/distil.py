@@ -22,7 +22,7 @@ from mlx_vits.audio.spectrogram import _hann, mel_filterbank
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.system.files import atomic_write, make_folder
 from mlx_vits.models.hubert import HubertConfig
 from mlx_vits.preprocessing.features import ENCODER_RATE
 from mlx_vits.preprocessing.levels import ENCODER_SCALE

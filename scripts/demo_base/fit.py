@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 from scripts.demo_base.settings import Settings, Train
 from scripts.demo_base.store import say
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 from scripts.demo_base.clips import HELD_OUT, LABELS, TRAINED, UNSEEN, Clip, read_clip_list
 from scripts.demo_base.distil import log_mel
 from scripts.demo_base.linear import LinearProbe, fit_linear

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 
 _STARTED = time.monotonic()
 

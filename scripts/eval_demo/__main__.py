@@ -14,8 +14,8 @@ from eval_demo.scores import TOOLS, score_runs
 from eval_demo.settings import CONFIG, Run, Settings, check_frozen, freeze, read_settings
 from eval_demo.tables import write_tables
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write
-from mlx_vits.screen import report_errors
+from mlx_vits.system.files import atomic_write
+from mlx_vits.report.terminal import report_errors
 
 app = typer.Typer(
     help="Evaluates the demo's base and what a fine-tune makes of it.",

@@ -28,7 +28,7 @@ import numpy as np
 
 from mlx_vits.audio.fbank import kaldi_fbank
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.system.files import atomic_write, make_folder
 
 RATE = 16000  # Hz
 INSTALL = "`make eval-demo` installs what scoring needs"

@@ -25,9 +25,9 @@ from mlx_vits.audio.files import read_audio, resample
 from mlx_vits.checkpoints.base import find_base, load_generator
 from mlx_vits.config import Config
 from mlx_vits.errors import TrainingStopped, UserError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.system.files import atomic_write, make_folder
 from mlx_vits.finetune import read_base
-from mlx_vits.finetune_run import FinetuneOptions, load_nets
+from mlx_vits.finetune.run import FinetuneOptions, load_nets
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice

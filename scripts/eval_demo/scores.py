@@ -17,7 +17,7 @@ from eval_demo.words import count_word_errors
 from mlx_vits.audio.files import read_audio, resample
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write, make_folder
+from mlx_vits.system.files import atomic_write, make_folder
 
 RECOGNISERS = ("whisper", "sphinx")
 SPEAKER_MODELS = ("campplus", "resemblyzer")

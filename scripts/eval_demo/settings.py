@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import UserError
-from mlx_vits.files import atomic_write
+from mlx_vits.system.files import atomic_write
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -35,10 +35,10 @@ from mlx_vits.checkpoints.run import Place, read_run_state, write_run_state
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.errors import CheckpointError
-from mlx_vits.inspecting.as_json import as_json
-from mlx_vits.inspecting.facts import gather
-from mlx_vits.inspecting.reading import read_subject
-from mlx_vits.inspecting.show import show
+from mlx_vits.tools.inspect.as_json import as_json
+from mlx_vits.tools.inspect.facts import gather
+from mlx_vits.tools.inspect.reading import read_subject
+from mlx_vits.tools.inspect.show import show
 from tests.support.fuzz_archives import damage, pick
 from tests.support.fuzz_contents import configuration, encoder, weights
 from tests.support.fuzzing import Kind, check_sentence

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
-from mlx_vits.inspecting.as_json import as_json
-from mlx_vits.inspecting.facts import gather
-from mlx_vits.inspecting.reading import read_subject
-from mlx_vits.inspecting.show import show
 from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.tools.inspect.as_json import as_json
+from mlx_vits.tools.inspect.facts import gather
+from mlx_vits.tools.inspect.reading import read_subject
+from mlx_vits.tools.inspect.show import show
 from tests.support.goldens import golden
 
 

@@ -1,0 +1,125 @@
+"""Where a voice's data is: by name or by path, recordings made into clips on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from mlx_vits.checkpoints.base import DEMO, weights_home
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
+from mlx_vits.preprocessing.prepared import is_prepared
+from mlx_vits.system.files import given_path, single_name, tidy
+
+VOICES = Path("voices")
+CLIPS, PREPARED = "clips", "prepared"  # within a voice's folder
+
+
+class VoiceData(NamedTuple):
+    """A voice's name, and its clips with transcripts or prepared folder."""
+
+    name: str
+    folder: Path
+
+
+class DataScreen(Protocol):
+    """Where it is said what is done."""
+
+    def say(self, text: str) -> None:
+        """A line of information."""
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+
+    def cutting(self, done: int, count: int, name: str) -> None:
+        """A recording was cut into clips."""
+
+    def listening(self, done: int, count: int, name: str) -> None:
+        """A clip was recognised."""
+
+
+def find_voice_data(
+    voice: str | None,
+    data_dir: Path | None,
+    options: ClipOptions,
+    screen: DataScreen,
+    *,
+    transcripts: Path | None = None,
+) -> VoiceData:
+    """A voice's data.
+
+    Args:
+        voice: a name under `voices/` (prepared) or the bases' folder (the demo's), or the path of a
+            folder of clips, of a prepared folder, or of a recording.
+        data_dir: a folder of clips or a prepared one; `voice` is then only its name.
+        options: how recordings become clips.
+        screen: where it is said.
+        transcripts: a file of their own, then nothing is recognised.
+
+    Raises:
+        UserError: neither is given, there is no recogniser where one is needed, or options of
+            cutting are given where nothing is cut.
+        DataError: there is no such voice.
+    """
+    if voice is None and data_dir is None:
+        raise UserError("give --voice NAME or --data-dir FOLDER; `--voice demo` is there to try")
+    if data_dir is not None:
+        folder = given_path(data_dir, DataError)
+        if not folder.is_dir():
+            raise DataError(f"{data_dir}: there is no such folder; check the path")
+        name = single_name(voice, "--voice") if voice else _name_of(folder)
+        return _with_clips(name, folder, options, screen, transcripts)
+    assert voice is not None
+    path = given_path(voice, DataError)
+    if is_name(voice):
+        tidy(VOICES / voice / PREPARED)
+        for kept in (VOICES / voice / PREPARED, weights_home() / voice / "voice"):
+            if kept.is_dir():
+                options.refuse_slicing(kept)
+                return VoiceData(voice, kept)
+    if not path.exists():
+        raise DataError(
+            f"{voice}: there is no such voice; give the folder of its clips, a recording, or "
+            f"`{DEMO}` to try"
+        )
+    return _with_clips(_name_of(path), path, options, screen, transcripts)
+
+
+def is_name(voice: str) -> bool:
+    """Whether a voice is given by a name that may be looked up, and not by a path."""
+    return len(Path(voice).parts) == 1 and voice != ".."
+
+
+def _with_clips(
+    name: str, path: Path, options: ClipOptions, screen: DataScreen, transcripts: Path | None
+) -> VoiceData:
+    told_elsewhere = path.is_dir() and transcripts is not None
+    if is_prepared(path) or told_elsewhere or not needs_clips([path]):
+        options.refuse_slicing(path)
+        return VoiceData(name, path)
+    folder = VOICES / name / CLIPS
+    made = make_clips(
+        [path],
+        folder,
+        replace(options, speaker=name),
+        transcripts=transcripts,
+        cutting=screen.cutting,
+        listening=screen.listening,
+        notice=screen.warn,
+    )
+    screen.say(f"Transcripts: {made}; correct them and run this again for a better voice.")
+    return VoiceData(name, folder)
+
+
+def _name_of(path: Path) -> str:
+    path = path.resolve()
+    # A shipped voice lies in weights/NAME/voice.
+    if path.name == "voice" and path.parent.parent == weights_home().resolve():
+        return path.parent.name
+    if path.name == PREPARED and path.parent.parent == VOICES.resolve():
+        return path.parent.name
+    name = path.name if path.is_dir() else path.stem
+    if not name:
+        raise DataError(f"{path}: has no name to call the voice by; give --voice as well")
+    return single_name(name, "--voice")

@@ -1,0 +1,135 @@
+"""What a finished run left in its folder, read and checked.
+
+`verdict.json` is written by `mlx_vits.finetune`, `losses.jsonl` and `scores.jsonl` line by line by
+`mlx_vits.training.log`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from mlx_vits.errors import DataError
+from mlx_vits.system.json_files import read_json, read_json_lines
+from mlx_vits.training.log import LOSSES, SCORES
+
+VERDICT = "verdict.json"
+SAMPLES = "samples"
+TAKES = ("recording", "base", "finetuned")
+
+
+class _ClipScore(TypedDict):
+    name: str
+    largest_sample: float
+    rms: float
+    mel_distance: float
+
+
+class _Score(TypedDict):
+    step: float
+    largest_sample: float
+    rms: float
+    mel_distance: float
+    clips: list[_ClipScore]
+
+
+class _Finding(TypedDict):
+    passed: bool
+    words: str
+
+
+class _Clip(TypedDict):
+    name: str
+    text: str
+
+
+class _Best(TypedDict):
+    step: int
+    mel_distance: float | None
+
+
+class _MayHave(TypedDict, total=False):
+    best: _Best | None
+
+
+class _Verdict(_MayHave):
+    verdict: str
+    words: list[str]
+    better_than_base: bool
+    findings: dict[str, _Finding]
+    voice: str
+    base: str
+    base_warning: str
+    version: str
+    steps: float
+    epochs: float
+    seconds: float
+    options: dict[str, Any]
+    reference: str
+    clips: list[_Clip]
+    clips_are_held_out: bool
+    base_score: _Score
+    final_score: _Score
+    drift: dict[str, float]
+
+
+class LossRecord(TypedDict):
+    step: float
+    loss_d: float
+    loss_gen: float
+    loss_fm: float
+    loss_mel: float
+    loss_kl: float
+    loss_reg: float
+    loss_total: float
+    grad_norm_g: float
+    grad_norm_d: float
+    grad_norm_task: float
+    grad_norm_reg: float
+    peak_fake: float
+    lr_g: float
+    lr_d: float
+
+
+class RunResults(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        folder: the run's.
+        verdict: `verdict.json`.
+        losses: by name, `(steps,)` float64 each, among them "step".
+        scores: the lines of `scores.jsonl`, by step.
+    """
+
+    folder: Path
+    verdict: dict[str, Any]
+    losses: dict[str, np.ndarray]
+    scores: list[dict[str, Any]]
+
+    def sample(self, clip: str, take: str) -> Path:
+        """The wav file of a clip's take, one of `TAKES`."""
+        return self.folder / SAMPLES / f"{Path(clip).stem}_{take}.wav"
+
+
+def read_results(folder: Path) -> RunResults:
+    """Reads what the report shows, except the sound.
+
+    Raises:
+        DataError: a file is missing or damaged; one sentence that names it.
+    """
+    cure = "the report needs a finished run, so resume it to its end or start it again"
+    path = folder / VERDICT
+    verdict: Any = read_json(path, _Verdict, error=DataError, cure=cure)
+    for score in ("base_score", "final_score"):
+        if len(verdict[score]["clips"]) != len(verdict["clips"]):
+            raise DataError(f"{path}: {score} and clips differ in length; {cure}")
+    # Strict where a resumed run forgives: a finished one has no half line.
+    losses: Any = read_json_lines(folder / LOSSES, LossRecord, error=DataError, cure=cure)
+    columns = {
+        name: np.array([record[name] for record in losses], dtype=np.float64)
+        for name in LossRecord.__annotations__
+    }
+    scores: Any = read_json_lines(folder / SCORES, _Score, error=DataError, cure=cure)
+    return RunResults(folder, verdict, columns, sorted(scores, key=lambda score: score["step"]))

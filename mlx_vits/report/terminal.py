@@ -1,0 +1,189 @@
+"""What the command lines print: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mlx_vits._backend import BLAS
+from mlx_vits.errors import Interrupted, UserError
+from mlx_vits.system.files import given_path
+from mlx_vits.system.memory import address_limit, is_out_of_memory
+from mlx_vits.system.signals import handle_signals, raise_interrupted
+from mlx_vits.training.vits_trainer import StepRecord
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_SIGNALLED = 128  # and the signal's number is what a shell reports: 130 for Ctrl-C
+_NO_MEMORY = "memory ran out; close other programs, or give shorter recordings"
+_RATE_STEPS = 20  # the rate is that of the last so many
+
+
+def report_errors(command: Command) -> Command:
+    """A user's mistake becomes one sentence on standard error and exit status 1.
+
+    SIGTERM and SIGHUP end the command as Ctrl-C does, with exit status 143, 129 and 130.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # the names of files may be in any encoding
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            with handle_signals(raise_interrupted):
+                return command(*args, **{name: _given(value) for name, value in kwargs.items()})
+        except UserError as error:
+            _complain(f"error: {error}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            _complain(str(error) or "stopped.")
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            raise typer.Exit(_SIGNALLED + number) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # Whatever a disk or a changing folder can do that was not foreseen where it happens.
+            fault = UserError(f"{error.filename}: {error.strerror}; check the path and its disk")
+            _complain(f"error: {fault}")
+            raise typer.Exit(1) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _complain(f"error: {_NO_MEMORY}")
+            raise typer.Exit(1) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(text, file=sys.stderr)
+
+
+class _Console(Console):
+    """Goes silent where nobody reads on, as after SIGHUP, instead of ending the work."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            # What Python still has to write at its exit goes nowhere, too.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.on_broken_pipe()
+
+
+def _given(value: Any) -> Any:
+    """An option's value, its paths checked."""
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    return given_path(value) if isinstance(value, Path) else value
+
+
+class TerminalScreen:
+    """Says what a run does.
+
+    Args:
+        log_every: steps between two lines.
+    """
+
+    LOG_EVERY = 10
+
+    def __init__(self, log_every: int = LOG_EVERY):
+        self._log_every = log_every
+        self._console = _Console(highlight=False)
+        self._progress: Progress | None = None
+        self._times: list[float] = []
+        if BLAS.name == "wheel":
+            self.warn(
+                f"MLX runs on its own slow BLAS ({BLAS.note}): install libopenblas, or the package "
+                "mkl on x86-64, for a speed up to forty times higher."
+            )
+        if limit := address_limit():
+            self.warn(
+                f"Addresses are limited to {limit / 1e9:.1f} GB (ulimit -v): where they run out, "
+                "MLX crashes instead of saying so; raise the limit if it does."
+            )
+
+    def say(self, text: str) -> None:
+        with self._console.writing():
+            self._console.print(text, soft_wrap=True, markup=False)
+
+    def warn(self, text: str) -> None:
+        with self._console.writing():
+            self._console.print(f"! {text}", style="bold yellow", soft_wrap=True, markup=False)
+
+    def preparing(self, done: int, count: int, name: str) -> None:
+        self.say(f"prepared {done}/{count}  {name}")
+
+    def cutting(self, done: int, count: int, name: str) -> None:
+        self.say(f"cut {done}/{count}  {name}")
+
+    def listening(self, done: int, count: int, name: str) -> None:
+        self.say(f"heard {done}/{count}  {name}")
+
+    def step(self, record: StepRecord, total: int) -> None:
+        now = time.monotonic()
+        self._times = [*self._times[-_RATE_STEPS:], now]
+        step, values = record.place.step, record.values
+        if self._console.is_terminal:
+            with self._console.writing():
+                self._advance(step, total, values)
+        if step % self._log_every and step != total:
+            return
+        losses = "  ".join(
+            f"{name.removeprefix('loss_')} {values[name]:.3f}"
+            for name in ("loss_total", "loss_mel", "loss_fm", "loss_gen", "loss_kl", "loss_d")
+        )
+        reg = f"reg {values['loss_reg']:.2e}"
+        left = (total - step) / self._rate() if self._rate() else 0
+        self.say(
+            f"step {step}/{total}  epoch {record.place.epoch}  {losses}  {reg}  "
+            f"{self._rate():.2f} steps/s  {left:.0f} s left"
+        )
+
+    def _rate(self) -> float:
+        if len(self._times) < 2:
+            return 0.0
+        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+
+    def _advance(self, step: int, total: int, values: dict[str, float]) -> None:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("mel {task.fields[mel]:.2f}  {task.fields[rate]:.2f} steps/s"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+            self._progress.add_task("training", total=total, mel=0.0, rate=0.0)
+        task = self._progress.task_ids[0]
+        self._progress.update(task, completed=step, mel=values["loss_mel"], rate=self._rate())
+        if step == total:
+            self.close()
+
+    def close(self) -> None:
+        """Takes the progress bar away."""
+        if self._progress is not None:
+            with self._console.writing():
+                self._progress.stop()
+            self._progress = None

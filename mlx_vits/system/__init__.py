@@ -1,0 +1,1 @@
+"""Files, locks, signals and memory: what the package asks of the operating system."""

@@ -1,0 +1,52 @@
+"""Text files as editors and spreadsheets save them: UTF-8, or UTF-16 with its byte order mark."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import re
+from pathlib import Path
+
+from mlx_vits.errors import DataError
+from mlx_vits.system.files import read_bytes
+
+_DOUBLE_BYTE = {"gb2312": "GBK", "shift_jis": "Shift-JIS", "gbk": "GBK"}  # in the order of trial
+
+
+def read_text(path: Path) -> str:
+    r"""Read a text file; line ends become `\n`.
+
+    Raises:
+        DataError: the file cannot be read, or has another encoding. The sentence names the
+            encoding that it looks like; it is not guessed, as a wrong guess would be taught.
+    """
+    try:
+        data = read_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 text{_likely(data)}; save it again as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise DataError(
+            f"{path}: is not UTF-8 text but UTF-16 without its mark, or no text at all; save it "
+            "again as UTF-8"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _likely(data: bytes) -> str:
+    """The encoding that a file looks like, in words."""
+    if not re.search(rb"[\x80-\xff]{2}", data):  # single accents between plain letters
+        return " (probably Windows-1252)"
+    for codec, name in _DOUBLE_BYTE.items():
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(codec)
+            if name != "Shift-JIS" or re.search("[\u3041-\u30ff]", text):
+                return f" (probably {name})"
+    return ""

@@ -1,0 +1,36 @@
+"""`mlx-vits check`, thin over the package."""
+
+from __future__ import annotations
+
+import json
+
+from mlx_vits.tools.check.as_json import as_json
+from mlx_vits.tools.check.gather import gather
+from mlx_vits.tools.check.show import reading_progress, show
+from mlx_vits.tools.check.subject import CheckOptions, find_subject
+from mlx_vits.tools.check.verdict import judge
+
+
+def check_voice(voice: str, options: CheckOptions, *, for_machines: bool) -> int:
+    """Prints what is to be said of a voice's data.
+
+    Args:
+        voice: see `find_subject`.
+        options: how it is looked at.
+        for_machines: one JSON object instead of a page.
+
+    Returns:
+        The exit status: 0 where it can be trained on, 2 where training would refuse it.
+
+    Raises:
+        UserError: it cannot be read at all.
+    """
+    subject = find_subject(voice, options)
+    with reading_progress() as progress:
+        facts = gather(subject, progress)
+    verdict = judge(facts)
+    if for_machines:
+        print(json.dumps(as_json(facts, verdict), indent=1))
+    else:
+        show(facts, verdict)
+    return verdict.status

@@ -1,0 +1,280 @@
+"""The facts on a terminal: a few lines, what to know, and tables no wider than 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlx_vits.tools.inspect.facts import Facts, NetFacts
+from mlx_vits.tools.inspect.layers import LayerFacts, Levels, RowFacts
+from mlx_vits.tools.inspect.remarks import Remark, listed, remarks
+from mlx_vits.tools.pages import pairs, safe_text, standard_output
+
+_FAR = 0.1  # a ratio this far from 1 stands out
+_MODULES = {
+    "enc_p": "reads phonemes and content",
+    "dec": "makes the sound (HiFi-GAN)",
+    "enc_q": "hears recordings; only for training",
+    "flow": "joins enc_p and enc_q",
+    "ref_enc": "style of a reference recording",
+    "ssl_proj": "content at half its rate; never trained",
+    "quantizer": "codebook of content; never trained",
+    "sv_emb": "speaker vector to style",
+    "ge_to512": "style for enc_p",
+    "prelu": "activation of the style",
+}
+_ORDINALS = {1: "", 2: "2nd ", 3: "3rd "}
+_PERIODS = (1, 2, 3, 5, 7, 11, 17, 23)  # of the sub-discriminators
+
+
+def show(facts: Facts, console: Console | None = None) -> None:
+    """Prints everything.
+
+    Args:
+        facts: from `gather`.
+        console: standard output otherwise.
+    """
+    console = console or standard_output()
+    console.print(safe_text(facts.path, "bold"))
+    if len(facts.nets) > 1 or facts.run is not None or facts.downloads is not None or facts.parts:
+        console.print(pairs(_about(facts)))
+    _print_remarks(console, [Remark("problem", fault) for fault in facts.faults])
+    for net in facts.nets:
+        _show_net(console, net, facts)
+    if facts.run is not None and not facts.against and facts.run.get("generator"):
+        hint = f"Compare it with its base: --against {facts.run['generator']}"
+        console.print(safe_text(hint), soft_wrap=True)
+
+
+def _print_remarks(console: Console, found: list[Remark]) -> None:
+    if not found:
+        return
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for level, words in found:
+        is_problem = level == "problem"
+        sign, style = ("! ", "bold yellow") if is_problem else ("- ", "")
+        grid.add_row(safe_text(f"  {sign}", style), safe_text(words, style))
+    console.print()
+    console.print(grid)
+
+
+def _about(facts: Facts) -> list[tuple[str, Any]]:
+    run = facts.run or {}
+    place = run.get("place") or {}
+    rows: list[tuple[str, Any]] = [("kind", facts.kind), ("against", facts.against)]
+    if run:
+        options = run.get("options") or {}
+        training = options.get("training") if isinstance(options, dict) else None
+        given = training if isinstance(training, dict) else {}
+        base = run.get("generator", "")
+        gone = "" if not base or Path(base).exists() else " (no longer there)"
+        rows += [
+            ("voice", run.get("voice")),
+            ("data", run.get("data")),
+            ("base", f"{run.get('base', '')}: {base}{gone}" if base else ""),
+            ("base's SHA-256", run.get("generator_sha256")),
+            ("stands at", _place(place)),
+            ("options", ", ".join(f"{name} {value}" for name, value in given.items())),
+        ]
+    for row in facts.downloads or []:
+        source = f"{row.get('repository')}/{row.get('path')} at {str(row.get('revision'))[:12]}"
+        rows.append(("downloaded", f"{source}, SHA-256 {row.get('sha256')}"))
+    rows += [(name, words) for name, words in facts.parts.items()]
+    return rows
+
+
+def _place(place: dict[str, Any]) -> str:
+    if "step" not in place:
+        return ""
+    words = f"step {place['step']}, epoch {place.get('epoch')}"
+    score = place.get("best_score")
+    if isinstance(score, float):
+        words += f"; best at step {place.get('best_step')} (mel distance {score:.3f})"
+    return words
+
+
+def _show_net(console: Console, net: NetFacts, facts: Facts) -> None:
+    console.print()
+    if net.file != facts.path:
+        console.print(safe_text(net.file, "bold"))
+    console.print(pairs(_identity(net)))
+    _print_remarks(console, remarks(net))
+    console.print()
+    console.print(_module_table(net, bool(facts.against)))
+    if net.layers:
+        console.print()
+        if net.net == "generator":
+            console.print(safe_text("The decoder's layers, as the signal passes them"))
+        console.print(_layer_table(net, bool(facts.against)))
+        console.print()
+        for line in _legend(net, facts.against):
+            console.print(safe_text(line, "dim"))
+
+
+def _identity(net: NetFacts) -> list[tuple[str, Any]]:
+    version, size = net.version, f"{net.size_bytes / 1e6:.2f} MB"
+    precisions = ", ".join(f"{count} {name}" for name, count in net.precisions.items())
+    claims = ", ".join(f"{place} {claim}" for place, claim in version.claims.items())
+    view = version.gpt_sovits
+    told = f"{version.version}, told by {', '.join(version.told_by)}"
+    return [
+        ("kind", net.kind),
+        ("container", f"{net.container}, {size}"),
+        ("version", told if version.version else ""),
+        ("also stated", claims),
+        ("GPT-SoVITS", view.words if view is not None and view.fits else ""),
+        ("holds", f"{net.tensors} tensors ({precisions}), {net.parameters:,} parameters"),
+        ("sizes", _sizes(net)),
+        ("trained", _trained(net.trained)),
+        ("optimizer", _optimizer(net)),
+        ("configuration", f"in {net.config_source}" if net.config_source else ""),
+    ]
+
+
+def _sizes(net: NetFacts) -> str:
+    if net.reduced is None:
+        return ""
+    sizes = [f"{name} {ours} for {full}" for name, (ours, full) in net.reduced_dims.items()]
+    return f"reduced: {', '.join(sizes)}" if sizes else "full, as GPT-SoVITS has them"
+
+
+def _trained(trained: dict[str, Any]) -> str:
+    words = []
+    for count, unit in ((trained["epochs"], "epoch"), (trained["steps"], "step")):
+        if count is not None:
+            words.append(f"{count:,} {unit}{'' if count == 1 else 's'}")
+    if not words and trained["info"]:
+        words.append(trained["info"])
+    words += [
+        f"{name} {trained[name]}"
+        for name in ("name", "pretrained_s2G", "pretrained_s2D", "pretrain", "resume_step")
+        if trained.get(name) not in (None, "")
+    ]
+    return ", ".join(map(str, words)) or "not stated"
+
+
+def _optimizer(net: NetFacts) -> str:
+    facts = net.optimizer
+    if facts is None:
+        return ""
+    words = [f"{', '.join(f'{step:,}' for step in facts.steps[:3]) or 'no'} steps"]
+    if facts.epoch is not None:
+        words.append(f"epoch {facts.epoch} done")
+    if facts.learning_rate is not None:
+        words.append(f"learning rate {facts.learning_rate:g} before decay")
+    if facts.rates:
+        words.append(f"now {', '.join(f'{rate:.4g}' for rate in dict.fromkeys(facts.rates))}")
+    words.append(f"moments of {facts.with_moments} of {facts.tensors} tensors")
+    if facts.without:
+        words.append(f"none of {listed(facts.without)}")
+    return "; ".join(words)
+
+
+def _table(*columns: str, numbers: Iterable[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    right = set(numbers)
+    for name in columns:
+        table.add_column(
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=name != "What it does",
+            overflow="fold",
+            header_style="bold",
+        )
+    return table
+
+
+def _module_table(net: NetFacts, is_compared: bool) -> Table:
+    columns = ["Part", "What it does", "Tensors", "Parameters", "Precision"]
+    numbers = ["Tensors", "Parameters", "Moved"]
+    table = _table(*columns, *(["Moved"] if is_compared else []), numbers=numbers)
+    for module in net.modules:
+        cells = [
+            safe_text(module.name),
+            Text(_what_is(module.name)),
+            Text(f"{module.tensors:,}"),
+            Text(f"{module.parameters:,}"),
+            safe_text(", ".join(module.precisions)),
+        ]
+        table.add_row(*cells, *([Text(_number(module.moved))] if is_compared else []))
+    return table
+
+
+def _what_is(module: str) -> str:
+    family, _, index = module.partition(".")
+    if family != "discriminators" or not index.isdigit():
+        return _MODULES.get(module, "")
+    if int(index) >= len(_PERIODS):
+        return ""
+    period = _PERIODS[int(index)]
+    return f"judges every {_ORDINALS.get(period, f'{period}th ')}sample"
+
+
+def _layer_table(net: NetFacts, is_compared: bool) -> Table:
+    is_generator = net.net == "generator"
+    columns = ["Layer", "Channels", "Kernel", "Weight", "Norm", "Mean g"]
+    columns += ["Gain"] if is_generator else []
+    columns += ["Norm ×", "g ×", "Moved"] if is_compared else []
+    table = _table(*columns, numbers=columns[4:])
+    for row in net.layers:
+        levels = row.levels
+        cells = [safe_text(row.name), *_geometry(row), Text(row.forms)]
+        cells += [Text(_number(levels.norm)), Text(_number(levels.mean_g))]
+        cells += [Text(_number(levels.gain))] if is_generator else []
+        table.add_row(*cells, *(_comparison(levels) if is_compared else []))
+    return table
+
+
+def _geometry(row: RowFacts) -> tuple[Text, Text]:
+    if len(row.layers) > 1:
+        return Text(f"{len(row.layers)} layers"), Text(_kernels(row.layers))
+    channels = row.layers[0].channels
+    return Text(" → ".join(map(str, channels))), Text(_kernels(row.layers))
+
+
+def _kernels(layers: list[LayerFacts]) -> str:
+    return ", ".join(dict.fromkeys(str(layer.shape[2]) for layer in layers if layer.shape))
+
+
+def _comparison(levels: Levels) -> list[Text]:
+    cells = []
+    for value in (levels.norm_ratio, levels.g_ratio):
+        is_far = value is not None and not abs(value - 1) <= _FAR
+        cells.append(Text(_number(value), "bold yellow" if is_far else ""))
+    return [*cells, Text(_number(levels.moved))]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}"
+
+
+def _legend(net: NetFacts, against: str) -> list[str]:
+    stored = net.weight_norm
+    lines = [
+        "Weight  live: stored as length g and direction v, as it is trained; plain: as it is. "
+        f"{stored['live']} layers of this net are live."
+    ]
+    if stored["folded"]:
+        lines.append("        folded: stored as it is, where GPT-SoVITS has length and direction.")
+    lines.append("Norm    of the weight in use, g v / ‖v‖: √ of its sum of squares.")
+    if net.net == "generator":
+        lines.append("Gain    how much louder noise comes out: RMS for RMS 1. The mean of several.")
+    if against:
+        lines += [
+            f"×       as a ratio to {against}; 1.000 is unchanged.",
+            "Moved   how far the numbers are from that file's, as a share of their norm.",
+        ]
+        named = [f"{name} ×{_number(value)}" for name, value in net.stand_out.items()]
+        words = f"Changed most: {listed(named)}." if named else "No layer's norm changed by 5 %."
+        lines.append(words)
+    return lines
