@@ -117,8 +117,8 @@ _BIAS = "bert.encoder.layer.0.output.dense.bias"
             lambda s: _with(s, "bert.encoder.layer.4.output.dense.bias", np.zeros(8)),
             r"has not: encoder\.layer\.4",  # a layer more than config.json says
         ),
-        (lambda s: {"weight": np.zeros(3, np.float32)}, "is not a BERT model"),
-        (lambda s: [1, 2], "is not a BERT model, which is a table of tensors"),
+        (lambda s: {"weight": np.zeros(3, np.float32)}, "is not a BERT; give the weights"),
+        (lambda s: [1, 2], "is not a BERT, which is a table of tensors"),
     ],
 )
 def test_bad_weights_are_named(

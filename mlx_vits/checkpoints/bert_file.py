@@ -7,7 +7,7 @@ Source: Hugging Face `BertForMaskedLM` and `BertTokenizer`; the folder is upstre
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,45 +92,52 @@ def read_bert(folder: Path) -> Bert:
     Raises:
         CheckpointError: a file is missing or damaged, or the sizes do not fit each other.
     """
-    path = folder / "config.json"
-    config = BertConfig.from_dict(read_json_table(path), source=str(path))
+    config = read_bert_config(folder)
     tokenizer = _read_tokenizer(folder, config)
+    path = _weights_file(folder)
+    is_safetensors = path.suffix == ".safetensors"
+    content = read_tensors(path).tensors if is_safetensors else read_torch_archive(path)
     model = BertModel(config)
-    weights = _weights_file(folder)
-    load_state(model, read_bert_tensors(weights, config), source=str(weights), consume=True)
+    load_state(model, used_tensors(content, config, path), source=str(path), consume=True)
     return Bert(model, tokenizer)
 
 
-def read_bert_tensors(path: Path, config: BertConfig) -> dict[str, Any]:
-    """Read the tensors that are used, under `BertModel`'s names and in the file's precision.
+def read_bert_config(folder: Path) -> BertConfig:
+    """Read `config.json` of a BERT's folder.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: it is missing, damaged, or another model's.
     """
-    if path.suffix == ".safetensors":
-        content: Any = read_tensors(path).tensors
-    else:
-        content = read_torch_archive(path)
+    path = folder / "config.json"
+    return BertConfig.from_dict(read_json_table(path), source=str(path))
+
+
+def used_tensors(content: Any, config: BertConfig, source: Path) -> dict[str, Any]:
+    """Return the tensors that `BertModel` has, under its names and in the file's precision.
+
+    Args:
+        content: what a file holds; a BertForMaskedLM's has parts that are not built.
+        config: of the model.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: it is no BERT.
+    """
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is not a BERT model, which is a table of tensors; {_AGAIN}")
-    check_tensors(content, path)
-    used = {_plain_name(name): content[name] for name in _used_names(content, config)}
-    if not any(name.startswith("embeddings.") for name in used):
-        raise CheckpointError(
-            f"{path}: is not a BERT model; it needs chinese-roberta-wwm-ext-large's weights"
-        )
-    return used
-
-
-def _used_names(names: Iterable[str], config: BertConfig) -> list[str]:
-    """All names but those of the parts that are not built."""
+        raise CheckpointError(f"{source}: is not a BERT, which is a table of tensors; {_AGAIN}")
+    check_tensors(content, source)
     unused = range(config.num_hidden_layers - UNUSED_LAYERS, config.num_hidden_layers)
-    layers = {name: _LAYER.match(name) for name in names}
-    return [
-        name
+    layers = {name: _LAYER.match(name) for name in content}
+    used = {
+        _plain_name(name): content[name]
         for name, layer in layers.items()
         if not _UNUSED.match(name) and not (layer and int(layer[1]) in unused)
-    ]
+    }
+    if not any(name.startswith("embeddings.") for name in used):
+        raise CheckpointError(
+            f"{source}: is not a BERT; give the weights of chinese-roberta-wwm-ext-large"
+        )
+    return used
 
 
 def _plain_name(name: str) -> str:
