@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from mlx_vits.checkpoints.bert_file import find_bert, read_bert
-from mlx_vits.checkpoints.state_dict import load_state
+from mlx_vits.checkpoints.state_dict import expected_shapes, load_state
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.errors import CheckpointError, DataError
@@ -164,3 +165,56 @@ def test_a_missing_model_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_
         find_bert("v2Pro")
     write_bert(tmp_path / "bert")
     assert find_bert("v2Pro") == tmp_path / "bert"
+
+
+def test_the_published_size() -> None:
+    """In half precision with the head, upstream's file of 651,225,145 bytes but for its zip."""
+    every = nn.utils.tree_flatten(BertModel(layers=24).parameters())
+    head = 1024 * 1024 + 1024 + 2 * 1024 + 21128
+    count = sum(array.size for _, array in every) + head
+    assert 0 < 651_225_145 - 2 * count < 400 * len(every)
+
+
+@pytest.mark.slow
+def test_the_published_width_as_pytorch_has_it() -> None:
+    """PyTorch's own post-norm encoder layers, with 16 heads of 64."""
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    config = BertConfig.from_dict({"num_hidden_layers": 6, "vocab_size": 50})
+    random = np.random.default_rng(0)
+    model = BertModel(config)
+    state = {
+        name: random.standard_normal(shape, dtype=np.float32) * (0.2 if len(shape) == 1 else 0.03)
+        for name, shape in expected_shapes(model).items()
+    }
+    load_state(model, state, source="recipe")
+    ids = random.integers(0, 50, (1, 40))
+    states = model.hidden_states(mx.array(ids))
+    x = torch.tensor(np.array(states[0]))
+    for index, ours in enumerate(states[1:]):
+        layer = torch.nn.TransformerEncoderLayer(
+            1024, 16, 4096, dropout=0.0, activation="gelu", layer_norm_eps=1e-12, batch_first=True
+        ).eval()
+        own = {
+            name.removeprefix(f"encoder.layer.{index}."): torch.tensor(array)
+            for name, array in state.items()
+            if name.startswith(f"encoder.layer.{index}.")
+        }
+        named = {
+            "self_attn.out_proj": "attention.output.dense",
+            "norm1": "attention.output.LayerNorm",
+            "linear1": "intermediate.dense",
+            "linear2": "output.dense",
+            "norm2": "output.LayerNorm",
+        }
+        theirs = {
+            f"{to}.{kind}": own[f"{name}.{kind}"]
+            for to, name in named.items()
+            for kind in ("weight", "bias")
+        }
+        for kind in ("weight", "bias"):
+            parts = [own[f"attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            theirs[f"self_attn.in_proj_{kind}"] = torch.cat(parts)
+        layer.load_state_dict(theirs)
+        with torch.no_grad():
+            x = layer(x)
+        assert_close(ours, x.numpy(), atol=ATOL)
