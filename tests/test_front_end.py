@@ -103,12 +103,18 @@ def test_what_is_not_said_is_reported() -> None:
 
 def test_a_segment_without_speech_keeps_its_marks() -> None:
     def segment(text: str, language: str) -> list[Segment]:
-        return [Segment("en", "Good morning"), Segment("ko", "，"), Segment("x", "Ж！")]
+        return [
+            Segment("en", "Good morning"),
+            Segment("ko", "，"),
+            Segment("x", "Ж！"),
+            Segment("x", "Я"),
+        ]
 
     pytest.importorskip("mecab_ko", reason="needs the extra `ko`")
-    reading = read("Good morning，Ж！", "auto", "v2", segment=segment)
+    reading = read("Good morning，Ж！Я", "auto", "v2", segment=segment)
     assert reading.phones[-2:] == [",", "!"]
-    assert reading.unspoken == ("Ж",)
+    assert reading.unspoken == ("Ж", "Я")
+    assert reading.features.shape == (1024, len(reading.phones))
 
 
 @pytest.mark.parametrize("text", ["", "  ", "...", "😀！"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ read R IY1 D
 香港 Yh Yoeng1 Yg Yong2
 東京 t o o ky o o
 ラーメン r a a m e N
+ガム g a m u
+Beyoncé B IY0 Y AA1 N S EY2
 떡볶이 ㄸ ㅓ ㄱ ㅃ ㅗ ㄱ ㄱ ㅣ
 """
 
@@ -31,7 +34,8 @@ read R IY1 D
 @pytest.fixture
 def lexicon(tmp_path: Path) -> Lexicon:
     path = tmp_path / "words.txt"
-    path.write_text(LINES, encoding="utf-8")
+    # Decomposed, as some systems' editors write.
+    path.write_text(unicodedata.normalize("NFD", LINES), encoding="utf-8")
     return read_lexicon(path)
 
 
@@ -43,6 +47,7 @@ def test_english(lexicon: Lexicon) -> None:
     spoken = _phonemes("GPT-SoVITS and gpt's voice", "en", lexicon)
     gpt = "JH IY2 P IY1 T IY1"
     assert spoken == f"{gpt} S OW1 V IH0 T S AH0 N D {gpt} Z V OY1 S"
+    assert _phonemes("Beyoncé's here", "en", lexicon).startswith("B IY0 Y AA1 N S EY2 Z")
     # The dictionary knows a word by the one before it; the lexicon goes before that.
     assert _phonemes("I have read it", "en", lexicon).endswith("R IY1 D IH1 T")
 
@@ -68,8 +73,8 @@ def test_cantonese(lexicon: Lexicon) -> None:
 
 def test_japanese(lexicon: Lexicon) -> None:
     pytest.importorskip("pyopenjtalk", reason="needs the extra `ja`")
-    spoken = _phonemes("東京、ラーメン。", "ja", lexicon)
-    assert spoken == "t o o ky o o , r a a m e N ."
+    spoken = _phonemes("東京、ラーメン、ガム。", "ja", lexicon)
+    assert spoken == "t o o ky o o , r a a m e N , g a m u ."
 
 
 def test_korean(lexicon: Lexicon) -> None:

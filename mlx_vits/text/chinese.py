@@ -110,6 +110,7 @@ def _given(text: str, lexicon: Lexicon) -> list[str | None] | None:
 def _simplified(lexicon: Lexicon) -> Lexicon:
     """A lexicon whose Chinese words are as `normalize` writes them."""
     words = {normalize(word).text: given for word, given in lexicon.words("zh").items()}
+    # A word that another number of characters stands for could not be aligned with its syllables.
     return Lexicon({"zh": {w: given for w, given in words.items() if len(w) == len(given)}})
 
 

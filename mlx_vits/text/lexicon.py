@@ -13,12 +13,15 @@
 | kana | Japanese | the same |
 | Hangul | Korean | jamo, as they are said |
 
-Words of Chinese characters are told apart by their phonemes.
+Words of Chinese characters are told apart by their phonemes. English words are whole words, also
+before 's or a hyphen; the others are found wherever their characters stand together in the text as
+it is read aloud, the longest word first.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +30,7 @@ from mlx_vits.errors import DataError
 from mlx_vits.files import read_utf8
 from mlx_vits.text.chinese_marks import is_chinese
 from mlx_vits.text.chinese_words import split_reading
+from mlx_vits.text.english_marks import plain_characters
 from mlx_vits.text.symbols import symbols_for
 
 _ENGLISH_WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
@@ -103,9 +107,10 @@ def read_lexicon(path: Path) -> Lexicon:
         raise DataError(f"{path}: cannot be read ({reason}); give a text file in UTF-8") from error
     words: dict[str, dict[str, tuple[str, ...]]] = {}
     for number, line in enumerate(lines, 1):
-        word, *phonemes = line.partition("#")[0].split() or [""]
-        if not word:
+        written, *phonemes = line.partition("#")[0].split() or [""]
+        if not written:
             continue
+        word = _as_in_texts(written)
         try:
             language = _language_of(word, phonemes)
         except ValueError as error:
@@ -113,6 +118,12 @@ def read_lexicon(path: Path) -> Lexicon:
         key = word.lower() if language == "en" else word
         words.setdefault(language, {})[key] = tuple(phonemes)
     return Lexicon(words)
+
+
+def _as_in_texts(word: str) -> str:
+    """A word as the front ends look it up: composed, and Latin letters without accents."""
+    plain = plain_characters(word)
+    return plain if plain.isascii() and plain else unicodedata.normalize("NFC", word)
 
 
 def _language_of(word: str, phonemes: list[str]) -> str:
