@@ -178,10 +178,15 @@ def download(
     ),
     revision: str = typer.Option("main", help="Upstream's branch, tag or commit."),
     force: bool = typer.Option(False, "--force", help="Fetch again what is there already."),
+    no_bert: bool = typer.Option(
+        False, "--no-bert", help="Leave out the BERT (650 MB) that only Chinese is read with."
+    ),
 ) -> None:
-    """Fetch GPT-SoVITS's pretrained models, as a base to fine-tune from."""
+    """Fetch GPT-SoVITS's pretrained models, as a base to fine-tune from and to speak with."""
     say = TerminalScreen().say
-    download_base(version, output=output, revision=revision, force=force, say=say)
+    download_base(
+        version, output=output, revision=revision, force=force, with_bert=not no_bert, say=say
+    )
 
 
 @app.command()

@@ -3,7 +3,7 @@
 A base is a folder of `config.json`, `generator.safetensors` (with enc_q),
 `discriminator.safetensors` and `content_encoder/{config.json,weights.safetensors}`. Each part can
 be replaced by upstream's: `s2G*.pth`, `s2D*.pth`, and a Hugging Face folder of
-chinese-hubert-base.
+chinese-hubert-base. To speak a text it also has `gpt.ckpt`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.system.files import given_path
 
 DEMO = "demo"
+GPT = "gpt.ckpt"  # the T2S model within a base, as upstream publishes it
 FULL_SIZE = "v2"  # the base that a voice other than the demo is made from, where it is there
 _DISCRIMINATOR_WIDTH = 1024  # of the layer before the scores, at full size
 _ENCODER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
@@ -70,6 +71,7 @@ class Base:
         content_encoder: a folder, None where only prepared data can be used.
         speaker_encoder: a file, for v2Pro and v2ProPlus; None where their clips need to have
             speaker vectors already.
+        gpt: the T2S model; None where no text can be spoken.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Base:
     discriminator: Path | None
     content_encoder: Path | None
     speaker_encoder: Path | None = None
+    gpt: Path | None = None
 
     def read_generator(self) -> VoiceFile:
         """Configuration and tensors of the generator.
@@ -123,6 +126,7 @@ def find_base(name_or_path: str) -> Base:
         discriminator=discriminator if discriminator.is_file() else None,
         content_encoder=encoder if encoder.is_dir() else None,
         speaker_encoder=speaker,
+        gpt=folder / GPT if (folder / GPT).is_file() else None,
     )
 
 
