@@ -10,18 +10,27 @@ import typer
 
 import mlx_vits
 from mlx_vits import train
+from mlx_vits.arguments.data import (
+    BaseName,
+    BatchSize,
+    ClipArguments,
+    ContentEncoder,
+    HeldOut,
+    Language,
+    RecordingArguments,
+    SpeakerEncoder,
+    Transcripts,
+)
+from mlx_vits.arguments.groups import grouped
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.audio.streams import describe_channel
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
 from mlx_vits.errors import UserError
-from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES
+from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES, find_clips
 from mlx_vits.finetune.handover import hand_over
-from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
-from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
 from mlx_vits.report.terminal import TerminalScreen, report_errors
 from mlx_vits.system.files import given_path, single_name, sweep
 from mlx_vits.tools.bench.command import bench as run_bench
@@ -39,7 +48,10 @@ app.command("finetune")(train.main)
 
 @app.command()
 @report_errors
+@grouped
 def prepare(
+    clips: ClipArguments,
+    recordings: RecordingArguments,
     sources: list[Path] = typer.Argument(  # noqa: B008
         ..., help="Recordings, or a folder of recordings, or of clips with transcripts."
     ),
@@ -47,49 +59,27 @@ def prepare(
     output: Path | None = typer.Option(  # noqa: B008
         None, help="The voice's folder; voices/NAME otherwise."
     ),
-    base: str | None = train.BASE,
-    content_encoder: Path | None = train.CONTENT_ENCODER,
-    speaker_encoder: Path | None = train.SPEAKER_ENCODER,
-    held_out: int | None = train.HELD_OUT,
-    language: str | None = train.LANGUAGE,
-    transcripts: Path | None = train.TRANSCRIPTS,
-    strict: bool = typer.Option(False, help="Refuse a clip that cannot be used."),
-    asr_model: str = typer.Option(DEFAULT_MODEL, help="Whisper's model, where it has to listen."),
-    threshold: float | None = train.THRESHOLD,
-    min_length: int | None = train.MIN_LENGTH,
-    min_interval: int | None = train.MIN_INTERVAL,
-    max_sil_kept: int | None = train.MAX_SIL_KEPT,
+    base: BaseName = None,
+    content_encoder: ContentEncoder = None,
+    speaker_encoder: SpeakerEncoder = None,
 ) -> None:
     """Turn recordings into a prepared voice, to train here or in GPT-SoVITS."""
-    options = ClipOptions(language, asr_model, slicing=train.slicing(locals()), strict=strict)
     chosen = choose_base(base, content_encoder=content_encoder, speaker_encoder=speaker_encoder)
     config = chosen.read_generator().config
     name = single_name(voice or sources[0].resolve().stem, "--voice")
-    home = output or VOICES / name
-    screen = TerminalScreen()
-    clips = sources[0]
-    if transcripts is not None and len(sources) == 1 and clips.is_dir():
-        options.refuse_slicing(clips)  # clips whose transcripts lie elsewhere
-    elif needs_clips(sources):
-        clips = home / CLIPS
-        made = make_clips(
-            sources,
-            clips,
-            replace(options, speaker=name),
-            transcripts=transcripts,
-            cutting=screen.cutting,
-            listening=screen.listening,
-            notice=screen.warn,
-        )
-        screen.say(f"Transcripts: {made}; correct them and run this again.")
-    else:
-        options.refuse_slicing(clips)
+    home, screen = output or VOICES / name, TerminalScreen()
     folder = prepare_voice(
-        clips,
+        find_clips(
+            sources,
+            home / CLIPS,
+            replace(recordings.options(clips), speaker=name),
+            screen,
+            transcripts=clips.transcripts,
+        ),
         home / PREPARED,
         chosen,
         config,
-        PrepareOptions(language or FinetuneOptions.language, held_out, transcripts, strict),
+        PrepareOptions(**clips.given()),
         progress=screen.preparing,
         drop=lambda clip: screen.warn(f"Left out: {clip.reason}"),
         notice=screen.warn,
@@ -109,14 +99,14 @@ def convert(
     recording: Path = typer.Argument(..., help="Speech to say again."),  # noqa: B008
     text: str = typer.Argument(..., help="What is said in it."),
     output: Path = typer.Argument(..., help="The WAV to write."),  # noqa: B008
-    language: str | None = train.LANGUAGE,
+    language: Language = None,
     refer: list[Path] | None = typer.Option(  # noqa: B008
         None, help="A recording that sets the style; several are averaged."
     ),
     speaker_vector: list[Path] | None = typer.Option(  # noqa: B008
         None, help="Of each --refer, for v2Pro and v2ProPlus: a file of 7-sv_cn/."
     ),
-    content_encoder: Path | None = train.CONTENT_ENCODER,
+    content_encoder: ContentEncoder = None,
     noise_scale: float = typer.Option(0.5, min=0, help="0 speaks the most likely way."),
     speed: float = typer.Option(1.0, min=0.1, max=10, help="2 halves the length."),
     seed: int = typer.Option(0, help="Of the noise."),
@@ -134,7 +124,7 @@ def convert(
         heard.wav,
         heard.rate,
         text,
-        language=language or FinetuneOptions.language,
+        language=language or PrepareOptions.language,
         refer=refer or None,
         sv_emb=vectors or None,
         noise_scale=noise_scale,
@@ -208,10 +198,10 @@ def check(
     voice: str = typer.Argument(
         ..., help="Clips with transcripts, a prepared folder (logs/NAME too), a run, or a name."
     ),
-    batch_size: int | None = train.BATCH_SIZE,
-    language: str | None = train.LANGUAGE,
-    held_out: int | None = train.HELD_OUT,
-    transcripts: Path | None = train.TRANSCRIPTS,
+    batch_size: BatchSize = None,
+    language: Language = None,
+    held_out: HeldOut = None,
+    transcripts: Transcripts = None,
     json_: bool = typer.Option(False, "--json", help="One JSON object, for machines."),
 ) -> None:
     """Say whether a good voice can be expected of these clips, and what is wrong with them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -62,6 +63,11 @@ def find_voice_data(
             cutting are given where nothing is cut.
         DataError: there is no such voice.
     """
+
+    def with_clips(name: str, source: Path) -> VoiceData:
+        own, made = replace(options, speaker=name), VOICES / name / CLIPS
+        return VoiceData(name, find_clips([source], made, own, screen, transcripts=transcripts))
+
     if voice is None and data_dir is None:
         raise UserError("give --voice NAME or --data-dir FOLDER; `--voice demo` is there to try")
     if data_dir is not None:
@@ -69,7 +75,7 @@ def find_voice_data(
         if not folder.is_dir():
             raise DataError(f"{data_dir}: there is no such folder; check the path")
         name = single_name(voice, "--voice") if voice else _name_of(folder)
-        return _with_clips(name, folder, options, screen, transcripts)
+        return with_clips(name, folder)
     assert voice is not None
     path = given_path(voice, DataError)
     if is_name(voice):
@@ -83,7 +89,7 @@ def find_voice_data(
             f"{voice}: there is no such voice; give the folder of its clips, a recording, or "
             f"`{DEMO}` to try"
         )
-    return _with_clips(_name_of(path), path, options, screen, transcripts)
+    return with_clips(_name_of(path), path)
 
 
 def is_name(voice: str) -> bool:
@@ -91,25 +97,48 @@ def is_name(voice: str) -> bool:
     return len(Path(voice).parts) == 1 and voice != ".."
 
 
-def _with_clips(
-    name: str, path: Path, options: ClipOptions, screen: DataScreen, transcripts: Path | None
-) -> VoiceData:
-    told_elsewhere = path.is_dir() and transcripts is not None
-    if is_prepared(path) or told_elsewhere or not needs_clips([path]):
-        options.refuse_slicing(path)
-        return VoiceData(name, path)
-    folder = VOICES / name / CLIPS
+def find_clips(
+    sources: Sequence[Path],
+    folder: Path,
+    options: ClipOptions,
+    screen: DataScreen,
+    *,
+    transcripts: Path | None = None,
+) -> Path:
+    """Find the clips of sources; recordings are cut and recognised first.
+
+    Args:
+        sources: recordings, folders of them, or one folder of clips or prepared folder.
+        folder: where clips that are made belong.
+        options: how recordings become clips.
+        screen: where progress is reported.
+        transcripts: a file of their own, then nothing is recognised.
+
+    Returns:
+        `folder` if clips were made, otherwise the source.
+
+    Raises:
+        UserError: there is no recogniser where one is needed, or options of cutting are given
+            where nothing is cut.
+        DataError: there is no such source, or it cannot be read.
+    """
+    source = sources[0]
+    is_folder = len(sources) == 1 and source.is_dir()
+    told_elsewhere = is_folder and (is_prepared(source) or transcripts is not None)
+    if told_elsewhere or not needs_clips(sources):
+        options.refuse_slicing(source)
+        return source
     made = make_clips(
-        [path],
+        sources,
         folder,
-        replace(options, speaker=name),
+        options,
         transcripts=transcripts,
         cutting=screen.cutting,
         listening=screen.listening,
         notice=screen.warn,
     )
     screen.say(f"Transcripts: {made}; correct them and run this again for a better voice.")
-    return VoiceData(name, folder)
+    return folder
 
 
 def _name_of(path: Path) -> str:

@@ -1,0 +1,102 @@
+"""Options that several commands have: the base, clips, and recordings to be cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from mlx_vits.arguments.groups import Group, option
+from mlx_vits.preprocessing.clips import ClipOptions
+from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
+from mlx_vits.preprocessing.slicer import FLAGS
+from mlx_vits.training.vits_trainer import VITSTrainingConfig
+
+BaseName = Annotated[
+    str | None,
+    option("Base: a name under weights/, or its folder.", "demo for demo, else v2, else demo"),
+]
+ContentEncoder = Annotated[
+    Path | None, option("Folder of the content encoder (chinese-hubert-base).")
+]
+SpeakerEncoder = Annotated[
+    Path | None, option("Speaker encoder of v2Pro and v2ProPlus (ERes2NetV2).")
+]
+Language = Annotated[
+    str | None, option("Language of what is said.", "en; recognised speech tells its own")
+]
+Transcripts = Annotated[
+    Path | None, option("File of the transcripts, where it is not the one beside the clips.")
+]
+HeldOut = Annotated[
+    int | None,
+    option("Clips, from the last, only listened to.", "a tenth of 4 or more, at most 20", min=0),
+]
+BatchSize = Annotated[
+    int | None,
+    option("Clips that are computed at a time.", VITSTrainingConfig.batch_size, min=1),
+]
+
+
+@dataclass(frozen=True)
+class ClipArguments(Group):
+    """The clips of a voice; fields of `PrepareOptions` and of `FinetuneOptions`."""
+
+    panel = "Clips"
+
+    language: Language = None
+    transcripts: Transcripts = None
+    held_out: HeldOut = None
+    strict: Annotated[
+        bool | None,
+        option(
+            "Refuse a clip that cannot be used; else leave it out.", None, "--strict/--no-strict"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RecordingArguments(Group):
+    """How recordings become clips: the recogniser, and fields of `SliceSettings`."""
+
+    panel = "Recordings"
+
+    asr_model: Annotated[
+        str | None,
+        option("Whisper's model, where transcripts have to be recognised.", DEFAULT_MODEL),
+    ] = None
+    threshold_db: Annotated[
+        float | None,
+        option(
+            "Recordings are cut where they are quieter, in dB re full scale.",
+            "-34, or as before",
+            FLAGS["threshold_db"],
+            min=-100,
+            max=0,
+        ),
+    ] = None
+    min_length_ms: Annotated[
+        int | None,
+        option("Of a slice, in ms.", "4000, or as before", FLAGS["min_length_ms"], min=40),
+    ] = None
+    min_interval_ms: Annotated[
+        int | None,
+        option(
+            "Of a pause to cut at, in ms.", "300, or as before", FLAGS["min_interval_ms"], min=40
+        ),
+    ] = None
+    max_silence_ms: Annotated[
+        int | None,
+        option(
+            "Of a pause, left at either end of a slice, in ms.",
+            "500, or as before",
+            FLAGS["max_silence_ms"],
+            min=10,
+        ),
+    ] = None
+
+    def options(self, clips: ClipArguments) -> ClipOptions:
+        """How recordings become the clips that are described by `clips`."""
+        slicing = self.given()
+        model = slicing.pop("asr_model", DEFAULT_MODEL)
+        return ClipOptions(clips.language, model, slicing=slicing, strict=bool(clips.strict))
