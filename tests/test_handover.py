@@ -357,7 +357,7 @@ def test_what_cannot_be_taken_over_is_named(
     assert not (tmp_path / "on").exists()
 
 
-def test_on_the_command_line(place: Scene, tmp_path: Path) -> None:
+def test_on_the_command_line(place: Scene, handed: Path, tmp_path: Path) -> None:
     runner, logs = CliRunner(), tmp_path / "logs" / "logs_s2_v2"
     done = runner.invoke(app, ["export", str(place.root / "part"), str(logs), "--resumable"])
     assert done.exit_code == 0, done.output
@@ -367,9 +367,10 @@ def test_on_the_command_line(place: Scene, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "0 epochs are done; on at the learning rates 0.0001" in done.output
     assert (tmp_path / "on" / "verdict.json").is_file()
-    done = runner.invoke(train.app, [*resume, "--train", "decoder"])
-    assert done.exit_code == 1
-    assert "--train: cannot be chosen when a run of GPT-SoVITS is resumed" in done.stderr
+    for flag, value in (("--train", "decoder"), ("--transcripts", "x"), ("--max-sil-kept", "20")):
+        done = runner.invoke(train.app, [*resume, flag, value])
+        assert done.exit_code == 1
+        assert f"{flag}: cannot be chosen when a run of GPT-SoVITS is resumed" in done.stderr
 
 
 def test_the_place_knows_when_an_epoch_is_over() -> None:

@@ -41,7 +41,10 @@ def read_base(base: Base, segment_size: int) -> VoiceFile:
         )
     hop = config.data.hop_length
     if segment_size % hop:
-        raise UserError(f"--segment-size {segment_size}: has to be a multiple of {hop}")
+        near = max(2, round(segment_size / hop)) * hop
+        raise UserError(
+            f"--segment-size {segment_size}: has to be a multiple of {hop}; {near} is the nearest"
+        )
     train = replace(config.train, segment_size=segment_size)
     return file._replace(config=replace(config, train=train))
 

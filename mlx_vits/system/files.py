@@ -7,7 +7,6 @@ A killed process may leave temporary files behind. Those carry names of ours and
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlx_vits.errors import UserError
+from mlx_vits.system.faults import unreadable, unwritable
 from mlx_vits.system.locks import Held, unheld
 
 _TEMPORARY = re.compile(r"\.mlx_vits-[0-9a-f]{16}\.tmp")
@@ -24,22 +24,6 @@ _NO_NAME = re.compile(r"\.{0,2}|.*[/\x00-\x1f\x7f].*", re.DOTALL)
 _LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
 _LONGEST_SHOWN = 40
 LARGEST_BYTES = 64 << 20  # of a text or JSON file
-
-_CURES = {
-    errno.ENOSPC: "free some space or write elsewhere",
-    errno.EDQUOT: "free some space or write elsewhere",
-    errno.EFBIG: "write where larger files are allowed",
-    errno.ENOENT: "make the folder first or write elsewhere",
-    errno.ENOTDIR: "make the folder first or write elsewhere",
-    errno.EISDIR: "name a file, not a folder",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-def _describe(path: Path, error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    cure = _CURES.get(error.errno or 0, "write elsewhere")
-    return f"{path}: cannot be written ({reason}); {cure}"
 
 
 @contextlib.contextmanager
@@ -77,7 +61,7 @@ def atomic_write(
         # those of our writes carry no name.
         if fault.filename is not None and Path(fault.filename) != temporary:
             raise
-        raise error(_describe(path, fault)) from fault
+        raise error(unwritable(path, fault)) from fault
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -99,6 +83,18 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def list_folder(folder: Path, error: type[UserError] = UserError) -> list[Path]:
+    """List what a folder holds, in order of names.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as fault:
+        raise error(unreadable(folder, fault)) from fault
+
+
 def read_utf8(path: Path) -> str:
     """Read a UTF-8 text file, with or without a byte order mark, of any system's line ends.
 
@@ -117,7 +113,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise UserError(_describe(path, fault)) from fault
+        raise UserError(unwritable(path, fault)) from fault
 
 
 def remove_file(path: Path) -> None:
@@ -143,7 +139,7 @@ def move_folder(folder: Path, to: Path) -> None:
             to.rmdir()
         folder.rename(to)
     except OSError as fault:
-        raise UserError(_describe(to, fault)) from fault
+        raise UserError(unwritable(to, fault)) from fault
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -159,7 +155,7 @@ def replace_folder(new: Path, path: Path) -> None:
     try:
         before = contextlib.nullcontext() if path.is_symlink() else Held(path)
     except OSError as fault:
-        raise UserError(_describe(path, fault)) from fault
+        raise UserError(unwritable(path, fault)) from fault
     with before:  # lest another process takes it for a killed one's
         move_folder(path, aside)
         try:
@@ -199,7 +195,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         except (FileNotFoundError, BlockingIOError):  # another process tidied up just now
             continue
         except OSError as fault:
-            raise UserError(_describe(fresh, fault)) from fault
+            raise UserError(unwritable(fresh, fault)) from fault
         break
     with held:
         try:

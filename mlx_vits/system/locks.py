@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vits.errors import UserError
+from mlx_vits.system.faults import unwritable
 
 LOCK_FILE = ".mlx_vits.lock"  # within the folder that is being written
 
@@ -98,7 +99,7 @@ class WriterLock:
         except BlockingIOError as error:
             raise _taken(folder, _read_holder(path)) from error
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+            raise UserError(unwritable(folder, error)) from error
         try:
             holder = _read_holder(path)
             if not self._held.is_locked and _may_live(holder):
@@ -169,7 +170,7 @@ def _write_holder(fd: int, path: Path) -> None:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder).encode(), 0)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(unwritable(path, error)) from error
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
