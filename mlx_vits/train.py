@@ -45,7 +45,7 @@ def main(
     log_every: Annotated[
         int | None,
         option(
-            "Steps between two lines on screen.",
+            "Steps between lines on screen.",
             TerminalScreen.LOG_EVERY,
             min=1,
             rich_help_panel=RunArguments.panel,
@@ -85,7 +85,7 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
     )
     judge, parts = options.base.discriminator, given.base
     if parts.pretrained is not None and parts.pretrained_d is None and judge is not None:
-        screen.say(f"The discriminator beside it is taken as well: {judge}.")
+        screen.say(f"The discriminator beside --pretrained is used as well: {judge}.")
     finetune.start(options, screen)
 
 
@@ -99,7 +99,7 @@ def _take_over(folder: Path, given: FinetuneArguments, screen: TerminalScreen) -
         screen.warn(note)
     rates = options.training
     screen.say(
-        f"{run.path.name}: {run.iteration} epochs are done; on at the learning rates "
+        f"{run.path.name}: {run.iteration} epochs are done; continuing at the learning rates "
         f"{rates.lr_g:g} and {rates.lr_d:g} before decay."
     )
     finetune.take_over(options, run, screen)

@@ -365,7 +365,7 @@ def test_on_the_command_line(place: Scene, handed: Path, tmp_path: Path) -> None
     resume = ["--resume", str(logs), "--output", str(tmp_path / "on")]
     done = runner.invoke(train.app, [*resume, "--steps", "3"])
     assert done.exit_code == 0, done.output
-    assert "0 epochs are done; on at the learning rates 0.0001" in done.output
+    assert "0 epochs are done; continuing at the learning rates 0.0001" in done.output
     assert (tmp_path / "on" / "verdict.json").is_file()
     for flag, value in (("--train", "decoder"), ("--transcripts", "x"), ("--max-sil-kept", "20")):
         done = runner.invoke(train.app, [*resume, flag, value])

@@ -23,18 +23,22 @@ SpeakerEncoder = Annotated[
     Path | None, option("Speaker encoder of v2Pro and v2ProPlus (ERes2NetV2).")
 ]
 Language = Annotated[
-    str | None, option("Language of what is said.", "en; recognised speech tells its own")
+    str | None, option("Language of the speech.", "en; recognised speech tells its own")
 ]
 Transcripts = Annotated[
-    Path | None, option("File of the transcripts, where it is not the one beside the clips.")
+    Path | None, option("File of the transcripts, if it does not lie beside the clips.")
 ]
 HeldOut = Annotated[
     int | None,
-    option("Clips, from the last, only listened to.", "a tenth of 4 or more, at most 20", min=0),
+    option(
+        "How many of the last clips are only listened to, not trained on.",
+        "a tenth of 4 or more, at most 20",
+        min=0,
+    ),
 ]
 BatchSize = Annotated[
     int | None,
-    option("Clips that are computed at a time.", VITSTrainingConfig.batch_size, min=1),
+    option("Clips per batch.", VITSTrainingConfig.batch_size, min=1),
 ]
 
 
@@ -50,7 +54,9 @@ class ClipArguments(Group):
     strict: Annotated[
         bool | None,
         option(
-            "Refuse a clip that cannot be used; else leave it out.", None, "--strict/--no-strict"
+            "Refuse a clip that cannot be used, instead of leaving it out.",
+            None,
+            "--strict/--no-strict",
         ),
     ] = None
 
@@ -63,12 +69,12 @@ class RecordingArguments(Group):
 
     asr_model: Annotated[
         str | None,
-        option("Whisper's model, where transcripts have to be recognised.", DEFAULT_MODEL),
+        option("Whisper model that writes missing transcripts.", DEFAULT_MODEL),
     ] = None
     threshold_db: Annotated[
         float | None,
         option(
-            "Recordings are cut where they are quieter, in dB re full scale.",
+            "Recordings are cut where they are quieter than this, in dB re full scale.",
             "-34, or as before",
             FLAGS["threshold_db"],
             min=-100,
@@ -77,18 +83,21 @@ class RecordingArguments(Group):
     ] = None
     min_length_ms: Annotated[
         int | None,
-        option("Of a slice, in ms.", "4000, or as before", FLAGS["min_length_ms"], min=40),
+        option("Shortest slice, in ms.", "4000, or as before", FLAGS["min_length_ms"], min=40),
     ] = None
     min_interval_ms: Annotated[
         int | None,
         option(
-            "Of a pause to cut at, in ms.", "300, or as before", FLAGS["min_interval_ms"], min=40
+            "Shortest pause to cut at, in ms.",
+            "300, or as before",
+            FLAGS["min_interval_ms"],
+            min=40,
         ),
     ] = None
     max_silence_ms: Annotated[
         int | None,
         option(
-            "Of a pause, left at either end of a slice, in ms.",
+            "Longest silence left at either end of a slice, in ms.",
             "500, or as before",
             FLAGS["max_silence_ms"],
             min=10,

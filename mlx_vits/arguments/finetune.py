@@ -44,7 +44,7 @@ class VoiceArguments(Group):
     ] = None
     data_dir: Annotated[
         Path | None,
-        option("The same as a folder: clips with transcripts, or a prepared folder."),
+        option("Folder of clips with transcripts, or a prepared folder."),
     ] = None
     output: Annotated[Path | None, option("Folder of the run.", "runs/NAME")] = None
 
@@ -88,23 +88,32 @@ class TrainingArguments(Group):
     panel = "Training"
 
     epochs: Annotated[
-        int | None, option("Passes over the clips, repeated to about 100.", _DEFAULT.epochs, min=1)
+        int | None,
+        option("Passes over the clips, which are repeated to about 100.", _DEFAULT.epochs, min=1),
     ] = None
-    steps: Annotated[int | None, option("Updates in all; overrides --epochs.", min=1)] = None
+    steps: Annotated[int | None, option("Updates in total; overrides --epochs.", min=1)] = None
     batch_size: BatchSize = None
     accumulate: Annotated[
         int | None,
-        option("Such batches a step, for larger ones than fit.", _DEFAULT.accumulate, min=1),
+        option(
+            "Batches per step, where a larger batch does not fit into memory.",
+            _DEFAULT.accumulate,
+            min=1,
+        ),
     ] = None
     lr_g: Annotated[
-        float | None, option("Learning rate of the generator, per step.", _DEFAULT.lr_g, min=0)
+        float | None, option("Learning rate of the generator.", _DEFAULT.lr_g, min=0)
     ] = None
     lr_d: Annotated[
-        float | None, option("Learning rate of the discriminator, per step.", _DEFAULT.lr_d, min=0)
+        float | None, option("Learning rate of the discriminator.", _DEFAULT.lr_d, min=0)
     ] = None
     text_low_lr_rate: Annotated[
         float | None,
-        option("The text side learns at this share of --lr-g.", _DEFAULT.text_low_lr_rate, min=0),
+        option(
+            "Learning rate of the text side, as a share of --lr-g.",
+            _DEFAULT.text_low_lr_rate,
+            min=0,
+        ),
     ] = None
     pretrained_reg_strength: Annotated[
         float | None,
@@ -118,7 +127,7 @@ class TrainingArguments(Group):
     blend: Annotated[
         float | None,
         option(
-            "The voice goes this share of the way from the pretrained weights to the trained ones.",
+            "How far the voice goes from the pretrained weights (0) to the trained ones (1).",
             _DEFAULT.blend,
             min=0,
             max=1,
@@ -127,7 +136,7 @@ class TrainingArguments(Group):
     blend_prior: Annotated[
         float | None,
         option(
-            "The same for enc_p, enc_q and flow, which is worth more to a small base.",
+            "The same for enc_p, enc_q and flow; it matters most with a small base.",
             "as --blend",
             min=0,
             max=1,
@@ -135,14 +144,19 @@ class TrainingArguments(Group):
     ] = None
     segment_size: Annotated[
         int | None,
-        option("Samples decoded of each clip, at 32 kHz.", _DEFAULT.segment_size, min=1280),
+        option("Samples to decode of each clip, at 32 kHz.", _DEFAULT.segment_size, min=1280),
     ] = None
     seed: Annotated[
         int | None,
-        option("Of batches, noise, slices, dropout.", _DEFAULT.seed, min=0, max=2**31 - 1),
+        option(
+            "Random seed of batches, noise, slices and dropout.",
+            _DEFAULT.seed,
+            min=0,
+            max=2**31 - 1,
+        ),
     ] = None
     train: Annotated[
-        str | None, option("What is trained: all, or decoder (dec and ref_enc).", _DEFAULT.train)
+        str | None, option("What to train: all, or decoder (dec and ref_enc).", _DEFAULT.train)
     ] = None
     weight_norm: Annotated[
         str | None,
@@ -157,12 +171,12 @@ class TrainingArguments(Group):
         ),
     ] = None
     precision: Annotated[
-        str | None, option("Compute in fp32, bf16, or auto, which is fp32.", _DEFAULT.precision)
+        str | None, option("Compute in fp32 or bf16; auto is fp32.", _DEFAULT.precision)
     ] = None
     compiled: Annotated[
         bool | None,
         option(
-            "Compile the step, fused for the device at its first use; on CUDA fused only if given.",
+            "Compile the step; its kernels are fused at first use, on CUDA only if this is given.",
             "on a GPU",
             "--compile/--no-compile",
         ),
@@ -170,8 +184,7 @@ class TrainingArguments(Group):
     checkpoint_activations: Annotated[
         str | None,
         option(
-            "Compute blocks of the nets twice to save memory: on, off, or auto, where memory is "
-            "short.",
+            "Recompute activations to save memory: on, off, or auto (if memory is short).",
             _DEFAULT.checkpoint_activations,
         ),
     ] = None
@@ -204,7 +217,7 @@ class RunArguments(Group):
     save_every: Annotated[
         int | None,
         option(
-            "Steps between two checkpoints, each with a score.",
+            "Steps between checkpoints, each of which is scored.",
             FinetuneOptions.save_every,
             min=1,
             max=MOST_STEPS,
