@@ -1,4 +1,4 @@
-"""`python -m mlx_vits.train`: fine-tune a voice.
+"""Fine-tune a voice from the command line.
 
 python -m mlx_vits.train --data-dir my_clips/ --output runs/me
 """

@@ -1,4 +1,4 @@
-"""Where a voice's data is: by name or by path, recordings made into clips on the way."""
+"""Find a voice's data, by name or by path; recordings are made into clips on the way."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class VoiceData(NamedTuple):
 
 
 class DataScreen(Protocol):
-    """Where it is said what is done."""
+    """Where progress is reported."""
 
     def say(self, text: str) -> None:
-        """A line of information."""
+        """Show a line of information."""
 
     def warn(self, text: str) -> None:
-        """A line that asks for attention."""
+        """Show a line that must not be missed."""
 
     def cutting(self, done: int, count: int, name: str) -> None:
-        """A recording was cut into clips."""
+        """Note that a recording was cut into clips."""
 
     def listening(self, done: int, count: int, name: str) -> None:
-        """A clip was recognised."""
+        """Note that a clip was recognised."""
 
 
 def find_voice_data(
@@ -48,19 +48,19 @@ def find_voice_data(
     *,
     transcripts: Path | None = None,
 ) -> VoiceData:
-    """A voice's data.
+    """Find a voice's clips or prepared folder.
 
     Args:
         voice: a name under `voices/` (prepared) or the bases' folder (the demo's), or the path of a
             folder of clips, of a prepared folder, or of a recording.
         data_dir: a folder of clips or a prepared one; `voice` is then only its name.
         options: how recordings become clips.
-        screen: where it is said.
-        transcripts: a file of their own, then nothing is recognised.
+        screen: where progress is reported.
+        transcripts: a file of their own; then nothing is recognised.
 
     Raises:
-        UserError: neither is given, there is no recogniser where one is needed, or options of
-            cutting are given where nothing is cut.
+        UserError: neither is given, a recogniser is needed and missing, or slicing options are
+            given but nothing is cut.
         DataError: there is no such voice.
     """
 
@@ -93,7 +93,7 @@ def find_voice_data(
 
 
 def is_name(voice: str) -> bool:
-    """Whether a voice is given by a name that may be looked up, and not by a path."""
+    """Tell whether a voice is given by a name to look up, rather than by a path."""
     return len(Path(voice).parts) == 1 and voice != ".."
 
 
@@ -112,14 +112,14 @@ def find_clips(
         folder: where clips that are made belong.
         options: how recordings become clips.
         screen: where progress is reported.
-        transcripts: a file of their own, then nothing is recognised.
+        transcripts: a file of their own; then nothing is recognised.
 
     Returns:
         `folder` if clips were made, otherwise the source.
 
     Raises:
-        UserError: there is no recogniser where one is needed, or options of cutting are given
-            where nothing is cut.
+        UserError: a recogniser is needed and missing, or slicing options are given but nothing is
+            cut.
         DataError: there is no such source, or it cannot be read.
     """
     source = sources[0]
