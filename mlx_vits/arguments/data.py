@@ -9,7 +9,7 @@ from typing import Annotated
 from mlx_vits.arguments.groups import Group, option
 from mlx_vits.preprocessing.clips import ClipOptions
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
-from mlx_vits.preprocessing.slicer import FLAGS
+from mlx_vits.preprocessing.slicer import FLAGS, SliceSettings
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 BaseName = Annotated[
@@ -75,7 +75,7 @@ class RecordingArguments(Group):
         float | None,
         option(
             "Recordings are cut where they are quieter than this, in dB re full scale.",
-            "-34, or as before",
+            f"{SliceSettings.threshold_db:g}, or as before",
             FLAGS["threshold_db"],
             min=-100,
             max=0,
@@ -83,13 +83,18 @@ class RecordingArguments(Group):
     ] = None
     min_length_ms: Annotated[
         int | None,
-        option("Shortest slice, in ms.", "4000, or as before", FLAGS["min_length_ms"], min=40),
+        option(
+            "Shortest slice, in ms.",
+            f"{SliceSettings.min_length_ms}, or as before",
+            FLAGS["min_length_ms"],
+            min=40,
+        ),
     ] = None
     min_interval_ms: Annotated[
         int | None,
         option(
             "Shortest pause to cut at, in ms.",
-            "300, or as before",
+            f"{SliceSettings.min_interval_ms}, or as before",
             FLAGS["min_interval_ms"],
             min=40,
         ),
@@ -98,7 +103,7 @@ class RecordingArguments(Group):
         int | None,
         option(
             "Longest silence left at either end of a slice, in ms.",
-            "500, or as before",
+            f"{SliceSettings.max_silence_ms}, or as before",
             FLAGS["max_silence_ms"],
             min=10,
         ),

@@ -64,7 +64,9 @@ def take_over(options: FinetuneOptions, run: UpstreamRun, screen: Screen) -> dic
     return _start(options, screen, run)
 
 
-def _start(options: FinetuneOptions, screen: Screen, upstream: UpstreamRun | None) -> Any:
+def _start(
+    options: FinetuneOptions, screen: Screen, upstream: UpstreamRun | None
+) -> dict[str, Any]:
     options = replace(options, output=options.output.resolve(), data=options.data.resolve())
     single_name(options.voice, "--voice")
     _check_output(options)
