@@ -85,6 +85,11 @@ class PreparedVoice:
         self.items = _read_items(folder, config, self.dropped)
         self._spectrograms = SpectrogramStore(folder, config.data)
 
+    def move(self, folder: Path) -> None:
+        """Follow the prepared folder to where it was moved."""
+        self.folder = folder
+        self._spectrograms = SpectrogramStore(folder, self.config.data)
+
     def repeated(self) -> list[Item]:
         """The items of one epoch: fewer than 100 are repeated toward that number."""
         count = len(self.items)
