@@ -366,7 +366,7 @@ class T2SConfig:
             "hidden_dim and embedding_dim differ": self.hidden_dim != self.embedding_dim,
             "head does not divide hidden_dim": self.hidden_dim % self.head,
             "hidden_dim is odd": self.hidden_dim % 2,
-            "EOS is not the last of vocab_size codes": self.EOS + 1 != self.vocab_size,
+            "EOS is not the last of vocab_size codes": self.vocab_size != self.EOS + 1,
             "dropout is no share of 1": not 0 <= self.dropout < 1,
             "max_sec is not above 0": not self.max_sec > 0,
         }

@@ -92,6 +92,13 @@ class SelfAttention(nn.Module):
             return y.reshape(batch, 3, self.n_heads, 1, -1)
         return y.reshape(batch, length, 3, self.n_heads, -1).transpose(0, 2, 3, 1, 4)
 
+    def quantize_projection(self, group_size: int, bits: int) -> None:
+        """Hold the weight of `project` in so many bits; it can no longer be trained."""
+        outputs, inputs = self.in_proj_weight.shape
+        layer = nn.Linear(inputs, outputs)
+        layer.update({"weight": self.pop("in_proj_weight"), "bias": self.pop("in_proj_bias")})
+        self.in_proj = layer.to_quantized(group_size, bits)
+
     def mix(
         self,
         query: mx.array,

@@ -99,7 +99,7 @@ def generate(
     Args:
         prompt: `(P,)` codes of the recording whose words begin the phonemes; None for none.
         max_tokens: a limit of one's own, see `limit_of`.
-        noise: `(steps, B, V)` drawn from Exp(1), in place of what the seeds give.
+        noise: `(steps, B, V)` drawn from Exp(1), in place of what the seeds give; a limit too.
         compat: see above.
     """
     [result] = _generate([request], model, prompt, sampling, max_tokens, noise)
@@ -245,7 +245,7 @@ def _steps(
     limit = limit_of(model, max_tokens)
     draws: _Draws = Noise([request.seed for request in requests], width)
     if noise is not None:
-        draws = partial(_given, noise)
+        draws, limit = partial(_given, noise), min(limit, len(noise))
     codes = mx.zeros((0,), mx.int32) if prompt is None else prompt.astype(mx.int32)
     codes = mx.broadcast_to(codes, (len(requests), *codes.shape))
     logits, reading = _prefill(model, requests, codes)
