@@ -105,12 +105,12 @@ def test_codes_of_the_longest_sequence_are_those_of_a_cache_that_grew() -> None:
 def test_a_stream_gives_every_code_once(chunk: Any, gpt: mlx_vits.GPT) -> None:
     options: dict[str, Any] = {"prompt": PROMPT, "seed": 6, "max_tokens": 60, "top_k": EOS}
     chunks = list(
-        gpt.stream(phones(9), chunk=chunk, chunk_length=5, threshold=-1.0, mute_code=2, **options)
+        gpt.stream(phones(9), chunk=chunk, chunk_length=5, threshold=-1.0, mute_code=6, **options)
     )
     assert [part.is_final for part in chunks] == [False] * (len(chunks) - 1) + [True]
     whole = list(chain.from_iterable(part.codes.tolist() for part in chunks))
     assert whole == gpt.generate(phones(9), **options).tolist()
-    assert len(chunks) > 2
+    assert len(chunks) > 1
     assert min(len(part.codes) for part in chunks[:-1]) >= 5
 
 
