@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_vits import accel
 from mlx_vits.checkpoints.state_dict import load_state
 from mlx_vits.config import T2SConfig
 from mlx_vits.models.t2s import BERT_CHANNELS, Text2SemanticDecoder
@@ -80,6 +81,17 @@ def test_teacher_forced_logits_and_a_cached_step_are_upstreams(net: Text2Semanti
         stepped = [read.logits]
         stepped += [net.step(y[:, at], read.reading) for at in range(first, y.shape[1] - 1)]
         assert_close(mx.concatenate(stepped), theirs, atol=ATOL)
+
+
+def test_what_makes_a_cpu_faster_changes_no_logits() -> None:
+    data = tensors("t2s", "io.safetensors")
+    inputs = data["in/phoneme_ids"], data["in/prompt"], last(data["in/bert"])
+    with accel.use("cpu"):
+        fast = accel.apply(build(), inference=True)
+    for model in (fast, build()):
+        logits = [model.prefill(*inputs).logits, model(*inputs)[:, -1]]
+        for ours in logits:
+            assert_close(ours[0], data["out/pen1.0/logits"][0], atol=ATOL)
 
 
 def train_batch() -> tuple[dict[str, mx.array], dict[str, Any]]:

@@ -112,19 +112,30 @@ class SelfAttention(nn.Module):
         Args:
             mask: boolean, broadcast to `(B, H, T, S)`: which keys a query sees.
         """
-        scale = query.shape[-1] ** -0.5
-        if dropout_key is None or self.p_dropout == 0.0:
-            y = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
-        else:
-            scores = (query * scale) @ key.swapaxes(2, 3)
-            if mask is not None:
-                scores = mx.where(mask, scores, -mx.inf)
-            weights = mx.softmax(scores, axis=-1, precise=True)
-            y = dropout(weights, self.p_dropout, dropout_key) @ value
+        y = self.attend(query, key, value, mask, dropout_key)
         batch, _, length, _ = query.shape
         if length > 1:
             y = y.swapaxes(1, 2)
         return self.out_proj(y.reshape(batch, length, -1))
+
+    def attend(
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        mask: mx.array | None,
+        dropout_key: Key = None,
+    ) -> mx.array:
+        """The attention itself, `(B, H, T, D)`; arguments as those of `mix`."""
+        scale = query.shape[-1] ** -0.5
+        if dropout_key is None or self.p_dropout == 0.0:
+            attention = mx.fast.scaled_dot_product_attention
+            return attention(query, key, value, scale=scale, mask=mask)
+        scores = (query * scale) @ key.swapaxes(2, 3)
+        if mask is not None:
+            scores = mx.where(mask, scores, -mx.inf)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        return dropout(weights, self.p_dropout, dropout_key) @ value
 
 
 class TransformerEncoderLayer(nn.Module):

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_vits import accel
 from mlx_vits.checkpoints.base import find_base, weights_home
 from mlx_vits.checkpoints.gpt_file import find_gpt, load_gpt_model, read_gpt
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
@@ -48,7 +49,7 @@ class GPT:
 
     def __init__(self, model: Text2SemanticDecoder, *, info: str = "", name: str = "gpt"):
         mx.eval(model.parameters())  # for other threads
-        self.model, self.info, self.name = model, info, name
+        self.model, self.info, self.name = accel.apply(model, inference=True), info, name
         self.bits: int | None = None
 
     @property
