@@ -114,6 +114,15 @@ def test_a_stream_gives_every_code_once(chunk: Any, gpt: mlx_vits.GPT) -> None:
     assert min(len(part.codes) for part in chunks[:-1]) >= 5
 
 
+def test_a_stream_passes_from_thread_to_thread(gpt: mlx_vits.GPT) -> None:
+    options: dict[str, Any] = {"prompt": PROMPT, "bert": bert(9), "seed": 6, "max_tokens": 60}
+    chunks = gpt.stream(phones(9), chunk="fixed", chunk_length=5, **options)
+    with ThreadPoolExecutor(1) as pool:
+        parts = [pool.submit(next, chunks).result(), *chunks]
+    whole = list(chain.from_iterable(part.codes.tolist() for part in parts))
+    assert whole == gpt.generate(phones(9), **options).tolist()
+
+
 @pytest.mark.parametrize(
     ("words", "options"),
     [

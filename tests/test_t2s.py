@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_vits import accel
-from mlx_vits.checkpoints.state_dict import load_state
+from mlx_vits.checkpoints.state_dict import load_state, state_of
 from mlx_vits.config import T2SConfig
 from mlx_vits.models.t2s import BERT_CHANNELS, Text2SemanticDecoder
 from mlx_vits.synthesis.generation import (
@@ -23,7 +23,7 @@ from mlx_vits.synthesis.generation import (
     stream,
 )
 from mlx_vits.synthesis.sampling import Sampling, draw_token, mark, penalize, probabilities
-from tests.support.goldens import assert_close, last, relative_l2, tensors, values
+from tests.support.goldens import assert_close, assert_near, last, relative_l2, tensors, values
 from tests.support.recipe import array_by_name
 
 ATOL = 1e-4  # the goldens' own fp32 spread is below 1e-5
@@ -266,3 +266,45 @@ def test_likeness_to_silence_is_upstreams(
     net: Text2SemanticDecoder, batch: dict[str, mx.array]
 ) -> None:
     assert_close(mute_likeness(net, 48), batch["stream/mute_similarity"], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_full_size_logits_are_pytorchs() -> None:
+    """24 layers of PyTorch's own, and codes one by one through the cache."""
+    torch = pytest.importorskip("torch")
+    mx.random.seed(1)
+    model = Text2SemanticDecoder()
+    random = np.random.default_rng(1)
+    phones, codes = random.integers(0, 732, (1, 60)), random.integers(0, 1024, (1, 80))
+    bert = random.standard_normal((1, 60, BERT_CHANNELS)).astype(np.float32)
+    state = {name: torch.tensor(np.array(value)) for name, value in state_of(model).items()}
+
+    def embed(kind: str, ids: np.ndarray) -> Any:
+        steps = torch.exp(torch.arange(0, 512, 2) * (-np.log(10000.0) / 512))
+        angles = torch.arange(ids.shape[1])[:, None] * steps
+        sines = torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, -1, 512)
+        table = state[f"ar_{kind}_embedding.word_embeddings.weight"]
+        return table[torch.tensor(ids)], state[f"ar_{kind}_position.alpha"] * sines
+
+    with torch.inference_mode():
+        projected = torch.nn.functional.linear(
+            torch.tensor(bert), state["bert_proj.weight"], state["bert_proj.bias"]
+        )
+        text = sum(embed("text", phones)) + projected
+        x = torch.cat([text, sum(embed("audio", codes))], dim=1)
+        hidden = torch.ones(140, 140, dtype=torch.bool).triu(1)
+        hidden[:60, :60] = False
+        for index in range(24):
+            layer = torch.nn.TransformerEncoderLayer(512, 16, 2048, 0.0, batch_first=True)
+            prefix = f"h.layers.{index}."
+            layer.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+            x = layer(x, src_mask=hidden)
+        theirs = (x[0, 59:] @ state["ar_predict_layer.weight"].T).numpy()
+    given = mx.array(phones), mx.array(codes), mx.array(bert)
+    assert_near(model(*given)[0], theirs)
+    read = model.prefill(given[0], given[1][:, :70], given[2])
+    stepped = [read.logits] + [model.step(given[1][:, at], read.reading) for at in range(70, 80)]
+    assert_near(mx.concatenate(stepped), theirs[70:])

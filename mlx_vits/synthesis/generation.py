@@ -128,7 +128,17 @@ def generate_batch(
     """
     if compat and prompt is None:
         fixed = replace(sampling, repetition_penalty=_NO_PROMPT_PENALTY)
-        return [generate(model, one, None, fixed, max_tokens=max_tokens) for one in requests]
+        return [
+            generate(
+                model,
+                request,
+                None,
+                fixed,
+                max_tokens=max_tokens,
+                noise=None if noise is None else noise[:, row : row + 1],
+            )
+            for row, request in enumerate(requests)
+        ]
     results = _generate(requests, model, prompt, sampling, max_tokens, noise)
     if not compat:
         return results

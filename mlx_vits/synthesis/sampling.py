@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import mlx.core as mx
 
@@ -42,7 +43,7 @@ class Sampling:
     repetition_penalty: float = 1.35
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.top_k, int) and self.top_k >= 1):
+        if not (isinstance(self.top_k, Integral) and self.top_k >= 1):
             raise ValueError(f"top_k is {self.top_k}; it has to be a whole number from 1 on")
         for name, lowest, most in (
             ("top_p", 0.0, 1.0),
