@@ -3,7 +3,8 @@
 A base is a folder of `config.json`, `generator.safetensors` (with enc_q),
 `discriminator.safetensors` and `content_encoder/{config.json,weights.safetensors}`. Each part can
 be replaced by upstream's: `s2G*.pth`, `s2D*.pth`, and a Hugging Face folder of
-chinese-hubert-base. To speak a text it also has `gpt.ckpt`.
+chinese-hubert-base. A base that speaks texts also has a GPT: `config.json` and
+`weights.safetensors` in `gpt/`, or upstream's file as `gpt.ckpt`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mlx_vits.checkpoints.contents import (
     has_posterior,
     is_discriminator,
 )
+from mlx_vits.checkpoints.gpt_file import find_gpt
 from mlx_vits.checkpoints.state_dict import load_state, parameter_paths
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
@@ -71,7 +73,7 @@ class Base:
         content_encoder: a folder, None where only prepared data can be used.
         speaker_encoder: a file, for v2Pro and v2ProPlus; None where their clips need to have
             speaker vectors already.
-        gpt: the T2S model; None where no text can be spoken.
+        gpt: in a form that `read_gpt` takes; None where the base speaks no texts.
     """
 
     name: str
@@ -126,7 +128,7 @@ def find_base(name_or_path: str) -> Base:
         discriminator=discriminator if discriminator.is_file() else None,
         content_encoder=encoder if encoder.is_dir() else None,
         speaker_encoder=speaker,
-        gpt=folder / GPT if (folder / GPT).is_file() else None,
+        gpt=find_gpt(folder),
     )
 
 

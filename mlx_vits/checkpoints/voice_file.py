@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.checkpoints.contents import complete_config
+from mlx_vits.checkpoints.contents import complete_config, refuse_others
 from mlx_vits.checkpoints.tensors import read_tensors, to_numpy, write_tensors
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, UpstreamFile, read_upstream
@@ -76,6 +76,7 @@ def _read_folder(path: Path) -> VoiceFile:
     for name in ("weights.safetensors", "generator.safetensors"):
         if (path / name).is_file():
             file = read_tensors(path / name)
+            refuse_others(file.tensors, path / name)
             return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path / name)
     raise CheckpointError(f"{path}: has a config.json but no weights.safetensors beside it")
 

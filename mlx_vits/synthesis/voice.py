@@ -25,11 +25,11 @@ from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layout import channels_last
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.features import speech_features
+from mlx_vits.synthesis.arguments import Array, floats, integers
 from mlx_vits.synthesis.decoding import Request, decode
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.text import clean_text, phonemes_to_ids
 
-Array = np.ndarray | mx.array
 Reference = str | Path | Array
 
 _DEFAULT_SEED = 0
@@ -123,8 +123,8 @@ class Voice:
             ValueError: an array has another shape, or a code or phoneme does not exist.
         """
         dims = self.config.reduced_dims
-        codes = _integers(codes, (1, 1, None), "codes", dims.codebook_size)
-        text = _integers(text, (1, None), "text", dims.text_vocab)
+        codes = integers(codes, (1, 1, None), "codes", dims.codebook_size)
+        text = integers(text, (1, None), "text", dims.text_vocab)
         if not speed > 0:
             raise ValueError(f"speed is {speed}; it has to be above 0")
         frames = self.model.decoded_frames(codes.shape[-1], speed)
@@ -135,7 +135,7 @@ class Voice:
         request = Request(
             codes[0],
             text,
-            channels_last(_floats(noise, shape, "noise")),
+            channels_last(floats(noise, shape, "noise")),
             mx.array(noise_scale, mx.float32),
             specs,
             vectors,
@@ -156,9 +156,9 @@ class Voice:
             if len(given) != len(references):
                 raise ValueError(f"{len(references)} references but {len(given)} speaker vectors")
             shape = (1, self.config.reduced_dims.sv_dim)
-            vectors = [_floats(vector, shape, "sv_emb") for vector in given]
+            vectors = [floats(vector, shape, "sv_emb") for vector in given]
         bins = self.config.data.spec_channels
-        specs = [channels_last(_floats(one, (1, bins, None), "refer")) for one in references]
+        specs = [channels_last(floats(one, (1, bins, None), "refer")) for one in references]
         return specs, vectors
 
     @on_lasting_thread
@@ -174,7 +174,7 @@ class Voice:
         Raises:
             ValueError: the features have another shape.
         """
-        features = _floats(ssl, (None, self.config.reduced_dims.ssl_dim, None), "ssl")
+        features = floats(ssl, (None, self.config.reduced_dims.ssl_dim, None), "ssl")
         codes = self.model.extract_latent(channels_last(features))
         return np.array(codes, dtype=np.int32)[:, None]
 
@@ -342,30 +342,3 @@ class Voice:
         path = Path(path)
         write_voice(path, state_of(self.model), self.config, info=self.info, name=self.name)
         return path
-
-
-def _floats(array: Array, shape: tuple[int | None, ...], name: str) -> mx.array:
-    result = array if isinstance(array, mx.array) else mx.array(np.asarray(array))
-    _check_shape(result, shape, name)
-    return result.astype(mx.float32)
-
-
-def _integers(array: Array, shape: tuple[int | None, ...], name: str, count: int) -> mx.array:
-    values = np.array(array)
-    _check_shape(values, shape, name)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{name} holds {values.dtype}; integers are needed")
-    if values.size and not (values.min() >= 0 and values.max() < count):
-        raise ValueError(
-            f"{name} reaches from {values.min()} to {values.max()}; only 0 to {count - 1} exist"
-        )
-    return mx.array(values.astype(np.int32))
-
-
-def _check_shape(array: Array, shape: tuple[int | None, ...], name: str) -> None:
-    fits = len(array.shape) == len(shape) and all(
-        wish in (None, size) for size, wish in zip(array.shape, shape, strict=True)
-    )
-    if not fits or 0 in array.shape:
-        wished = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has shape {list(array.shape)}; [{wished}] is needed")
