@@ -97,7 +97,7 @@ def pre_segment(text: str, language: str, method: str, *, compat: bool = False) 
 
 
 def split_long(text: str, language: str, longest: int = LONGEST) -> list[str]:
-    """A text in pieces of at most `longest` characters, cut after marks, else blanks, else anywhere.
+    """Pieces of at most `longest` characters, cut after marks, else blanks, else anywhere.
 
     Args:
         text: one piece.
