@@ -29,20 +29,18 @@ def settle_characters(pieces: list[Item]) -> list[Item]:
         pieces: in the languages "zh", "ja" and others, which stay as they are.
     """
     sentences = _sentences(pieces)
-    has_kana = any(_has_kana(sentence) for sentence in sentences)
-    is_japanese = has_kana and not any(_has_chinese(sentence) for sentence in sentences)
-    without_kana = "ja" if is_japanese else "zh"
+    has_kana = [_has_kana(sentence) for sentence in sentences]
+    has_chinese = [_has_chinese(sentence) for sentence in sentences]
+    without_kana = "ja" if any(has_kana) and not any(has_chinese) else "zh"
     settled: list[Item] = []
-    for sentence in sentences:
+    for sentence, kana, chinese in zip(sentences, has_kana, has_chinese, strict=True):
         for piece in sentence:
             if piece.kind not in ("zh", "ja"):
                 settled.append(piece)
-            elif not _has_kana(sentence):
-                settled.append(Item(without_kana, piece.text))
-            elif not _has_chinese(sentence):
-                settled.append(Item("ja", piece.text))
-            else:
+            elif kana and chinese:
                 settled += _in_both(piece)
+            else:
+                settled.append(Item("ja" if kana else without_kana, piece.text))
     return joined(settled)
 
 
@@ -56,6 +54,7 @@ def _sentences(pieces: list[Item]) -> list[list[Item]]:
 
 
 def _has_kana(sentence: list[Item]) -> bool:
+    """Whether a sentence has Japanese letters."""
     return any(_KANA.search(piece.text) for piece in sentence)
 
 
