@@ -120,11 +120,11 @@ def optimize(step: Any) -> None:
     step.global_norm, step.feature_loss = training.global_norm, training.feature_loss
 
 
-def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+def inference(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function that is never differentiated.
 
     Args:
-        function: of a model, a tree of arrays, and hashable settings, to an array.
+        function: of a model, a tree of arrays, and hashable settings, to arrays.
     """
     name = backend()
     if name == "off":
@@ -135,7 +135,7 @@ def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
         run = Recorder(function)
 
-    def wrapped(*arguments: Any) -> mx.array:
+    def wrapped(*arguments: Any) -> Any:
         with skip_custom_vjp():
             return run(*arguments)
 
