@@ -249,15 +249,15 @@ def test_streamed_chunks_are_upstreams(run: str, batch: dict[str, mx.array]) -> 
                 compat=compat,
             )
         )
-        assert [chunk.is_final for chunk in found] == meta["final"]
+        assert [chunk.is_final for chunk in found] == [False] * (len(found) - 1) + [True]
         return [chunk.codes.tolist() for chunk in found]
 
     theirs = [batch[f"stream/{run}/chunk{k}"].tolist() for k in range(len(meta["final"]))]
     assert chunks(compat=True) == theirs
-    # By default the same cuts, and no code twice.
-    starts = [start for start, _ in meta["chunks_start_end"]]
+    # By default no code twice, and no waiting for a pause that does not come.
     right = chunks(compat=False)
-    assert [len(chunk) for chunk in right[:-1]] == np.diff(starts).tolist()
+    least = meta["chunk_length"]
+    assert all(least <= len(chunk) <= 2 * least + 2 for chunk in right[:-1])
     whole = generate(model, request, batch["in/prompt"], sampling).codes.tolist()
     assert list(chain.from_iterable(right)) == whole
 

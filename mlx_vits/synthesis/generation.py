@@ -6,7 +6,7 @@ with `compat=True`, which its goldens are met with:
 
 * where a limit ends a sequence, its first code is lost, and in a batch its last one;
 * a batch without a prompt is read row by row, with a repetition penalty of 1.35 whatever was asked;
-* a stream that is cut at pauses repeats the codes after a cut.
+* a stream that is cut at pauses repeats the codes after a cut, and waits for a pause for ever.
 
 Source: GPT-SoVITS `AR/models/t2s_model.py` (`infer_panel_naive`, `infer_panel_batch_infer`).
 """
@@ -35,6 +35,7 @@ MOST_STEPS = 1500  # a minute, at 25 codes a second
 FIRST_STEPS_WITHOUT_EOS = 11
 MUTE_CODE = 486  # a row of the published GPTs' table that stands for silence
 _LOOK_AHEAD = 2
+_PATIENCE = 2  # times the length of a chunk that a pause is waited for
 _NO_PROMPT_PENALTY = 1.35
 
 _Draws = Callable[[int, Sequence[int]], mx.array]
@@ -179,15 +180,19 @@ def stream(
         pending += step.tokens
         if step.is_last:
             break
-        cut = _cut(pending, chunk_length, likeness)
+        cut = _cut(pending, chunk_length, likeness, waits=compat)
         if cut:
             yield Chunk(_int32(pending if compat else pending[:cut]), False)
             pending = pending[cut:]
     yield Chunk(_int32(pending), True)
 
 
-def _cut(pending: list[int], least: int, likeness: np.ndarray | None) -> int:
-    """How many of the codes make a chunk; 0 for none yet."""
+def _cut(pending: list[int], least: int, likeness: np.ndarray | None, *, waits: bool) -> int:
+    """How many of the codes make a chunk; 0 for none yet.
+
+    Args:
+        waits: wait for a pause however long it takes, as upstream does.
+    """
     if likeness is None:
         return least if len(pending) >= least else 0
     if len(pending) < least + _LOOK_AHEAD:
@@ -195,8 +200,12 @@ def _cut(pending: list[int], least: int, likeness: np.ndarray | None) -> int:
     scores = likeness[pending]
     scores[scores < 0] = -1
     scores[:-1] += scores[1:]
+    if not waits:
+        scores[: least - 1] = -np.inf
     best = int(np.argmax(scores))
-    return best + 1 if scores[best] >= 0 and best + 1 >= least else 0
+    is_pause = scores[best] >= 0 and best + 1 >= least
+    is_late = not waits and len(pending) >= _PATIENCE * least
+    return best + 1 if is_pause or is_late else 0
 
 
 def mute_likeness(model: Text2SemanticDecoder, mute_code: int = MUTE_CODE) -> np.ndarray:

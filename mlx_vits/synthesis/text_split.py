@@ -13,7 +13,8 @@
 character of the text but repeated marks (upstream writes "。" for "……" where cut1 and cut2 cut, and
 adds "。" to English); marks inside numbers and names end nothing; cut5 cuts at ~ : — ; and ； as
 well; the last group of cut1 has at most four clauses; no line is glued to the next without a mark;
-a closing quote stays with its sentence; no piece is empty or longer than `LONGEST`.
+a closing quote stays with its sentence; no piece is empty or longer than `LONGEST`, and a part of a
+sentence is not shorter than five characters of Chinese or twenty of an alphabet.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ LONGEST = 510  # characters; what BERT reads at once is 512 tokens
 _CLAUSES_A_GROUP = 4
 _SHORT_START = 4  # characters: a shorter first clause is easily swallowed
 _MARKS = {"cut1": SPLITTERS, "cut2": SPLITTERS, "cut3": "。", "cut4": ".", "cut5": CLAUSE_MARKS}
+_ENDS_SENTENCE = re.compile(r"[.?!…。？！]\W*$")
+_IDEOGRAPHS = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 _ENDS = {method: end_pattern(marks) for method, marks in _MARKS.items()}
 
 
@@ -92,12 +97,12 @@ def pre_segment(text: str, language: str, method: str, *, compat: bool = False) 
     if _needs_lead(text, language, method):
         text = final_mark(language) + text
     pieces = [finish(piece, language) for piece in _cut(text, method)]
-    merged = merge_short(pieces, join=_join)
+    merged = merge_short(pieces, join=_join, length=_spoken_length)
     return [part for piece in merged for part in split_long(piece, language)]
 
 
 def split_long(text: str, language: str, longest: int = LONGEST) -> list[str]:
-    """Pieces of at most `longest` characters, cut after marks, else blanks, else anywhere.
+    """Cut a text into pieces of at most `longest` characters: after marks, at blanks, or anywhere.
 
     Args:
         text: one piece.
@@ -177,6 +182,13 @@ def _needs_lead(text: str, language: str, method: str) -> bool:
     if method in ("cut3", "cut4", "cut5") and final_mark(language) in _MARKS[method]:
         return False
     return text[0] not in SPLITTERS and len(first_clause(text)) < _SHORT_START
+
+
+def _spoken_length(text: str) -> float:
+    """Count characters; in a part of a sentence four of an alphabet are worth one of Chinese."""
+    if _ENDS_SENTENCE.search(text[-20:]):
+        return len(text)
+    return sum(1.0 if _IDEOGRAPHS.match(character) else 0.25 for character in text)
 
 
 def _join(first: str, second: str) -> str:

@@ -66,14 +66,17 @@ def upstream_split_long(text: str, limit: int = 510) -> list[str]:
 
 
 def merge_short(
-    pieces: list[str], shortest: int = 5, join: Callable[[str, str], str] = str.__add__
+    pieces: list[str],
+    shortest: int = 5,
+    join: Callable[[str, str], str] = str.__add__,
+    length: Callable[[str], float] = len,
 ) -> list[str]:
     """Join pieces shorter than `shortest` characters to the next one, at the end to the last."""
     merged: list[str] = []
     pending = ""
     for piece in pieces:
         pending = join(pending, piece)
-        if len(pending) >= shortest:
+        if length(pending) >= shortest:
             merged.append(pending)
             pending = ""
     if pending and merged:
