@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 import mlx_vits
-from mlx_vits import train
+from mlx_vits import speak, train
 from mlx_vits.arguments.data import (
     BaseName,
     BatchSize,
@@ -44,6 +44,7 @@ from mlx_vits.tools.inspect.show import show
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)
+app.command("speak")(speak.main)
 
 
 @app.command()

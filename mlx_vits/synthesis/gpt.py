@@ -325,17 +325,18 @@ def load_gpt(name_or_path: str | Path, *, version: str | None = None) -> GPT:
         >>> mlx_vits.load_gpt("GPT_weights_v2/NAME-e15.ckpt").version
         'v2'
     """
-    path = _find(str(name_or_path))
+    path = find_gpt_path(name_or_path)
     file = read_gpt(path, version=version)
     return GPT(load_gpt_model(file, consume=True), info=file.info, name=Path(name_or_path).stem)
 
 
-def _find(given: str) -> Path:
-    """The file or folder of a GPT.
+def find_gpt_path(name_or_path: str | Path) -> Path:
+    """Find the file or folder of a GPT; see `load_gpt`.
 
     Raises:
         CheckpointError: there is none.
     """
+    given = str(name_or_path)
     path = given_path(given, CheckpointError)
     if is_run(path):
         found = find_gpt(path)

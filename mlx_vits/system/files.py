@@ -47,7 +47,7 @@ def atomic_write(
         UserError: the file cannot be written; one sentence with the path, the reason and the cure.
     """
     path = Path(path)
-    temporary = path.parent / f".mlx_vits-{secrets.token_hex(8)}.tmp"
+    temporary = temporary_path(path.parent)
     try:
         # Locked until it is renamed, lest another process sweeps it away.
         held = Held(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -226,6 +226,11 @@ def tidy(path: Path) -> None:
                         move_folder(left, path)
                 elif is_free:
                     _discard(left)
+
+
+def temporary_path(folder: Path) -> Path:
+    """Return a name in a folder for a file that is being written, which `sweep` knows."""
+    return folder / f".mlx_vits-{secrets.token_hex(8)}.tmp"
 
 
 def sweep(folder: Path, *, below: bool = True) -> None:
