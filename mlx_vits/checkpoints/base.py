@@ -33,7 +33,7 @@ from mlx_vits.errors import CheckpointError
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
-from mlx_vits.system.files import given_path
+from mlx_vits.system.files import given_path, unreadable
 
 DEMO = "demo"
 FULL_SIZE = "v2"  # the base that a voice other than the demo is made from, where it is there
@@ -332,5 +332,5 @@ def file_sha256(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(unreadable(path, error)) from error
     return digest.hexdigest()

@@ -28,8 +28,9 @@ import numpy as np
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.system.files import atomic_write, read_utf8, single_name
+from mlx_vits.system.files import atomic_write, single_name
 from mlx_vits.system.json_files import build_record, read_json
+from mlx_vits.system.text_files import read_text
 from mlx_vits.text import CleanText, clean_text
 
 TEXT_FILE = "2-name2text.txt"
@@ -208,12 +209,8 @@ def read_text_lines(path: Path, fault: Callable[[str], None] | None = None) -> l
     Raises:
         DataError: the file cannot be read; without `fault` also a line of another form.
     """
-    try:
-        content = read_utf8(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); prepare the voice again") from error
     lines = []
+    content = read_text(path, cure="prepare the voice again")
     for number, row in enumerate(content.split("\n"), 1):
         try:
             lines += [_text_line(row, f"{path}: line {number}")] if row else []

@@ -25,7 +25,7 @@ from mlx_vits.preprocessing.transcripts import (
     read_beside,
     read_transcripts,
 )
-from mlx_vits.system.files import single_name
+from mlx_vits.system.files import single_name, unreadable
 from mlx_vits.system.text_files import read_text
 
 HELD_OUT = "held_out.txt"
@@ -245,7 +245,7 @@ def find_audio(folder: Path) -> list[str]:
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise DataError(unreadable(folder, error)) from error
     # Names with a leading dot are macOS's own companions of files on other disks.
     names = [name for name in names if not name.startswith(".")]
     plain = {Path(name).stem for name in names if Path(name).suffix.lower() in SUFFIXES}

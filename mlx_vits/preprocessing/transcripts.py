@@ -24,7 +24,7 @@ from mlx_vits.preprocessing.cues import is_timed
 from mlx_vits.preprocessing.languages import LANGUAGES, find_language
 from mlx_vits.preprocessing.listed import Recordings
 from mlx_vits.preprocessing.tables import Row, has_header, read_table
-from mlx_vits.system.files import atomic_write
+from mlx_vits.system.files import atomic_write, unreadable
 from mlx_vits.system.text_files import read_text
 
 Fault = Callable[[str], None]
@@ -198,7 +198,7 @@ def find_beside(clips: Sequence[Path], suffixes: Sequence[str] = BESIDE) -> dict
         try:
             texts = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
         except OSError as error:
-            raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+            raise DataError(unreadable(folder, error)) from error
         exact = {clip.stem for clip in clips if clip.parent == folder}
         texts.sort(key=lambda p: (p.stem not in exact, suffixes.index(p.suffix.lower()), p.name))
         for path in texts:

@@ -83,6 +83,12 @@ def atomic_write(
             temporary.unlink(missing_ok=True)
 
 
+def unreadable(path: str | os.PathLike[str], error: OSError) -> str:
+    """Return the sentence for a file or folder that the system refuses to read."""
+    reason = error.strerror or type(error).__name__
+    return f"{path}: cannot be read ({reason}); check its permissions and its disk"
+
+
 def read_bytes(path: Path) -> bytes:
     """Read a text or JSON file.
 
@@ -97,15 +103,6 @@ def read_bytes(path: Path) -> bytes:
     if len(content) > LARGEST_BYTES:
         raise ValueError(f"it is larger than {LARGEST_BYTES >> 20} MB")
     return content
-
-
-def read_utf8(path: Path) -> str:
-    """Read a UTF-8 text file, with or without a byte order mark, of any system's line ends.
-
-    Raises:
-        OSError, ValueError: as `read_bytes`, or it is not UTF-8.
-    """
-    return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def make_folder(path: Path) -> None:
