@@ -18,6 +18,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_vits.checkpoints.base import (
+    CONTENT_ENCODER,
+    DISCRIMINATOR_FILE,
+    SPEAKER_ENCODER,
     load_content_encoder,
     load_discriminator,
     load_generator,
@@ -37,8 +40,8 @@ from mlx_vits.checkpoints.hub import (
 from mlx_vits.checkpoints.state_dict import expected_shapes
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
-from mlx_vits.checkpoints.voice_file import read_voice
-from mlx_vits.config import VERSIONS, Config
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, WEIGHTS_FILE, read_voice
+from mlx_vits.config import CONFIG_FILE, VERSIONS, Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import (
     atomic_write,
@@ -67,13 +70,13 @@ def _base_files(version: str) -> dict[str, str]:
     """What a base is made of: path within upstream's repository to path within the base."""
     generator, discriminator = _NETS[version]
     files = {
-        generator: "generator.safetensors",
-        discriminator: "discriminator.safetensors",
-        _ENCODER[0]: "content_encoder/config.json",
-        _ENCODER[1]: "content_encoder/weights.safetensors",
+        generator: GENERATOR_FILE,
+        discriminator: DISCRIMINATOR_FILE,
+        _ENCODER[0]: f"{CONTENT_ENCODER}/{CONFIG_FILE}",
+        _ENCODER[1]: f"{CONTENT_ENCODER}/{WEIGHTS_FILE}",
     }
     if version in ("v2Pro", "v2ProPlus"):
-        files[_SPEAKER] = f"speaker_encoder/{Path(_SPEAKER).name}"
+        files[_SPEAKER] = f"{SPEAKER_ENCODER}/{Path(_SPEAKER).name}"
     return files
 
 
@@ -142,18 +145,18 @@ def _is_there(target: Path, version: str, force: bool) -> bool:
             f"{target}: is not a folder that can be read ({error.strerror}); choose another with "
             "--output"
         ) from error
-    if held and "generator.safetensors" not in held:
+    if held and GENERATOR_FILE not in held:
         raise CheckpointError(f"{target}: holds something else; choose another with --output")
     if not held:
         return False
     if force:
         known = {path.split("/")[0] for path in _base_files("v2Pro").values()}
-        if foreign := held - known - {"config.json", CHECKSUMS}:
+        if foreign := held - known - {CONFIG_FILE, CHECKSUMS}:
             raise CheckpointError(
                 f"{target}: also holds {min(foreign)}, which --force would delete; move it away"
             )
         return False
-    kept = Config.read(target / "config.json").version
+    kept = Config.read(target / CONFIG_FILE).version
     if kept != version:
         raise CheckpointError(
             f"{target}: holds a {kept} base; choose another folder, or --force to replace it"
@@ -246,7 +249,7 @@ def _lay_generator(version: str, fetched: Fetched, folder: Path) -> Config:
         config = json.dumps(file.config.to_dict(), indent=1)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: its configuration is damaged ({error}); {cure}") from error
-    with atomic_write(folder / "config.json") as output:
+    with atomic_write(folder / CONFIG_FILE) as output:
         output.write(config.encode())
     tensors = {key: mx.array(file.tensors[key]) for key in names}
     write_tensors(folder / fetched.remote.becomes, tensors, {"info": file.info, "format": "pt"})

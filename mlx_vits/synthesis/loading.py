@@ -11,7 +11,7 @@ from mlx_vits.checkpoints.base import (
     weights_home,
 )
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
-from mlx_vits.checkpoints.voice_file import read_voice
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.threads import on_lasting_thread
@@ -55,7 +55,7 @@ def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None)
     is_name = len(path.parts) == 1 and not path.suffix
     if is_name and (weights_home() / path).is_dir():
         return _load_base(str(name_or_path), encoder)
-    if path.is_dir() and (path / "generator.safetensors").is_file():
+    if path.is_dir() and (path / GENERATOR_FILE).is_file():
         return _load_base(str(path), encoder)
     if not path.exists():
         if str(path) in VERSIONS:
