@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
 
+from mlx_vits.checkpoints.upstream import CODE_VERSIONS
 from mlx_vits.tools.inspect.facts import NetFacts
-from mlx_vits.tools.inspect.upstream_guess import CODE_VERSIONS
+from mlx_vits.tools.pages import Level, Remark, count, name_some, problems_first
 
-_LISTED = 4  # names quoted in a sentence
 _FROZEN = "ssl_proj."  # no gradient ever reaches it, in GPT-SoVITS either
 
 
-Level = Literal["problem", "note"]
-
-
-class Remark(NamedTuple):
-    """One sentence.
-
-    Attributes:
-        level: a problem keeps something from working; a note does not.
-        words: without a full stop.
-    """
-
-    level: Level
-    words: str
-
-
 def remarks(net: NetFacts) -> list[Remark]:
-    """All there is to remark on, problems first."""
-    found = [
-        *_on_version(net),
-        *_on_content(net),
-        *_on_weight_norm(net),
-        *_on_optimizer(net),
-        *_on_use(net),
-    ]
-    return sorted(found, key=lambda remark: remark.level != "problem")
+    """Return all there is to remark on, problems first, each without a full stop."""
+    return problems_first(
+        [
+            *_on_version(net),
+            *_on_content(net),
+            *_on_weight_norm(net),
+            *_on_optimizer(net),
+            *_on_use(net),
+        ]
+    )
 
 
 def listed(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return name_some(names, 4)
 
 
 def _on_version(net: NetFacts) -> Iterable[Remark]:
@@ -66,17 +49,17 @@ def _on_version(net: NetFacts) -> Iterable[Remark]:
 def _on_content(net: NetFacts) -> Iterable[Remark]:
     missing = net.missing
     if missing.lacking:
-        count = f"{len(missing.lacking)} of the {missing.expected} tensors of its version"
-        yield Remark("problem", f"lacks {count}: {listed(missing.lacking)}")
+        share = f"{len(missing.lacking)} of the {missing.expected} tensors of its version"
+        yield Remark("problem", f"lacks {share}: {listed(missing.lacking)}")
     if missing.unknown:
         names = listed(missing.unknown)
-        yield Remark("problem", f"{_count(missing.unknown)} its version does not know: {names}")
+        yield Remark("problem", f"{_tensors(missing.unknown)} its version does not know: {names}")
     if missing.misshapen:
         shapes = [f"{n} is {a}, not {b}" for n, (a, b) in missing.misshapen.items()]
-        yield Remark("problem", f"{_count(shapes)} of another shape: {listed(shapes)}")
+        yield Remark("problem", f"{_tensors(shapes)} of another shape: {listed(shapes)}")
     if missing.not_finite:
         names = listed(missing.not_finite)
-        yield Remark("problem", f"{_count(missing.not_finite)} holding NaN or infinity: {names}")
+        yield Remark("problem", f"{_tensors(missing.not_finite)} holding NaN or infinity: {names}")
     if missing.zero_channels:
         yield Remark(
             "problem",
@@ -94,8 +77,8 @@ def _on_content(net: NetFacts) -> Iterable[Remark]:
         yield Remark(level, "its sizes cannot be told, so nothing says which tensors it lacks")
 
 
-def _count(names: Sequence[str]) -> str:
-    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
+def _tensors(names: Sequence[str]) -> str:
+    return count(len(names), "tensor")
 
 
 def _on_weight_norm(net: NetFacts) -> Iterable[Remark]:
@@ -108,12 +91,11 @@ def _on_weight_norm(net: NetFacts) -> Iterable[Remark]:
         )
         return
     if stored["folded"]:
-        count = len(stored["folded"])
         yield Remark(
             "problem",
-            f"{count} layers are folded, a single weight in place of length g and direction v: "
-            "GPT-SoVITS drops them without a word and speaks with random ones, mlx_vits refuses "
-            f"the file ({listed(stored['folded'])})",
+            f"{len(stored['folded'])} layers are folded, a single weight in place of length g and "
+            "direction v: GPT-SoVITS drops them without a word and speaks with random ones, "
+            f"mlx_vits refuses the file ({listed(stored['folded'])})",
         )
     for form, words in (
         ("split", "as length g and direction v, where GPT-SoVITS has a single weight"),
@@ -154,7 +136,7 @@ def _on_optimizer(net: NetFacts) -> Iterable[Remark]:
     if odd:
         parts = sorted({name.split(".")[0] for name in odd})
         yield Remark(
-            "note", f"{_count(odd)} without moments, so not trained, in {', '.join(parts)}"
+            "note", f"{_tensors(odd)} without moments, so not trained, in {', '.join(parts)}"
         )
 
 

@@ -11,26 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_vits.tools.inspect.facts import Facts, NetFacts
+from mlx_vits.models.discriminator import PRO_PERIODS
+from mlx_vits.tools.inspect.facts import MODULES, Facts, NetFacts
 from mlx_vits.tools.inspect.layers import LayerFacts, Levels, RowFacts
-from mlx_vits.tools.inspect.remarks import Remark, listed, remarks
-from mlx_vits.tools.pages import pairs, safe_text, standard_output
+from mlx_vits.tools.inspect.remarks import listed
+from mlx_vits.tools.pages import Remark, count, pairs, remark_list, safe_text, standard_output
 
 _FAR = 0.1  # a ratio this far from 1 stands out
-_MODULES = {
-    "enc_p": "reads phonemes and content",
-    "dec": "makes the sound (HiFi-GAN)",
-    "enc_q": "hears recordings; only for training",
-    "flow": "joins enc_p and enc_q",
-    "ref_enc": "style of a reference recording",
-    "ssl_proj": "content at half its rate; never trained",
-    "quantizer": "codebook of content; never trained",
-    "sv_emb": "speaker vector to style",
-    "ge_to512": "style for enc_p",
-    "prelu": "activation of the style",
-}
 _ORDINALS = {1: "", 2: "2nd ", 3: "3rd "}
-_PERIODS = (1, 2, 3, 5, 7, 11, 17, 23)  # of the sub-discriminators
+_PERIODS = (1, *PRO_PERIODS)  # of the sub-discriminators
 
 
 def show(facts: Facts, console: Console | None = None) -> None:
@@ -52,18 +41,10 @@ def show(facts: Facts, console: Console | None = None) -> None:
         console.print(safe_text(hint), soft_wrap=True)
 
 
-def _print_remarks(console: Console, found: list[Remark]) -> None:
-    if not found:
-        return
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for level, words in found:
-        is_problem = level == "problem"
-        sign, style = ("! ", "bold yellow") if is_problem else ("- ", "")
-        grid.add_row(safe_text(f"  {sign}", style), safe_text(words, style))
-    console.print()
-    console.print(grid)
+def _print_remarks(console: Console, found: Iterable[Remark]) -> None:
+    if found:
+        console.print()
+        console.print(remark_list(found))
 
 
 def _about(facts: Facts) -> list[tuple[str, Any]]:
@@ -106,7 +87,7 @@ def _show_net(console: Console, net: NetFacts, facts: Facts) -> None:
     if net.file != facts.path:
         console.print(safe_text(net.file, "bold"))
     console.print(pairs(_identity(net)))
-    _print_remarks(console, remarks(net))
+    _print_remarks(console, net.remarks)
     console.print()
     console.print(_module_table(net, bool(facts.against)))
     if net.layers:
@@ -148,9 +129,9 @@ def _sizes(net: NetFacts) -> str:
 
 def _trained(trained: dict[str, Any]) -> str:
     words = []
-    for count, unit in ((trained["epochs"], "epoch"), (trained["steps"], "step")):
-        if count is not None:
-            words.append(f"{count:,} {unit}{'' if count == 1 else 's'}")
+    for number, unit in ((trained["epochs"], "epoch"), (trained["steps"], "step")):
+        if number is not None:
+            words.append(count(number, unit))
     if not words and trained["info"]:
         words.append(trained["info"])
     words += [
@@ -211,7 +192,7 @@ def _module_table(net: NetFacts, is_compared: bool) -> Table:
 def _what_is(module: str) -> str:
     family, _, index = module.partition(".")
     if family != "discriminators" or not index.isdigit():
-        return _MODULES.get(module, "")
+        return MODULES.get(module, "")
     if int(index) >= len(_PERIODS):
         return ""
     period = _PERIODS[int(index)]
@@ -226,7 +207,11 @@ def _layer_table(net: NetFacts, is_compared: bool) -> Table:
     table = _table(*columns, numbers=columns[4:])
     for row in net.layers:
         levels = row.levels
-        cells = [safe_text(row.name), *_geometry(row), Text(row.forms)]
+        cells = [
+            safe_text(row.name),
+            *_geometry(row),
+            Text(", ".join(dict.fromkeys(layer.form for layer in row.layers))),
+        ]
         cells += [Text(_number(levels.norm)), Text(_number(levels.mean_g))]
         cells += [Text(_number(levels.gain))] if is_generator else []
         table.add_row(*cells, *(_comparison(levels) if is_compared else []))
