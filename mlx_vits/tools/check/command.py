@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from mlx_vits.tools.check.as_json import as_json
 from mlx_vits.tools.check.gather import gather
 from mlx_vits.tools.check.show import reading_progress, show
 from mlx_vits.tools.check.subject import CheckOptions, find_subject
 from mlx_vits.tools.check.verdict import judge
+from mlx_vits.tools.pages import plain
 
 
 def check_voice(voice: str, options: CheckOptions, *, for_machines: bool) -> int:
@@ -30,7 +30,7 @@ def check_voice(voice: str, options: CheckOptions, *, for_machines: bool) -> int
         facts = gather(subject, progress)
     verdict = judge(facts)
     if for_machines:
-        print(json.dumps(as_json(facts, verdict), indent=1))
+        print(json.dumps(plain(facts) | {"verdict": plain(verdict)}, indent=1))
     else:
         show(facts, verdict)
     return verdict.status

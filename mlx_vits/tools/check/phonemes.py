@@ -71,6 +71,7 @@ def summarize_phonemes(
     has_english = any(clip.language == ENGLISH for clip in clips)
     inventory = ARPABET if has_english else ()
     guessed = Counter(word for clip in clips for word in clip.guessed)
+    unspoken = Counter(part for clip in clips for part in clip.unspoken)
     return PhonemeFacts(
         total=counts.total(),
         symbols=len(counts),
@@ -81,7 +82,7 @@ def summarize_phonemes(
         unknown=counts[UNKNOWN],
         unknown_in=tuple(clip.name for clip in clips if clip.unknown),
         guessed=dict(guessed.most_common()),
-        unspoken=dict(Counter(part for clip in clips for part in clip.unspoken).most_common()),
+        unspoken=dict(unspoken.most_common()),
     )
 
 
@@ -96,15 +97,11 @@ def summarize_rates(clips: Sequence[ClipFacts]) -> dict[str, RateFacts]:
 
 def _rates(clips: list[ClipFacts]) -> RateFacts:
     rates = [clip.phonemes_per_second for clip in clips]
-    phonemes = Spread.of(rates)
-    characters = Spread.of([len(clip.text) / clip.seconds for clip in clips])
-    assert phonemes is not None
-    assert characters is not None
     far = far_from_median(rates, factor=_RATE_FACTOR)
     return RateFacts(
         clips=len(clips),
-        phonemes=phonemes,
-        characters=characters,
+        phonemes=Spread.of(rates),
+        characters=Spread.of([len(clip.text) / clip.seconds for clip in clips]),
         correlation=_correlation(clips),
         outliers=tuple(clip.name for clip, is_far in zip(clips, far, strict=True) if is_far),
         outside=tuple(

@@ -10,15 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from mlx_vits.config import ReducedDims
 from mlx_vits.text.extras import LANGUAGE_NAMES
 from mlx_vits.tools.check.facts import AlignmentFacts, PartFacts, Spread, Verdict, VoiceFacts
 from mlx_vits.tools.check.gather import Progress as Report
-from mlx_vits.tools.check.verdict import name_some, words_for
-from mlx_vits.tools.pages import pairs, safe_text, standard_output
+from mlx_vits.tools.check.verdict import words_for
+from mlx_vits.tools.pages import count, name_some, pairs, remark_list, safe_text, standard_output
 
 _LABEL_WIDTH = 18
 _BAR = 30  # characters of the longest bar
@@ -61,15 +60,8 @@ def show(facts: VoiceFacts, verdict: Verdict, console: Console | None = None) ->
     console.print(
         safe_text(f"{verdict.word.capitalize()}: {verdict.summary}", _STYLES[verdict.word])
     )
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for level, words in verdict.remarks:
-        is_problem = level == "problem"
-        style = "bold yellow" if is_problem else ""
-        grid.add_row(safe_text("  !" if is_problem else "  -", style), safe_text(words, style))
     if verdict.remarks:
-        console.print(grid)
+        console.print(remark_list(verdict.remarks))
 
 
 @contextmanager
@@ -85,11 +77,11 @@ def reading_progress() -> Iterator[Report]:
         disable=not console.is_terminal,
     )
 
-    def report(done: int, count: int, name: str) -> None:
-        if count < _FEWEST_TO_SHOW_PROGRESS:
+    def report(done: int, total: int) -> None:
+        if total < _FEWEST_TO_SHOW_PROGRESS:
             return
         if not bar.task_ids:
-            bar.add_task("reading", total=count)
+            bar.add_task("reading", total=total)
         bar.update(bar.task_ids[0], completed=done)
 
     with bar:
@@ -146,7 +138,7 @@ def _clips(facts: VoiceFacts) -> list[tuple[str, Any]]:
 
 
 def _part(part: PartFacts) -> str:
-    return f"{part.clips:,} clip{'' if part.clips == 1 else 's'}, {words_for(part.seconds)}"
+    return f"{count(part.clips, 'clip')}, {words_for(part.seconds)}"
 
 
 def _spread(spread: Spread | None, form: str = "{:.1f}", unit: str = "") -> str:
@@ -170,9 +162,7 @@ def _phonemes(facts: VoiceFacts) -> list[tuple[str, Any]]:
     unknown = f"{spoken.unknown}, in {name_some(spoken.unknown_in)}" if spoken.unknown else "none"
     rows.append(("unknown (UNK)", unknown))
     if spoken.guessed:
-        words = list(spoken.guessed)
-        more = f" and {len(words) - _WORDS} more" if len(words) > _WORDS else ""
-        rows.append(("guessed words", ", ".join(words[:_WORDS]) + more))
+        rows.append(("guessed words", name_some(list(spoken.guessed), _WORDS)))
     for language, rate in facts.rates.items():
         name = LANGUAGE_NAMES.get(language, "")
         label = f"speed, {name}" if len(facts.rates) > 1 and name else "speed"

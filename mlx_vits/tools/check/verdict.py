@@ -12,13 +12,14 @@ Thresholds on single clips are in `outliers.py` and `phonemes.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from mlx_vits.preprocessing.language_check import ReadText, judge_languages
 from mlx_vits.preprocessing.prepared import TEXT_FILE
 from mlx_vits.preprocessing.recordings import LONGEST_CLIP_SECONDS
-from mlx_vits.tools.check.facts import Level, Remark, Verdict, VoiceFacts, Word
+from mlx_vits.tools.check.facts import Verdict, VoiceFacts, Word
 from mlx_vits.tools.check.phonemes import FASTEST, LEAST_CORRELATION, SLOWEST
+from mlx_vits.tools.pages import Level, Remark, count, name_some, problems_first
 
 # GPT-SoVITS asks for one minute; the demo's voice has 58 s.
 ENOUGH_SECONDS = 50.0
@@ -31,7 +32,6 @@ _MANY = 0.1
 _UNKNOWN_SHARE = 0.01  # of phonemes
 # A minute of a reader holds 36 to 38 of the 39 English phonemes, 20 s hold 31 to 36.
 _FEW_PHONEMES = 33
-_NAMED = 3
 
 _CANNOT, _CAN = 2, 0  # exit statuses
 
@@ -43,10 +43,9 @@ def judge(facts: VoiceFacts) -> Verdict:
     remarks += [*_on_clips(facts), *_on_versions(facts)]
     if facts.note:
         remarks.append(Remark("note", facts.note))
-    remarks.sort(key=lambda remark: remark.level != "problem")
     word = _word(facts, bool(stops), any(remark.level == "problem" for remark in remarks))
     status = _CANNOT if word == "broken" else _CAN
-    return Verdict(word, status, _summary(facts, word), tuple(remarks))
+    return Verdict(word, status, _summary(facts, word), tuple(problems_first(remarks)))
 
 
 def _word(facts: VoiceFacts, stops: bool, has_problem: bool) -> Word:
@@ -77,18 +76,12 @@ def words_for(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def name_some(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _count(number: int, one: str = "clip") -> str:
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
+def _clips(number: int) -> str:
+    return count(number, "clip")
 
 
 def _are(number: int) -> str:
-    return f"{_count(number)} {'is' if number == 1 else 'are'}"
+    return f"{count(number, 'clip')} {'is' if number == 1 else 'are'}"
 
 
 def _level(number: int, of: int) -> Level:
@@ -107,7 +100,7 @@ def _stops(facts: VoiceFacts) -> Iterable[Remark]:
         names = name_some([clip.name for clip in faulty])
         yield Remark(
             "problem",
-            f"Training would stop at {_count(len(faulty))} ({names}), for the reasons above. "
+            f"Training would stop at {_clips(len(faulty))} ({names}), for the reasons above. "
             f"Prepare the voice again, or take the lines out of {TEXT_FILE}.",
         )
     widths = facts.alignment.widths if facts.alignment is not None else {}
@@ -144,7 +137,7 @@ def _on_amount(facts: VoiceFacts) -> Iterable[Remark]:
     if long:
         yield Remark(
             "note",
-            f"{_count(len(long))} of more than {LONGEST_CLIP_SECONDS:.0f} s ({name_some(long)}): "
+            f"{_clips(len(long))} of more than {LONGEST_CLIP_SECONDS:.0f} s ({name_some(long)}): "
             "they need much memory. Clips of 3 to 10 s serve best.",
         )
 
@@ -215,7 +208,7 @@ def _on_texts(facts: VoiceFacts) -> Iterable[Remark]:
     if spoken.unknown:
         yield Remark(
             "problem" if spoken.unknown > _UNKNOWN_SHARE * spoken.total else "note",
-            f"{_count(spoken.unknown, 'sound')} unknown (UNK), in "
+            f"{count(spoken.unknown, 'sound')} unknown (UNK), in "
             f"{name_some(spoken.unknown_in)}: write what is said there in letters of the language.",
         )
     if spoken.unspoken:
@@ -253,7 +246,7 @@ def _on_duplicates(facts: VoiceFacts) -> Iterable[Remark]:
     if texts:
         yield Remark(
             "note",
-            f"{_count(len(texts), 'sentence')} said more than once "
+            f"{count(len(texts), 'sentence')} said more than once "
             f"({name_some([name for same in texts for name in same.names])}): right if recorded "
             "more than once, else a transcript is wrong.",
         )
