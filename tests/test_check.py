@@ -404,7 +404,7 @@ def test_transcripts_that_do_not_fit(tmp_path: Path) -> None:
     facts, verdict = look(texts)
     assert facts.rates["en"].outliers == ("03.wav",)
     assert facts.rates["en"].outside == ("03.wav",)
-    assert "listen whether the transcript is right" in _said(verdict)
+    assert "listen, and check the transcript" in _said(verdict)
     # All lines three clips further on: each could be slow or fast speech, together they cannot.
     facts, verdict = look(texts[3:] + texts[:3])
     assert (facts.rates["en"].correlation or 1) < LEAST_CORRELATION

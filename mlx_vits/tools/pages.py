@@ -30,6 +30,14 @@ class Remark(NamedTuple):
     words: str
 
 
+def problem(words: str) -> Remark:
+    return Remark("problem", words)
+
+
+def note(words: str) -> Remark:
+    return Remark("note", words)
+
+
 def problems_first(remarks: Iterable[Remark]) -> list[Remark]:
     return sorted(remarks, key=lambda remark: remark.level != "problem")
 

@@ -13,7 +13,7 @@ from mlx_vits.config import VERSIONS, Config
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepared import Manifest
-from mlx_vits.tools.check.clips import count_clips, read_clips
+from mlx_vits.tools.check.clips import Reading, count_clips, read_clips
 from mlx_vits.tools.check.facts import (
     AlignmentFacts,
     Bin,
@@ -29,17 +29,18 @@ from mlx_vits.tools.check.phonemes import summarize_phonemes, summarize_rates
 from mlx_vits.tools.check.subject import Subject
 from mlx_vits.training.batches import Item, PreparedVoice, epoch_batches, repeat_items
 
-Progress = Callable[[int, int], None]  # clips done, and clips in all
+Follow = Callable[[Iterable[Reading], int], Iterable[Reading]]
 
 _EDGES = (2, 4, 6, 8, 10, 15)  # seconds
 
 
-def gather(subject: Subject, progress: Progress | None = None) -> VoiceFacts:
-    """Reads every clip of a voice once, its speaker vector twice.
+def gather(subject: Subject, follow: Follow | None = None) -> VoiceFacts:
+    """Read every clip of a voice once, its speaker vector twice.
 
     Args:
         subject: from `find_subject`.
-        progress: called after every clip.
+        follow: passes the clips on as they are read, and knows how many there are; to show how
+            far the work is.
 
     Raises:
         DataError: the texts cannot be read, or list no clip.
@@ -47,16 +48,16 @@ def gather(subject: Subject, progress: Progress | None = None) -> VoiceFacts:
     clips: list[ClipFacts] = []
     symbols: Counter[str] = Counter()
     odd_files = []
-    count = count_clips(subject)
-    for reading in read_clips(subject):
+    readings: Iterable[Reading] = read_clips(subject)
+    if follow is not None:
+        readings = follow(readings, count_clips(subject))
+    for reading in readings:
         clip = reading.clip
         clips.append(clip)
         if clip.is_trained_on:
             symbols.update(reading.symbols)
         if reading.file_form:
             odd_files.append(f"{clip.name} ({reading.file_form})")
-        if progress:
-            progress(len(clips), count)
     if not clips:
         raise DataError(
             f"{subject.folder / layout.TEXT_FILE}: lists no clip; prepare the voice again"

@@ -35,24 +35,11 @@ from mlx_vits.tools.inspect.subject import Net
 # What GPT-SoVITS reads of a voice's configuration to speak with it, beside the version.
 # Source: `inference_webui.py`; the constructor's arguments without a default in `models.py`.
 _READ_TO_SPEAK = {
-    "data": ("filter_length", "hop_length", "win_length", "sampling_rate", "n_speakers"),
-    "train": ("segment_size",),
-    "model": (
-        "inter_channels",
-        "hidden_channels",
-        "filter_channels",
-        "n_heads",
-        "n_layers",
-        "kernel_size",
-        "p_dropout",
-        "resblock",
-        "resblock_kernel_sizes",
-        "resblock_dilation_sizes",
-        "upsample_rates",
-        "upsample_initial_channel",
-        "upsample_kernel_sizes",
-        "gin_channels",
-    ),
+    "data": "filter_length hop_length win_length sampling_rate n_speakers",
+    "train": "segment_size",
+    "model": "inter_channels hidden_channels filter_channels n_heads n_layers kernel_size "
+    "p_dropout resblock resblock_kernel_sizes resblock_dilation_sizes upsample_rates "
+    "upsample_initial_channel upsample_kernel_sizes gin_channels",
 }
 
 
@@ -250,10 +237,9 @@ def _numpy(tensor: Any) -> np.ndarray:
 
 
 def _absent_fields(config: Mapping[str, Any]) -> list[str]:
-    tables = {section: config.get(section) for section in _READ_TO_SPEAK}
-    return [
-        f"{section}.{name}"
-        for section, names in _READ_TO_SPEAK.items()
-        for name in names
-        if not isinstance(table := tables[section], Mapping) or name not in table
-    ]
+    absent = []
+    for section, names in _READ_TO_SPEAK.items():
+        table = config.get(section)
+        held = table if isinstance(table, Mapping) else {}
+        absent += [f"{section}.{name}" for name in names.split() if name not in held]
+    return absent

@@ -17,14 +17,14 @@ from mlx_vits.tools.pages import Remark
 
 # What the parts of a generator do, in the order of upstream's files.
 MODULES = {
-    "enc_p": "reads phonemes and content",
-    "dec": "makes the sound (HiFi-GAN)",
-    "enc_q": "hears recordings; only for training",
-    "flow": "joins enc_p and enc_q",
+    "enc_p": "prior encoder: phonemes and content",
+    "dec": "decoder to audio (HiFi-GAN)",
+    "enc_q": "posterior encoder; only for training",
+    "flow": "flow between enc_p and enc_q",
     "ref_enc": "style of a reference recording",
     "ssl_proj": "content at half its rate; never trained",
     "quantizer": "codebook of content; never trained",
-    "sv_emb": "speaker vector to style",
+    "sv_emb": "style from the speaker vector",
     "ge_to512": "style for enc_p",
     "prelu": "activation of the style",
 }

@@ -4,7 +4,7 @@ Definitions, for one layer:
 
 | name | what |
 | --- | --- |
-| live | the weight is stored as length `weight_g` and direction `weight_v`, as GPT-SoVITS does |
+| live | the weight is stored as magnitude `weight_g` and direction `weight_v`, as GPT-SoVITS does |
 | folded | one `weight` where GPT-SoVITS has the pair, which it then drops without a word |
 | plain | one `weight`, where GPT-SoVITS has one too |
 | split | the pair where GPT-SoVITS has one `weight` |

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,11 +13,12 @@ from rich.text import Text
 
 from mlx_vits.models.discriminator import PRO_PERIODS
 from mlx_vits.tools.inspect.facts import MODULES, Facts, NetFacts
-from mlx_vits.tools.inspect.layers import LayerFacts, Levels, RowFacts
+from mlx_vits.tools.inspect.layers import RowFacts
 from mlx_vits.tools.inspect.remarks import listed
 from mlx_vits.tools.pages import Remark, count, pairs, remark_list, safe_text, standard_output
 
 _FAR = 0.1  # a ratio this far from 1 stands out
+_WRAPPED = "What it does"  # the column that may take several lines
 _ORDINALS = {1: "", 2: "2nd ", 3: "3rd "}
 _PERIODS = (1, *PRO_PERIODS)  # of the sub-discriminators
 
@@ -159,34 +160,40 @@ def _optimizer(net: NetFacts) -> str:
     return "; ".join(words)
 
 
-def _table(*columns: str, numbers: Iterable[str]) -> Table:
+class _Column(NamedTuple):
+    """A column of a table; `cell` takes the row's facts."""
+
+    name: str
+    cell: Callable[[Any], Text]
+    is_number: bool = False
+
+
+def _table(columns: Sequence[_Column], rows: Iterable[Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    right = set(numbers)
-    for name in columns:
+    for column in columns:
         table.add_column(
-            name,
-            justify="right" if name in right else "left",
-            no_wrap=name != "What it does",
+            column.name,
+            justify="right" if column.is_number else "left",
+            no_wrap=column.name != _WRAPPED,
             overflow="fold",
             header_style="bold",
         )
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in columns))
     return table
 
 
 def _module_table(net: NetFacts, is_compared: bool) -> Table:
-    columns = ["Part", "What it does", "Tensors", "Parameters", "Precision"]
-    numbers = ["Tensors", "Parameters", "Moved"]
-    table = _table(*columns, *(["Moved"] if is_compared else []), numbers=numbers)
-    for module in net.modules:
-        cells = [
-            safe_text(module.name),
-            Text(_what_is(module.name)),
-            Text(f"{module.tensors:,}"),
-            Text(f"{module.parameters:,}"),
-            safe_text(", ".join(module.precisions)),
-        ]
-        table.add_row(*cells, *([Text(_number(module.moved))] if is_compared else []))
-    return table
+    columns = [
+        _Column("Part", lambda module: safe_text(module.name)),
+        _Column(_WRAPPED, lambda module: Text(_what_is(module.name))),
+        _Column("Tensors", lambda module: Text(f"{module.tensors:,}"), True),
+        _Column("Parameters", lambda module: Text(f"{module.parameters:,}"), True),
+        _Column("Precision", lambda module: safe_text(", ".join(module.precisions))),
+    ]
+    if is_compared:
+        columns.append(_Column("Moved", lambda module: _number(module.moved), True))
+    return _table(columns, net.modules)
 
 
 def _what_is(module: str) -> str:
@@ -200,44 +207,45 @@ def _what_is(module: str) -> str:
 
 
 def _layer_table(net: NetFacts, is_compared: bool) -> Table:
-    is_generator = net.net == "generator"
-    columns = ["Layer", "Channels", "Kernel", "Weight", "Norm", "Mean g"]
-    columns += ["Gain"] if is_generator else []
-    columns += ["Norm ×", "g ×", "Moved"] if is_compared else []
-    table = _table(*columns, numbers=columns[4:])
-    for row in net.layers:
-        levels = row.levels
-        cells = [
-            safe_text(row.name),
-            *_geometry(row),
-            Text(", ".join(dict.fromkeys(layer.form for layer in row.layers))),
+    columns = [
+        _Column("Layer", lambda row: safe_text(row.name)),
+        _Column("Channels", lambda row: Text(_channels(row))),
+        _Column("Kernel", lambda row: _once(layer.shape[2] for layer in row.layers if layer.shape)),
+        _Column("Weight", lambda row: _once(layer.form for layer in row.layers)),
+        _Column("Norm", lambda row: _number(row.levels.norm), True),
+        _Column("Mean g", lambda row: _number(row.levels.mean_g), True),
+    ]
+    if net.net == "generator":
+        columns.append(_Column("Gain", lambda row: _number(row.levels.gain), True))
+    if is_compared:
+        columns += [
+            _Column("Norm ×", lambda row: _ratio(row.levels.norm_ratio), True),
+            _Column("g ×", lambda row: _ratio(row.levels.g_ratio), True),
+            _Column("Moved", lambda row: _number(row.levels.moved), True),
         ]
-        cells += [Text(_number(levels.norm)), Text(_number(levels.mean_g))]
-        cells += [Text(_number(levels.gain))] if is_generator else []
-        table.add_row(*cells, *(_comparison(levels) if is_compared else []))
-    return table
+    return _table(columns, net.layers)
 
 
-def _geometry(row: RowFacts) -> tuple[Text, Text]:
+def _channels(row: RowFacts) -> str:
     if len(row.layers) > 1:
-        return Text(f"{len(row.layers)} layers"), Text(_kernels(row.layers))
-    channels = row.layers[0].channels
-    return Text(" → ".join(map(str, channels))), Text(_kernels(row.layers))
+        return f"{len(row.layers)} layers"
+    return " → ".join(map(str, row.layers[0].channels))
 
 
-def _kernels(layers: list[LayerFacts]) -> str:
-    return ", ".join(dict.fromkeys(str(layer.shape[2]) for layer in layers if layer.shape))
+def _once(values: Iterable[Any]) -> Text:
+    return Text(", ".join(dict.fromkeys(map(str, values))))
 
 
-def _comparison(levels: Levels) -> list[Text]:
-    cells = []
-    for value in (levels.norm_ratio, levels.g_ratio):
-        is_far = value is not None and not abs(value - 1) <= _FAR
-        cells.append(Text(_number(value), "bold yellow" if is_far else ""))
-    return [*cells, Text(_number(levels.moved))]
+def _ratio(value: float | None) -> Text:
+    is_far = value is not None and not abs(value - 1) <= _FAR
+    return Text(_format(value), "bold yellow" if is_far else "")
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None) -> Text:
+    return Text(_format(value))
+
+
+def _format(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}"
@@ -246,20 +254,20 @@ def _number(value: float | None) -> str:
 def _legend(net: NetFacts, against: str) -> list[str]:
     stored = net.weight_norm
     lines = [
-        "Weight  live: stored as length g and direction v, as it is trained; plain: as it is. "
+        "Weight  live: magnitude g and direction v, as trained; plain: a single weight. "
         f"{stored['live']} layers of this net are live."
     ]
     if stored["folded"]:
-        lines.append("        folded: stored as it is, where GPT-SoVITS has length and direction.")
-    lines.append("Norm    of the weight in use, g v / ‖v‖: √ of its sum of squares.")
+        lines.append("        folded: a single weight, where GPT-SoVITS has g and v.")
+    lines.append("Norm    Frobenius norm of the effective weight, g v / ‖v‖.")
     if net.net == "generator":
-        lines.append("Gain    how much louder noise comes out: RMS for RMS 1. The mean of several.")
+        lines.append("Gain    RMS of the output for noise of RMS 1; of several layers the mean.")
     if against:
         lines += [
             f"×       as a ratio to {against}; 1.000 is unchanged.",
-            "Moved   how far the numbers are from that file's, as a share of their norm.",
+            "Moved   distance from that file's numbers, as a share of their norm.",
         ]
-        named = [f"{name} ×{_number(value)}" for name, value in net.stand_out.items()]
+        named = [f"{name} ×{_format(value)}" for name, value in net.stand_out.items()]
         words = f"Changed most: {listed(named)}." if named else "No layer's norm changed by 5 %."
         lines.append(words)
     return lines
