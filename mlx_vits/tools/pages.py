@@ -52,6 +52,10 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def are(number: int, noun: str) -> str:
+    return f"{count(number, noun)} {'is' if number == 1 else 'are'}"
+
+
 def standard_output() -> Console:
     """Return a console of at most `WIDTH` columns; a sign it lacks becomes a question mark."""
     if isinstance(sys.stdout, io.TextIOWrapper):

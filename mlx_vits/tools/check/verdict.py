@@ -19,7 +19,7 @@ from mlx_vits.preprocessing.prepared import TEXT_FILE
 from mlx_vits.preprocessing.recordings import LONGEST_CLIP_SECONDS
 from mlx_vits.tools.check.facts import Verdict, VoiceFacts, Word
 from mlx_vits.tools.check.phonemes import FASTEST, LEAST_CORRELATION, SLOWEST
-from mlx_vits.tools.pages import Level, Remark, count, name_some, note, problem, problems_first
+from mlx_vits.tools.pages import Level, Remark, are, count, name_some, note, problem, problems_first
 
 # GPT-SoVITS asks for one minute; the demo's voice has 58 s.
 ENOUGH_SECONDS = 50.0
@@ -76,14 +76,9 @@ def words_for(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _clips(number: int) -> str:
-    return count(number, "clip")
-
-
-def _are(names: Sequence[str], fault: str) -> str:
+def _clips_are(names: Sequence[str], fault: str) -> str:
     """How many clips have a fault; `%s` in its words are the first of their names."""
-    verb = "is" if len(names) == 1 else "are"
-    return f"{_clips(len(names))} {verb} {fault % name_some(names)}"
+    return f"{are(len(names), 'clip')} {fault % name_some(names)}"
 
 
 def _level(number: int, of: int) -> Level:
@@ -99,9 +94,9 @@ def _stops(facts: VoiceFacts) -> Iterable[Remark]:
         return
     faulty = [clip for clip in facts.clips if clip.faults and clip.left_out is None]
     if faulty:
-        names = name_some([clip.name for clip in faulty])
+        clips = f"{count(len(faulty), 'clip')} ({name_some([clip.name for clip in faulty])})"
         yield problem(
-            f"Training would stop at {_clips(len(faulty))} ({names}), for the reasons above. "
+            f"Training would stop at {clips}, for the reasons above. "
             f"Prepare the voice again, or take the lines out of {TEXT_FILE}."
         )
     widths = facts.alignment.widths if facts.alignment is not None else {}
@@ -133,9 +128,9 @@ def _on_amount(facts: VoiceFacts) -> Iterable[Remark]:
         )
     long = [clip.name for clip in facts.clips if clip.seconds > LONGEST_CLIP_SECONDS]
     if long:
+        clips = f"{count(len(long), 'clip')} of more than {LONGEST_CLIP_SECONDS:.0f} s"
         yield note(
-            f"{_clips(len(long))} of more than {LONGEST_CLIP_SECONDS:.0f} s ({name_some(long)}): "
-            "they take a lot of memory. Clips of 3 to 10 s work best."
+            f"{clips} ({name_some(long)}): they take a lot of memory. Clips of 3 to 10 s work best."
         )
 
 
@@ -159,7 +154,7 @@ def _on_sound(facts: VoiceFacts) -> Iterable[Remark]:
     ):
         if names:
             level = _level(len(names), facts.training.clips)
-            yield Remark(level, _are(names, fault))
+            yield Remark(level, _clips_are(names, fault))
     for names, fault in (
         (sound.narrow, "duller than the others (%s): recorded or compressed another way?"),
         (sound.off_level, "much louder or quieter than the others (%s): from another session?"),
@@ -170,7 +165,7 @@ def _on_sound(facts: VoiceFacts) -> Iterable[Remark]:
         ),
     ):
         if names:
-            yield note(_are(names, fault))
+            yield note(_clips_are(names, fault))
 
 
 def _on_rates(facts: VoiceFacts) -> Iterable[Remark]:
@@ -187,11 +182,11 @@ def _on_rates(facts: VoiceFacts) -> Iterable[Remark]:
             named = [f"{name} at {speeds[name]:.1f}" for name in rate.outliers]
             usual = f"{rate.phonemes.median:.1f} phonemes a second{where}"
             fault = f"far from the usual {usual} (%s): listen, and check the transcript."
-            yield Remark(_level(len(named), rate.clips), _are(named, fault))
+            yield Remark(_level(len(named), rate.clips), _clips_are(named, fault))
         if rate.outside:
             usual = f"{SLOWEST:.0f} to {FASTEST:.0f} phonemes a second"
             fault = f"outside of {usual} (%s): GPT-SoVITS's GPT stage leaves them out."
-            yield note(_are(rate.outside, fault))
+            yield note(_clips_are(rate.outside, fault))
 
 
 def _on_texts(facts: VoiceFacts) -> Iterable[Remark]:
@@ -247,12 +242,12 @@ def _on_clips(facts: VoiceFacts) -> Iterable[Remark]:
         names = [left_out.name for left_out in facts.left_out]
         yield Remark(
             _level(len(names), facts.training.clips + facts.held_out.clips),
-            _are(names, "left out (%s); the reasons are above."),
+            _clips_are(names, "left out (%s); the reasons are above."),
         )
     vectors = facts.vectors
     if vectors is not None and vectors.outliers:
         fault = "unlike the others by the speaker vectors (%s): listen for another speaker."
-        yield note(_are(vectors.outliers, fault))
+        yield note(_clips_are(vectors.outliers, fault))
 
 
 def _on_versions(facts: VoiceFacts) -> Iterable[Remark]:

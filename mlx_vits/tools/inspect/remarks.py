@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from mlx_vits.checkpoints.upstream import CODE_VERSIONS
 from mlx_vits.tools.inspect.facts import NetFacts
-from mlx_vits.tools.pages import Remark, count, name_some, note, problem, problems_first
+from mlx_vits.tools.pages import Remark, are, count, name_some, note, problem, problems_first
 
 _FROZEN = "ssl_proj."  # no gradient ever reaches it, in GPT-SoVITS either
 
@@ -92,10 +92,7 @@ def _on_weight_norm(net: NetFacts) -> Iterable[Remark]:
         ("broken", "incomplete, with only one of magnitude g and direction v"),
     ):
         if stored[form]:
-            layers = (
-                f"{count(len(stored[form]), 'layer')} {'is' if len(stored[form]) == 1 else 'are'}"
-            )
-            yield problem(f"{layers} {words}: {listed(stored[form])}")
+            yield problem(f"{are(len(stored[form]), 'layer')} {words}: {listed(stored[form])}")
 
 
 def _on_optimizer(net: NetFacts) -> Iterable[Remark]:
