@@ -35,20 +35,20 @@ _LEAST_VARIATION = 0.1  # of lengths: standard deviation over mean; the voices h
 
 
 def is_english(symbols: Sequence[str]) -> bool:
-    """Whether most of a line's phonemes are ARPAbet, which no other language here uses."""
+    """Return whether most of a line's phonemes are ARPAbet, which no other language here uses."""
     letters = [symbol for symbol in symbols if symbol[:1].isalpha() and symbol != UNKNOWN]
     known = sum(merge_stress(symbol) in ARPABET for symbol in letters)
     return known * 2 > len(letters)
 
 
 def merge_stress(symbol: str) -> str:
-    """An ARPAbet vowel without its digit; other symbols stay as they are."""
+    """Return an ARPAbet vowel without its digit; other symbols stay as they are."""
     bare = symbol.rstrip(_STRESS)
     return bare if bare in ARPABET else symbol
 
 
 def guessed_words(text: str) -> tuple[str, ...]:
-    """Words of an English text whose sound neither dictionary nor rules know."""
+    """Return the words of an English text that neither dictionary nor rules can pronounce."""
     try:
         return tuple(phonemize(text).unknown)
     except DataError:
@@ -58,7 +58,7 @@ def guessed_words(text: str) -> tuple[str, ...]:
 def summarize_phonemes(
     counts: Counter[str], clips: Sequence[ClipFacts], version: str
 ) -> PhonemeFacts:
-    """The phonemes of the clips to train on.
+    """Count the phonemes of the clips to train on.
 
     Args:
         counts: of every symbol.
@@ -87,7 +87,7 @@ def summarize_phonemes(
 
 
 def summarize_rates(clips: Sequence[ClipFacts]) -> dict[str, RateFacts]:
-    """How fast clips are spoken, for each language by itself."""
+    """Return how fast clips are spoken, for each language by itself."""
     spoken = [clip for clip in clips if clip.seconds and clip.phonemes]
     return {
         language: _rates([clip for clip in spoken if clip.language == language])

@@ -33,7 +33,7 @@ _STYLES = {
 
 
 def show(facts: VoiceFacts, verdict: Verdict, console: Console | None = None) -> None:
-    """Prints everything.
+    """Print everything.
 
     Args:
         facts: from `gather`.

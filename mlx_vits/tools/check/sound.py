@@ -44,7 +44,7 @@ class SoundFacts(NamedTuple):
 def measure_sound(
     wav: np.ndarray, rate: int, channels: int = 1, channel: int | None = None
 ) -> SoundFacts:
-    """Measures a recording `(N,)`, full scale 1.0, of one sample or more."""
+    """Measure a recording `(N,)`, full scale 1.0, of one sample or more."""
     peak = float(np.abs(wav).max())
     offset = float(wav.mean(dtype=np.float64))
     is_silent = peak < SILENT

@@ -37,7 +37,7 @@ _CANNOT, _CAN = 2, 0  # exit statuses
 
 
 def judge(facts: VoiceFacts) -> Verdict:
-    """The verdict, and everything that speaks for and against it."""
+    """Weigh everything that speaks for and against a good voice."""
     stops = list(_stops(facts))
     remarks = [*stops, *_on_amount(facts), *_on_sound(facts), *_on_rates(facts)]
     remarks += [*_on_texts(facts), *_on_duplicates(facts), *_on_clips(facts), *_on_versions(facts)]
@@ -68,7 +68,7 @@ def _summary(facts: VoiceFacts, word: Word) -> str:
 
 
 def words_for(seconds: float) -> str:
-    """A length of time as a person says it."""
+    """Return a length of time as a person says it."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 3600:

@@ -73,8 +73,10 @@ class RowFacts:
 
 
 class _Measured(NamedTuple):
-    """Numbers of one layer, from which those of several are made."""
+    """One layer in numbers, from which those of several are made."""
 
+    shape: list[int]
+    channels: list[int]
     norm: float | None = None
     mean_g: float | None = None
     gain: float | None = None
@@ -92,7 +94,7 @@ class _Row(NamedTuple):
 
 
 def natural(name: str) -> list[Any]:
-    """A sorting key that puts layer 10 after layer 9."""
+    """Return a sorting key that puts layer 10 after layer 9."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in name.split(".")]
 
 
@@ -179,14 +181,12 @@ def _measure_rows(
 ) -> list[RowFacts]:
     facts = []
     for row in rows:
-        layers, measured = [], []
-        for name in row.layers:
-            if name in stored:
-                weight = effective_weight(tensors, name)
-                numbers = _measure(name, weight, tensors, row.stride, against)
-                measured.append(numbers)
-                shape, channels = _geometry(name, weight)
-                layers.append(LayerFacts(name, stored[name], shape, channels, _levels([numbers])))
+        names = [name for name in row.layers if name in stored]
+        measured = [_measure(name, tensors, row.stride, against) for name in names]
+        layers = [
+            LayerFacts(name, stored[name], one.shape, one.channels, _levels([one]))
+            for name, one in zip(names, measured, strict=True)
+        ]
         if layers:
             facts.append(RowFacts(row.name, _levels(measured), layers))
     return facts
@@ -206,28 +206,16 @@ def effective_weight(tensors: Tensors, name: str) -> mx.array | None:
     return fold_weight(from_torch(mx.array(g), kind), from_torch(mx.array(main), kind), kind)
 
 
-def _geometry(name: str, weight: mx.array | None) -> tuple[list[int], list[int]]:
-    """Shape of a weight in PyTorch's axes, and its inputs and outputs."""
+def _measure(name: str, tensors: Tensors, stride: int | None, against: Tensors | None) -> _Measured:
+    weight, g = effective_weight(tensors, name), _mean(tensors.get(f"{name}.weight_g"))
     if weight is None:
-        return [], []
+        return _Measured([], [], mean_g=g)
     kind = _kind(f"{name}.", weight.ndim)
-    shape = list(to_torch(weight, kind).shape)
-    return shape, shape[:2] if kind == "conv_transpose1d" else [shape[1], shape[0]]
-
-
-def _measure(
-    name: str,
-    weight: mx.array | None,
-    tensors: Tensors,
-    stride: int | None,
-    against: Tensors | None,
-) -> _Measured:
-    g = _mean(tensors.get(f"{name}.weight_g"))
-    if weight is None:
-        return _Measured(mean_g=g)
-    norm = _norm(weight)
+    shape, norm = list(to_torch(weight, kind).shape), _norm(weight)
+    # The first axis of a transposed convolution is its inputs.
+    channels = shape[:2] if kind == "conv_transpose1d" else [shape[1], shape[0]]
     gain = None if stride is None else norm / math.sqrt(weight.shape[0] * stride)
-    measured = _Measured(norm, g, gain)
+    measured = _Measured(shape, channels, norm, g, gain)
     if against is None:
         return measured
     other = effective_weight(against, name)

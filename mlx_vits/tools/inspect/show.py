@@ -24,7 +24,7 @@ _PERIODS = (1, *PRO_PERIODS)  # of the sub-discriminators
 
 
 def show(facts: Facts, console: Console | None = None) -> None:
-    """Prints everything.
+    """Print everything.
 
     Args:
         facts: from `gather`.
