@@ -114,11 +114,14 @@ def _upstream_net(file: UpstreamFile) -> Net:
         "exported": "exported voice",
         "resume": f"resume file of the {file.net}",
     }
-    is_resume = file.form == "resume"
     code = file.version_code
     config = dict(file.config) if isinstance(file.config, Mapping) else {}
-    source = "config.json of the experiment" if is_resume else "the file"
-    trains = file.net == "generator" and file.form != "exported"
+    optimizer, source = None, "the file"
+    if file.form == "resume":
+        held = file.optimizer["state"], file.optimizer["param_groups"]
+        optimizer = OptimizerFile(*held, file.iteration, file.learning_rate)
+        source = f"{CONFIG_FILE} of the experiment"
+    is_trained_from = file.net == "generator" and file.form != "exported"
     return Net(
         file.net,
         kinds[file.form],
@@ -130,15 +133,8 @@ def _upstream_net(file: UpstreamFile) -> Net:
         source if config else "",
         file.info,
         {"version code": code} if code else {},
-        OptimizerFile(
-            file.optimizer["state"],
-            file.optimizer["param_groups"],
-            file.iteration,
-            file.learning_rate,
-        )
-        if is_resume
-        else None,
-        _name_if_missing(judge_path(file.path)) if trains else "",
+        optimizer,
+        _name_if_missing(judge_path(file.path)) if is_trained_from else "",
     )
 
 
@@ -161,15 +157,22 @@ def _read_safetensors(path: Path, container: str = "safetensors file") -> Subjec
     config, source = _find_config(path, file.metadata, faults)
     version = file.metadata.get("version")
     claims = {} if version is None else {"metadata.version": version}
-    if path.name == GENERATOR_FILE:
-        kind = "generator of a base"
-        lacks = _name_if_missing(path.with_name(DISCRIMINATOR_FILE))
-        found = Net(
-            net, kind, "part", path, container, tensors, config, source, info, claims, None, lacks
-        )
-    else:
-        kind = "voice" if has_posterior(tensors) else "exported voice"
-        found = Net(net, kind, "voice", path, container, tensors, config, source, info, claims)
+    is_part = path.name == GENERATOR_FILE
+    voice = "voice" if has_posterior(tensors) else "exported voice"
+    kind = "generator of a base" if is_part else voice
+    found = Net(
+        net,
+        kind,
+        "part" if is_part else "voice",
+        path,
+        container,
+        tensors,
+        config,
+        source,
+        info,
+        claims,
+        lacks_discriminator=_name_if_missing(path.with_name(DISCRIMINATOR_FILE)) if is_part else "",
+    )
     return Subject(path, kind, [found], faults)
 
 
