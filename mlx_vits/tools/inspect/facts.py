@@ -1,7 +1,7 @@
 """Everything `mlx-vits inspect` says, as plain values.
 
-The JSON output has the attributes of these classes for keys, which stay as they are; new ones may
-come.
+The JSON output has the attributes of these classes and of `Subject` for keys, which stay as they
+are; new ones may come.
 """
 
 from __future__ import annotations
@@ -77,17 +77,3 @@ class NetFacts:
     layers: list[RowFacts]  # a decoder in the signal's order, a discriminator by its parts
     stand_out: dict[str, float]  # layers whose norm changed, by ratio, most changed first
     remarks: list[Remark]  # in sentences
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A file or a folder; attributes that `Subject` has too are described there."""
-
-    path: str
-    kind: str
-    against: str  # the other file, "" for none
-    faults: list[str]
-    run: dict[str, Any] | None
-    downloads: list[dict[str, Any]] | None
-    parts: dict[str, str]
-    nets: list[NetFacts]

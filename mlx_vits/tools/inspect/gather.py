@@ -22,7 +22,7 @@ from mlx_vits.checkpoints.contents import (
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import unreadable
 from mlx_vits.tools.inspect.expected import Expected, expect, find_missing
-from mlx_vits.tools.inspect.facts import MODULES, Facts, ModuleFacts, NetFacts, VersionFacts
+from mlx_vits.tools.inspect.facts import MODULES, ModuleFacts, NetFacts, VersionFacts
 from mlx_vits.tools.inspect.layers import (
     Form,
     RowFacts,
@@ -43,7 +43,7 @@ _TOP_FIELDS = ("name", "pretrain", "resume_step")
 _CHANGED = 0.05  # of a norm, as the logarithm of its ratio
 
 
-def gather(subject: Subject, against: Subject | None = None) -> Facts:
+def gather(subject: Subject[Net], against: Subject[Net] | None = None) -> Subject[NetFacts]:
     """Work out everything there is to say.
 
     Args:
@@ -60,8 +60,8 @@ def gather(subject: Subject, against: Subject | None = None) -> Facts:
             f"{against.path}: holds a {theirs} and {subject.path} a {ours}, which have no layer in "
             "common; give --against a file of the same net"
         )
-    return Facts(
-        str(subject.path),
+    return Subject(
+        subject.path,
         subject.kind,
         str(against.path) if against is not None else "",
         subject.faults,

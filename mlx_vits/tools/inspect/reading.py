@@ -62,7 +62,7 @@ class _Checksums(TypedDict):
     files: list[dict[str, Any]]
 
 
-def read_subject(name_or_path: str) -> Subject:
+def read_subject(name_or_path: str) -> Subject[Net]:
     """Open a file or a folder.
 
     Args:
@@ -79,10 +79,10 @@ def read_subject(name_or_path: str) -> Subject:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     net = _upstream_net(read_upstream(path))
-    return Subject(path, net.kind, [net])
+    return Subject(path, net.kind, nets=[net])
 
 
-def _read_folder(path: Path) -> Subject:
+def _read_folder(path: Path) -> Subject[Net]:
     if is_run(path):
         return _read_run(path)
     if (path / "base" / GENERATOR_FILE).is_file():
@@ -142,7 +142,7 @@ def _name_if_missing(path: Path | None) -> str:
     return path.name if path is not None and not path.is_file() else ""
 
 
-def _read_safetensors(path: Path, container: str = "safetensors file") -> Subject:
+def _read_safetensors(path: Path, container: str = "safetensors file") -> Subject[Net]:
     """A voice, one part of a base, or a run's state."""
     if path.is_file() and "place" in read_header(path).metadata:
         return _read_state(path)
@@ -152,7 +152,8 @@ def _read_safetensors(path: Path, container: str = "safetensors file") -> Subjec
     net = _which_net(path, tensors)
     info = file.metadata.get("info", "")
     if net != "generator":
-        return Subject(path, net, [Net(net, net, "part", path, container, tensors, info=info)])
+        part = Net(net, net, "part", path, container, tensors, info=info)
+        return Subject(path, net, nets=[part])
     faults: list[str] = []
     config, source = _find_config(path, file.metadata, faults)
     version = file.metadata.get("version")
@@ -173,7 +174,7 @@ def _read_safetensors(path: Path, container: str = "safetensors file") -> Subjec
         claims,
         lacks_discriminator=_name_if_missing(path.with_name(DISCRIMINATOR_FILE)) if is_part else "",
     )
-    return Subject(path, kind, [found], faults)
+    return Subject(path, kind, faults=faults, nets=[found])
 
 
 def _find_config(
@@ -203,7 +204,7 @@ def _which_net(path: Path, tensors: Mapping[str, Any]) -> NetName:
     )
 
 
-def _read_base(path: Path) -> Subject:
+def _read_base(path: Path) -> Subject[Net]:
     subject = _read_safetensors(path / GENERATOR_FILE)
     subject.path, subject.kind = path, "base, to fine-tune from"
     if (path / DISCRIMINATOR_FILE).is_file():
@@ -236,7 +237,7 @@ def _megabytes(file: Path) -> str:
     return f"{file.stat().st_size / 1e6:.2f} MB"
 
 
-def _read_run(path: Path) -> Subject:
+def _read_run(path: Path) -> Subject[Net]:
     """A run's folder: its voice, or before there is one, its last state."""
     faults: list[str] = []
     run = _run_info(path, faults)
@@ -272,7 +273,7 @@ def _run_info(folder: Path, faults: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_state(path: Path) -> Subject:
+def _read_state(path: Path) -> Subject[Net]:
     """Both nets and both optimizers of a run, as `checkpoints/run.py` writes them."""
     state = read_run_state(path, finite=False)  # NaN is reported, not refused
     faults: list[str] = []
@@ -290,7 +291,8 @@ def _read_state(path: Path) -> Subject:
         _state_net(path, state, "discriminator", {}),
     ]
     kind = "state of a run, to resume it from"
-    return Subject(path, kind, [net for net in nets if net.tensors], faults, run)
+    nets = [net for net in nets if net.tensors]
+    return Subject(path, kind, faults=faults, run=run, nets=nets)
 
 
 def _state_net(path: Path, state: RunState, net: NetName, config: dict[str, Any]) -> Net:

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mlx_vits.models.discriminator import PRO_PERIODS
-from mlx_vits.tools.inspect.facts import MODULES, Facts, NetFacts
+from mlx_vits.tools.inspect.facts import MODULES, NetFacts
 from mlx_vits.tools.inspect.layers import RowFacts
 from mlx_vits.tools.inspect.remarks import listed
+from mlx_vits.tools.inspect.subject import Subject
 from mlx_vits.tools.pages import Remark, count, pairs, remark_list, safe_text, standard_output
 
 _FAR = 0.1  # a ratio this far from 1 stands out
@@ -23,7 +24,7 @@ _ORDINALS = {1: "", 2: "2nd ", 3: "3rd "}
 _PERIODS = (1, *PRO_PERIODS)  # of the sub-discriminators
 
 
-def show(facts: Facts, console: Console | None = None) -> None:
+def show(facts: Subject[NetFacts], console: Console | None = None) -> None:
     """Print everything.
 
     Args:
@@ -48,7 +49,7 @@ def _print_remarks(console: Console, found: Iterable[Remark]) -> None:
         console.print(remark_list(found))
 
 
-def _about(facts: Facts) -> list[tuple[str, Any]]:
+def _about(facts: Subject[NetFacts]) -> list[tuple[str, Any]]:
     run = facts.run or {}
     place = run.get("place") or {}
     rows: list[tuple[str, Any]] = [("kind", facts.kind), ("against", facts.against)]
@@ -83,9 +84,9 @@ def _place(place: dict[str, Any]) -> str:
     return words
 
 
-def _show_net(console: Console, net: NetFacts, facts: Facts) -> None:
+def _show_net(console: Console, net: NetFacts, facts: Subject[NetFacts]) -> None:
     console.print()
-    if net.file != facts.path:
+    if net.file != str(facts.path):
         console.print(safe_text(net.file, "bold"))
     console.print(pairs(_identity(net)))
     _print_remarks(console, net.remarks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 NetName = Literal["generator", "discriminator", "content encoder"]
 Form = Literal["pretrained", "exported", "resume", "voice", "part", "state"]
@@ -38,14 +38,18 @@ class Net:
     lacks_discriminator: str = ""  # name of the file that is missing beside a generator
 
 
+N = TypeVar("N")  # `Net` as it is read, `NetFacts` once it is worked out
+
+
 @dataclass
-class Subject:
+class Subject(Generic[N]):
     """A file or folder with the nets in it, the generator first."""
 
     path: Path
     kind: str  # in words
-    nets: list[Net]
+    against: str = ""  # the file or folder that it is compared with
     faults: list[str] = field(default_factory=list)  # what could not be used, in sentences
     run: dict[str, Any] | None = None  # of a run or its state: `run.json` and the place
     downloads: list[dict[str, Any]] | None = None  # of a base: the files it was made from
     parts: dict[str, str] = field(default_factory=dict)  # other files of it, described, by path
+    nets: list[N] = field(default_factory=list)
