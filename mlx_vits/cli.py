@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,10 +36,7 @@ from mlx_vits.tools.bench.command import bench as run_bench
 from mlx_vits.tools.check.command import check_voice
 from mlx_vits.tools.check.subject import CheckOptions
 from mlx_vits.tools.doctor.command import diagnose
-from mlx_vits.tools.inspect.as_json import as_json
-from mlx_vits.tools.inspect.facts import gather
-from mlx_vits.tools.inspect.reading import read_subject
-from mlx_vits.tools.inspect.show import show
+from mlx_vits.tools.inspect.command import inspect_file
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)
@@ -193,13 +189,8 @@ def inspect(
     ),
     json_: bool = typer.Option(False, "--json", help="Print one JSON object, for machines."),
 ) -> None:
-    """Describe a file: version, sizes, origin, what is missing, how loud each layer is."""
-    other = read_subject(against) if against is not None else None
-    facts = gather(read_subject(file), other)
-    if json_:
-        print(json.dumps(as_json(facts), indent=1))
-    else:
-        show(facts)
+    """Say what a file holds: version, sizes, origin, what is missing, how loud each layer is."""
+    inspect_file(file, against, for_machines=json_)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.json_files import read_json
 
+CONFIG_FILE = "config.json"
 VERSIONS = ("v1", "v2", "v2Pro", "v2ProPlus")
 
 # Keys of `model` in which a version's own JSON differs from `s2.json`.

@@ -21,7 +21,7 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.config import read_json_table
 from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.models.bert import UNUSED_LAYERS, BertConfig, BertModel
-from mlx_vits.system.files import read_utf8
+from mlx_vits.system.text_files import read_text
 from mlx_vits.text.character_tokenizer import CLS, SEP, UNK, CharacterTokenizer
 
 BERT = "bert"  # its folder under `weights_home()`, shared by all bases
@@ -176,9 +176,9 @@ def _read_tokenizer(folder: Path, config: BertConfig) -> CharacterTokenizer:
 
 def _read_list(path: Path) -> dict[str, int]:
     try:
-        lines = read_utf8(path).removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
+        lines = read_text(path, cure=_AGAIN).removesuffix("\n").split("\n")
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     return {token: index for index, token in enumerate(lines)}
 
 

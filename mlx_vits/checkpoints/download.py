@@ -15,7 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_vits.checkpoints.base import GPT, weights_home
+from mlx_vits.checkpoints.base import (
+    CONTENT_ENCODER,
+    DISCRIMINATOR_FILE,
+    GPT,
+    SPEAKER_ENCODER,
+    weights_home,
+)
 from mlx_vits.checkpoints.bert_file import BERT
 from mlx_vits.checkpoints.hub import (
     AGAIN,
@@ -27,7 +33,8 @@ from mlx_vits.checkpoints.hub import (
     partial_of,
 )
 from mlx_vits.checkpoints.published import CHECKSUMS, add_gpt, build_base, build_bert
-from mlx_vits.config import VERSIONS, Config
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, WEIGHTS_FILE
+from mlx_vits.config import CONFIG_FILE, VERSIONS, Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import given_path, make_folder, tidy
 from mlx_vits.system.locks import WriterLock
@@ -61,13 +68,13 @@ def _base_files(version: str) -> dict[str, str]:
     """What a base is made of: path within upstream's repository to path within the base."""
     generator, discriminator = _NETS[version]
     files = {
-        generator: "generator.safetensors",
-        discriminator: "discriminator.safetensors",
-        _ENCODER[0]: "content_encoder/config.json",
-        _ENCODER[1]: "content_encoder/weights.safetensors",
+        generator: GENERATOR_FILE,
+        discriminator: DISCRIMINATOR_FILE,
+        _ENCODER[0]: f"{CONTENT_ENCODER}/{CONFIG_FILE}",
+        _ENCODER[1]: f"{CONTENT_ENCODER}/{WEIGHTS_FILE}",
     }
     if version in ("v2Pro", "v2ProPlus"):
-        files[_SPEAKER] = f"speaker_encoder/{Path(_SPEAKER).name}"
+        files[_SPEAKER] = f"{SPEAKER_ENCODER}/{Path(_SPEAKER).name}"
     return files | {_GPTS[version]: GPT}
 
 
@@ -171,7 +178,7 @@ def _bert_job(force: bool) -> _Job:
     held = _names_in(target)
     ours = {*_BERT_FILES.values(), CHECKSUMS}
     is_there = bool(held) and not force
-    if held - ours if force else is_there and "config.json" not in held:
+    if held - ours if force else is_there and CONFIG_FILE not in held:
         raise CheckpointError(
             f"{target}: holds something else than the Chinese BERT; move it away, or leave the "
             "BERT out with --no-bert"
@@ -219,18 +226,18 @@ def _is_there(target: Path, version: str, force: bool) -> bool:
         CheckpointError: something is there that is not to be replaced.
     """
     held = _names_in(target)
-    if held and "generator.safetensors" not in held:
+    if held and GENERATOR_FILE not in held:
         raise CheckpointError(f"{target}: holds something else; choose another with --output")
     if not held:
         return False
     if force:
         known = {path.split("/")[0] for path in _base_files("v2Pro").values()}
-        if foreign := held - known - {"config.json", CHECKSUMS}:
+        if foreign := held - known - {CONFIG_FILE, CHECKSUMS}:
             raise CheckpointError(
                 f"{target}: also holds {min(foreign)}, which --force would delete; move it away"
             )
         return False
-    kept = Config.read(target / "config.json").version
+    kept = Config.read(target / CONFIG_FILE).version
     if kept != version:
         raise CheckpointError(
             f"{target}: holds a {kept} base; choose another folder, or --force to replace it"

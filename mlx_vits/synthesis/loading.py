@@ -12,7 +12,7 @@ from mlx_vits.checkpoints.base import (
 )
 from mlx_vits.checkpoints.gpt_file import find_gpt
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
-from mlx_vits.checkpoints.voice_file import read_voice
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.threads import on_lasting_thread
@@ -69,7 +69,7 @@ def load(
     is_name = len(path.parts) == 1 and not path.suffix
     if is_name and (weights_home() / path).is_dir():
         return _load_base(str(name_or_path), given)
-    if path.is_dir() and (path / "generator.safetensors").is_file():
+    if path.is_dir() and (path / GENERATOR_FILE).is_file():
         return _load_base(str(path), given)
     if not path.exists():
         if str(path) in VERSIONS:

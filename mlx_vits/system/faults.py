@@ -23,7 +23,7 @@ def unwritable(path: Path, error: OSError) -> str:
     return f"{path}: cannot be written ({reason}); {cure}"
 
 
-def unreadable(folder: Path, error: OSError) -> str:
-    """Say that a folder cannot be listed, why, and what helps."""
+def unreadable(path: Path, error: OSError) -> str:
+    """Say that a file or folder cannot be read, why, and what helps."""
     reason = error.strerror or type(error).__name__
-    return f"{folder}: cannot be read ({reason}); check its permissions, or give another folder"
+    return f"{path}: cannot be read ({reason}); check its permissions, or give another one"

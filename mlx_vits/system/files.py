@@ -95,15 +95,6 @@ def list_folder(folder: Path, error: type[UserError] = UserError) -> list[Path]:
         raise error(unreadable(folder, fault)) from fault
 
 
-def read_utf8(path: Path) -> str:
-    """Read a UTF-8 text file, with or without a byte order mark, of any system's line ends.
-
-    Raises:
-        OSError, ValueError: as `read_bytes`, or it is not UTF-8.
-    """
-    return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-
-
 def make_folder(path: Path) -> None:
     """Make a folder and its parents; an existing one is kept.
 

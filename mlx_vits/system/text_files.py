@@ -13,8 +13,11 @@ from mlx_vits.system.files import read_bytes
 _DOUBLE_BYTE = {"gb2312": "GBK", "shift_jis": "Shift-JIS", "gbk": "GBK"}  # in the order to try
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, cure: str = "check the path") -> str:
     r"""Read a text file; line endings become `\n`.
+
+    Args:
+        cure: the end of the sentence for a file that cannot be read.
 
     Raises:
         DataError: the file cannot be read, or has another encoding. The sentence names the likely
@@ -24,7 +27,7 @@ def read_text(path: Path) -> str:
         data = read_bytes(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error
+        raise DataError(f"{path}: cannot be read ({reason}); {cure}") from error
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if is_utf16 else "utf-8-sig")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_vits.errors import DataError
-from mlx_vits.system.files import read_utf8
+from mlx_vits.system.text_files import read_text
 from mlx_vits.text.chinese_marks import is_chinese
 from mlx_vits.text.chinese_words import split_reading
 from mlx_vits.text.english_marks import plain_characters
@@ -100,11 +100,7 @@ def read_lexicon(path: Path) -> Lexicon:
     Raises:
         DataError: the file cannot be read, or a line cannot; file and line are named.
     """
-    try:
-        lines = read_utf8(path).split("\n")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); give a text file in UTF-8") from error
+    lines = read_text(path, cure="give a text file in UTF-8").split("\n")
     words: dict[str, dict[str, tuple[str, ...]]] = {}
     for number, line in enumerate(lines, 1):
         written, *phonemes = line.partition("#")[0].split() or [""]
