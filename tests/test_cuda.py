@@ -115,6 +115,13 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
     "widen": (lambda k, *a: k.widen(*a), (_normal(2, 3, 6, 5),), {}),
     "widen beyond the ends": (lambda k, *a: k.widen(*a), (_normal(2, 3, 3, 9),), {}),
     "narrow": (lambda k, *a: k.narrow(*a, 2), (_normal(2, 3, 6, 6),), {}),
+    "stacked": (lambda k, *a: k.stacked(*a), tuple(_normal(2, 3, seed=n) for n in range(3)), {}),
+    "heads": (lambda k, *a: k.heads(*a, 3, 0.5), (_normal(2, 5, 36),), {}),
+    "heads_gradient": (
+        lambda k, *a: k.heads_gradient(*a, 0.5),
+        tuple(_normal(2, 3, 5, 4, seed=n) for n in range(3)),
+        {},
+    ),
     "windows": (lambda k, *a: k.windows(*a, 5, 8, 3, 1, 2), (_normal(2, 23, 3),), {}),
     "windows of dilated taps": (
         lambda k, *a: k.windows(*a, 5, 19, 1, 3, 4),
@@ -127,7 +134,6 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
         (1 + _normal(3, 5, 7) ** 2, _ONE),
         {},
     ),
-    "distance_gradient": (lambda k, *a: k.distance_gradient(*a, 0.25), (_X, _Y, mx.array(1.5)), {}),
 }
 _FP32_CALLS: dict[str, Any] = {
     "fold": (lambda k, *a: _flat(k.fold(a[:10], a[10:])), (*_G, *_V)),
@@ -138,6 +144,23 @@ _FP32_CALLS: dict[str, Any] = {
     "sum_of_products": (
         lambda k, *a: k.sum_of_products(a, a),
         (*(_normal(1 + n, 3, seed=n) for n in range(17)), _normal(20000, seed=20)),
+    ),
+    "distance_gradients": (
+        lambda k, *a: k.distance_gradients(a[:9], a[9:18], [0.5] * 8 + [2.0], a[18]),
+        (
+            *(_normal(1 + n, 70, seed=n) for n in range(9)),
+            *(_normal(1 + n, 70, seed=n + 9) for n in range(9)),
+            mx.array(1.5),
+        ),
+    ),
+    "sum_of_squares": (
+        lambda k, *a: k.sum_of_squares(a, [1.0, 0.0, 0.5], [0.5, 2.0, 1.0]),
+        (_normal(2, 5), _normal(3, 7000), _normal(1)),
+    ),
+    "sum of a few squares": (lambda k, *a: k.sum_of_squares(a, [1.0], [0.5]), (_normal(2, 90),)),
+    "square_gradients": (
+        lambda k, *a: k.square_gradients(a[:3], [1.0, 0.0, 0.5], [0.5, 2.0, 1.0], a[3]),
+        (_normal(2, 5), _normal(3, 70), _normal(1), mx.array(1.5)),
     ),
     "sum_of_distances": (
         lambda k, *a: k.sum_of_distances(a[:3], a[3:], [0.5, 2.0, 1.0]),
@@ -386,6 +409,26 @@ def test_the_feature_loss_and_the_norm(stand_ins: On) -> None:
     for a, b in zip(ours, graded(losses.feature_loss), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
     assert norm.item() == pytest.approx(global_norm([real[0], real[2]]).item(), rel=1e-5)
+
+
+def test_the_losses_of_scores(stand_ins: On) -> None:
+    scores = [_normal(2, 5 + n, seed=n) for n in range(4)]
+
+    def found(module: Any) -> list[mx.array]:
+        both = mx.vjp(
+            lambda *all_: [
+                module.discriminator_loss(all_[:2], all_[2:]),
+                module.generator_loss(all_[3:]),
+            ],
+            scores,
+            [mx.array(0.5), mx.array(2.0)],
+        )
+        return [array for arrays in both for array in arrays]
+
+    with stand_ins():
+        ours = found(training)
+    for a, b in zip(ours, found(losses), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
 
 
 @pytest.fixture

@@ -107,8 +107,8 @@ def optimize(step: Any) -> None:
     """Swap what a training step does to all tensors of a net, where the backend has equivalents.
 
     Args:
-        step: a `GANStep`, changed in place: its optimizers' update, `global_norm` and
-            `feature_loss`.
+        step: a `GANStep`, changed in place: its optimizers' update, `global_norm` and the losses
+            that are sums over sub-discriminators.
     """
     if backend() != "cuda":
         return
@@ -117,7 +117,8 @@ def optimize(step: Any) -> None:
     groups = [*step.optimizers.generator.optimizers, step.optimizers.discriminator]
     for optimizer in groups:
         optimizer.__class__ = training.FusedAdamW
-    step.global_norm, step.feature_loss = training.global_norm, training.feature_loss
+    for name in ("global_norm", "discriminator_loss", "generator_loss", "feature_loss"):
+        setattr(step, name, getattr(training, name))
 
 
 def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -105,10 +105,13 @@ class GANStep:
 
     Attributes:
         state: everything that a step changes.
-        global_norm, feature_loss: may be replaced by equivalents, see `accel.optimize`.
+        global_norm, discriminator_loss, generator_loss, feature_loss: may be replaced by
+            equivalents, see `accel.optimize`.
     """
 
     global_norm: Callable[[Any], mx.array] = staticmethod(global_norm)
+    discriminator_loss: Callable[..., mx.array] = staticmethod(losses.discriminator_loss)
+    generator_loss: Callable[..., mx.array] = staticmethod(losses.generator_loss)
     feature_loss: Callable[..., mx.array] = staticmethod(losses.feature_loss)
 
     def __init__(
@@ -202,13 +205,13 @@ class GANStep:
     def loss_of(self, net: SubDiscriminator, both: mx.array) -> mx.array:
         """A sub-discriminator's own loss on real and generated audio, one after the other."""
         real, fake = mx.split(net(both).score, 2)
-        return losses.discriminator_loss([real], [fake])
+        return self.discriminator_loss([real], [fake])
 
     def judge(self, net: SubDiscriminator, real: mx.array, fake: mx.array) -> list[mx.array]:
         """A sub-discriminator's part of the generator's adversarial and feature losses."""
         on_real, on_fake = net(real), net(fake)
         return [
-            losses.generator_loss([on_fake.score]),
+            self.generator_loss([on_fake.score]),
             self.feature_loss([on_real.features], [on_fake.features]),
         ]
 

@@ -121,6 +121,21 @@ def attention_gradient(
     return of_scores, narrow(of_scores, band.shape[-1] // 2)
 
 
+def stacked(first: mx.array, second: mx.array, third: mx.array) -> mx.array:
+    return mx.concatenate([first, second, third])
+
+
+def heads(x: mx.array, count: int, scale: float) -> mx.array:
+    batch, length, channels = x.shape
+    parts = x.reshape(batch, length, 3, count, channels // 3 // count).transpose(2, 0, 3, 1, 4)
+    return mx.concatenate([scale * parts[:1], parts[1:]])
+
+
+def heads_gradient(query: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    parts = mx.stack([scale * query, k, v]).transpose(1, 3, 0, 2, 4)
+    return parts.reshape(query.shape[0] * query.shape[2], -1)
+
+
 def windows(
     x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
 ) -> mx.array:
@@ -155,8 +170,31 @@ def _sum_of_rows(x: mx.array) -> mx.array:
     return mx.sum(x, axis=list(range(1, x.ndim)), keepdims=True)
 
 
-def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
-    return mx.sign(y - x) * cotangent * weight
+def distance_gradients(
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    of_each = zip(arrays, others, weights, strict=True)
+    return [mx.sign(y - x) * cotangent * weight for x, y, weight in of_each]
+
+
+def sum_of_squares(
+    arrays: Sequence[mx.array], targets: Sequence[float], weights: Sequence[float]
+) -> mx.array:
+    of_each = zip(arrays, targets, weights, strict=True)
+    return sum(mx.sum(mx.square(a - target)) * weight for a, target, weight in of_each)
+
+
+def square_gradients(
+    arrays: Sequence[mx.array],
+    targets: Sequence[float],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    of_each = zip(arrays, targets, weights, strict=True)
+    return [2 * (a - target) * weight * cotangent for a, target, weight in of_each]
 
 
 def sum_of_products(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:

@@ -195,19 +195,43 @@ def _split_evenly(x: mx.array, count: int) -> list[mx.array]:
 
 
 class FusedAttention(MultiHeadAttention):
-    """`MultiHeadAttention`: kernels for the softmax and the band of near keys."""
+    """`MultiHeadAttention`: kernels for the softmax and the band of near keys.
+
+    Attending to itself, one product for queries, keys and values.
+    """
+
+    def __call__(
+        self, x: mx.array, c: mx.array, mask: mx.array | None, key: Key = None
+    ) -> mx.array:
+        """`(B, T, C)`, `(B, S, C)` and a mask `(B, 1, T, S)` to `(B, T, C)`."""
+        layers = self.conv_q, self.conv_k, self.conv_v
+        weights = [layer.effective_weight() for layer in layers]
+        dtype = self.conv_q.compute_dtype
+        if x is not c or self.window_size is None or not is_used(*weights):
+            return super().__call__(x, c, mask, key)
+        weight = fused.stacked(*weights).squeeze(1).astype(dtype)
+        bias = fused.stacked(*(layer["bias"] for layer in layers)).astype(dtype)
+        query, k, v = fused.projected_heads(self.n_heads)(x.astype(dtype), weight, bias)
+        attended = self._attend_with_positions(query, k, v, mask, key)
+        return self.conv_o(fused.joined_heads(attended))
 
     def _attend_with_positions(
         self, query: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, key: Key
     ) -> mx.array:
         if not is_used(query):
             return super()._attend_with_positions(query, k, v, mask, key)
-        emb_k, emb_v = (emb.astype(query.dtype) for emb in (self.emb_rel_k, self.emb_rel_v))
-        scores, band = query @ k.swapaxes(-1, -2), query @ emb_k.swapaxes(-1, -2)
+        emb_k, emb_v = (
+            emb.squeeze(0).astype(query.dtype) for emb in (self.emb_rel_k, self.emb_rel_v)
+        )
+        # Products of rows: the gradient of one in batches is summed over these.
+        band = query.reshape(-1, query.shape[-1]) @ emb_k.T
+        scores, band = query @ k.swapaxes(-1, -2), band.reshape(*query.shape[:3], -1)
         seen = kernels.one(query.dtype) if mask is None else mask.astype(query.dtype)
         weights = fused.attention(MASKED_SCORE)(scores, band, seen)
         weights = _drop(weights, self.p_dropout, key)
-        return mx.addmm(weights @ v, fused.narrow(self.window_size or 0)(weights), emb_v)
+        near = fused.narrow(self.window_size or 0)(weights).reshape(-1, len(emb_v))
+        attended = (weights @ v).reshape(len(near), -1)
+        return mx.addmm(attended, near, emb_v).reshape(query.shape)
 
 
 class FusedFFN(FFN):

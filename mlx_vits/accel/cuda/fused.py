@@ -218,6 +218,52 @@ def attention(hidden: float) -> Callable[..., mx.array]:
     return custom_vjp(forward, gradient)
 
 
+# A function of three arrays of one shape to one, see `kernels.stacked`.
+stacked = custom_vjp(
+    lambda *arrays: kernels.stacked(*arrays),
+    lambda primals, cotangent, output: mx.split(cotangent, 3),
+)
+
+
+@cache
+def projected_heads(count: int) -> Callable[..., Sequence[mx.array]]:
+    """To the queries, keys and values of so many heads, each `(B, H, T, C / H)`, queries scaled.
+
+    A function of x `(B, T, C)`, a weight `(3 C, C)` and a bias `(3 C,)`, the queries' first.
+    """
+
+    def forward(x: mx.array, w: mx.array, bias: mx.array) -> Any:
+        found = kernels.heads(mx.addmm(bias, x, w.T), count, _head_scale(w, count))
+        return [part.squeeze(0) for part in mx.split(found, 3)]
+
+    def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
+        (x, w, bias), (of_query, of_k, of_v) = primals, cotangents
+        rows = kernels.heads_gradient(of_query, of_k, of_v, _head_scale(w, count))
+        of_w = rows.T @ x.reshape(-1, x.shape[-1])
+        return [(rows @ w).reshape(x.shape), of_w, sum_to(bias, rows)]
+
+    return custom_vjp(forward, gradient)
+
+
+def _head_scale(w: mx.array, count: int) -> float:
+    width: int = w.shape[1] // count
+    return width**-0.5
+
+
+def _joined(x: mx.array) -> mx.array:
+    return mx.contiguous(x.swapaxes(1, 2)).flatten(2)
+
+
+def _joined_gradient(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    batch, heads, length, width = x.shape
+    return mx.contiguous(cotangent.reshape(batch, length, heads, width).swapaxes(1, 2))
+
+
+# A function of heads `(B, H, T, D)` to `(B, T, H D)`; each of the products that read its gradient
+# would copy a view of it.
+joined_heads = custom_vjp(_joined, _joined_gradient)
+
+
 @cache
 def narrow(reach: int) -> Callable[[mx.array], mx.array]:
     """A function of a square to its band, see `kernels.narrow`."""

@@ -199,6 +199,36 @@ def narrow(square: mx.array, reach: int) -> mx.array:
     return _run("narrow", {"a": square}, shape, sizes=sizes)
 
 
+def stacked(first: mx.array, second: mx.array, third: mx.array) -> mx.array:
+    """Three arrays of one shape, one after the other along the first axis."""
+    inputs, shape = {"a": first, "b": second, "c": third}, (3 * len(first), *first.shape[1:])
+    return _run("stacked", inputs, shape, sizes=[first.size])
+
+
+def heads(x: mx.array, count: int, scale: float) -> mx.array:
+    """Queries, keys and values of each head, queries times `scale`.
+
+    Args:
+        x: `(B, T, 3 C)`, all queries first, then all keys.
+        count: H, of heads.
+
+    Returns:
+        `(3, B, H, T, C / H)`.
+    """
+    batch, length, channels = x.shape
+    width = channels // 3 // count
+    sizes, shape = [length, count, width, batch], (3, batch, count, length, width)
+    return _run("heads", {"a": x}, shape, sizes=sizes, numbers=[scale])
+
+
+def heads_gradient(query: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """In x, `(B T, 3 C)`, from the three cotangents `(B, H, T, C / H)`."""
+    batch, count, length, width = query.shape
+    inputs, sizes = {"a": query, "b": k, "c": v}, [length, count, width]
+    shape = (batch * length, 3 * count * width)
+    return _run("heads_gradient", inputs, shape, sizes=sizes, numbers=[scale])
+
+
 def windows(
     x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
 ) -> mx.array:
@@ -224,12 +254,6 @@ def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
     sizes = [x.shape[-1], int(mask.size > 1)]
     return _run("dropout", {"a": x, "b": mask}, x.shape, sizes=sizes, numbers=numbers, key=key)
-
-
-def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
-    """In y, of `weight * |x - y|`, from the cotangent `()` of the sum over all elements."""
-    inputs = {"a": x, "b": y, "c": cotangent}
-    return _run("distance_gradient", inputs, y.shape, numbers=[weight])
 
 
 def _run(name: str, inputs: dict[str, mx.array], shape: Shape, **given: Any) -> mx.array:

@@ -20,6 +20,7 @@ from mlx_vits.accel.cuda.source import SUM_OF_BLOCK
 _PAIRS = 16  # of arrays that a launch adds up
 _UPDATED = 8  # tensors that a launch updates
 _FOLDED = 8  # layers whose weight norm a launch computes
+_GRADED = 8  # arrays that a launch computes gradients in
 _SEGMENT = 8192  # elements that a block adds up
 
 
@@ -40,6 +41,33 @@ def sum_of_distances(
 ) -> mx.array:
     """Sum of `weight * |x - y|` over the elements of all pairs, a weight a pair: `()`."""
     return _sum_of_pairs(1, arrays, others, weights)
+
+
+def sum_of_squares(
+    arrays: Sequence[mx.array], targets: Sequence[float], weights: Sequence[float]
+) -> mx.array:
+    """Sum of `weight * (x - target)^2` over the elements of all arrays, one of each an array."""
+    return _sum_of_pairs(2, arrays, arrays, weights, targets)
+
+
+def distance_gradients(
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    """Of `sum_of_distances` in the others, from its cotangent `()`."""
+    return _gradients(0, arrays, others, weights, [0.0] * len(arrays), cotangent)
+
+
+def square_gradients(
+    arrays: Sequence[mx.array],
+    targets: Sequence[float],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    """Of `sum_of_squares`, from its cotangent `()`."""
+    return _gradients(1, arrays, arrays, weights, targets, cotangent)
 
 
 def adamw(
@@ -131,20 +159,25 @@ def _of_rows(
 
 
 def _sum_of_pairs(
-    branch: int, arrays: Sequence[mx.array], others: Sequence[mx.array], weights: Sequence[float]
+    branch: int,
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    targets: Sequence[float] = (),
 ) -> mx.array:
     parts = []
     for start in range(0, len(arrays), _PAIRS):
         few = slice(start, start + _PAIRS)
-        a, b, w = arrays[few], others[few], list(weights[few])
+        a, b = arrays[few], others[few]
         missing = _PAIRS - len(a)
+        numbers = *weights[few], *[0.0] * missing, *targets[few]
         sizes = [array.size for array in a] + [0] * missing
         blocks = np.cumsum([-(-size // _SEGMENT) for size in sizes]).tolist()
         (part,) = _sums()(
             inputs=[
                 *(array for kind in (a, b) for array in (*kind, *[kind[0]] * missing)),
                 mx.array([branch, *blocks, *sizes], mx.int32),
-                mx.array([*w, *[0.0] * missing], mx.float32),
+                _constants(numbers),
             ],
             grid=(blocks[-1] * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),
@@ -152,7 +185,39 @@ def _sum_of_pairs(
             output_dtypes=[mx.float32],
         )
         parts.append(part)
+    if len(parts) == parts[0].size == 1:
+        return parts[0].reshape(())
     return mx.sum(mx.concatenate(parts))
+
+
+def _gradients(
+    branch: int,
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    targets: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    found: list[mx.array] = []
+    for start in range(0, len(arrays), _GRADED):
+        few = slice(start, start + _GRADED)
+        a, b = arrays[few], others[few]
+        missing = _GRADED - len(a)
+        ends = np.cumsum([array.size for array in a]).tolist()
+        outputs = _graded()(
+            inputs=[
+                *(array for kind in (a, b) for array in (*kind, *[kind[0]] * missing)),
+                mx.array([branch, *ends, *[ends[-1]] * missing], mx.int32),
+                _constants((*weights[few], *[0.0] * missing, *targets[few], *[0.0] * missing)),
+                cotangent,
+            ],
+            grid=(ends[-1], 1, 1),
+            threadgroup=(THREADS, 1, 1),
+            output_shapes=[*(array.shape for array in b), *[(1,)] * missing],
+            output_dtypes=[mx.float32] * _GRADED,
+        )
+        found += outputs[: len(a)]
+    return found
 
 
 @cache
@@ -180,11 +245,39 @@ def _sums() -> Any:
             const int first = (block - (pair > 0 ? sizes[pair] : 0)) * {_SEGMENT};
             const int size = sizes[1 + {_PAIRS} + pair];
             const int last = first + {_SEGMENT} < size ? first + {_SEGMENT} : size;
+            const float target = sizes[0] == 2 ? weights[{_PAIRS} + pair] : 0.0f;
             float total = 0;
             for (int at = first + threadIdx.x; at < last; at += blockDim.x)
-                total += sizes[0] == 0 ? a[at] * b[at] : fabsf(a[at] - b[at]);
+                total += sizes[0] == 0 ? a[at] * b[at]
+                    : sizes[0] == 1 ? fabsf(a[at] - b[at])
+                    : (a[at] - target) * (a[at] - target);
             total = sum_of_block(total);
             if (threadIdx.x == 0) out[block] = total * weights[pair];
+        """),
+    )
+
+
+@cache
+def _graded() -> Any:
+    """A thread computes the gradient in one element."""
+    cases = "".join(f"case {n}: a = a{n}; b = b{n}; to = to{n}; break;" for n in range(_GRADED))
+    names = [f"{kind}{n}" for kind in "ab" for n in range(_GRADED)]
+    return mx.fast.cuda_kernel(
+        name="vits_graded",
+        input_names=[*names, "ends", "weights", "cotangent"],
+        output_names=[f"to{n}" for n in range(_GRADED)],
+        source=short(f"""
+            const int place = blockIdx.x * blockDim.x + threadIdx.x;
+            if (place >= ends[{_GRADED}]) return;
+            int pair = 0;
+            while (place >= ends[1 + pair]) ++pair;
+            const float *a = a0, *b = b0;
+            float* to = to0;
+            switch (pair) {{ {cases} }}
+            const int i = place - (pair > 0 ? ends[pair] : 0);
+            const float scale = weights[pair] * cotangent[0], x = b[i] - a[i];
+            if (ends[0] == 0) to[i] = ((x > 0) - (x < 0)) * scale;
+            else to[i] = 2 * (a[i] - weights[{_GRADED} + pair]) * scale;
         """),
     )
 
