@@ -19,7 +19,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import stop_fusing
@@ -36,6 +36,7 @@ from mlx_vits.training.optimizers import global_norm
 from mlx_vits.training.step import GANStep, draw_step
 from tests.support import plain_kernels
 from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.steps import make_step
 from tests.support.tiny import tiny_config
 
 HAS_CUDA = mx.cuda.is_available()
@@ -60,6 +61,18 @@ _G = [_normal(len(v), 1, 1, seed=n) for n, v in enumerate(_V)]
 
 def _flat(found: Any) -> list[mx.array]:
     return [array for arrays in found for array in arrays]
+
+
+def _pulled(k: Any, arrays: tuple[mx.array, ...]) -> list[mx.array]:
+    """Of more layers than a launch takes, every third without weight norm."""
+    v, origins, grads, g, grads_g = (list(arrays[n : n + 10]) for n in range(0, 50, 10))
+    is_normed = [n % 3 != 1 for n in range(10)]
+    g, grads_g = (
+        [a if b else None for a, b in zip(one, is_normed, strict=True)] for one in (g, grads_g)
+    )
+    found = k.pull(v, origins, grads, g, grads_g, [0.1 * n for n in range(10)])
+    of_g = [array for array, normed in zip(found.of_g, is_normed, strict=True) if normed]
+    return [found.loss, found.norm, *of_g, *found.of_v]
 
 
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]]] = {
@@ -140,6 +153,10 @@ _FP32_CALLS: dict[str, Any] = {
     "fold_gradient": (
         lambda k, *a: _flat(k.fold_gradient(a[:10], a[10:20], a[20:30], a[30:])),
         (*_G, *_V, *(2 + g * g for g in _G), *(v[::-1] for v in _V)),
+    ),
+    "pull": (
+        lambda k, *a: _pulled(k, a),
+        (*_V, *(v[::-1] for v in _V), *(2 * v for v in _V), *_G, *(3 * g for g in _G)),
     ),
     "sum_of_products": (
         lambda k, *a: k.sum_of_products(a, a),
@@ -429,6 +446,27 @@ def test_the_losses_of_scores(stand_ins: On) -> None:
         ours = found(training)
     for a, b in zip(ours, found(losses), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_the_pull(stand_ins: On) -> None:
+    """Away from its start: loss, norm, and the sum of all gradients."""
+    with accel.use("off"):
+        step = make_step(tiny_config(), pull=50.0)
+        parameters = step.generator.trainable_parameters()
+        grads = tree_map(lambda x: _normal(*x.shape, seed=x.size), parameters)
+        step.generator.update(tree_map(lambda x: x + 0.1 * _normal(*x.shape), parameters))
+        assert step.penalty is not None
+        plain = step.penalized(step.penalty, grads)
+    with stand_ins():
+        accel.optimize(step)
+        ours = step.penalized(step.penalty, grads)
+    assert ours.loss.item() == pytest.approx(plain.loss.item(), rel=1e-5)
+    assert ours.norm.item() == pytest.approx(plain.norm.item(), rel=1e-5)
+    found: dict[str, mx.array] = dict(tree_flatten(ours.grads))
+    assert plain.norm.item() > 1
+    for name, value in tree_flatten(plain.grads):
+        np.testing.assert_allclose(found.pop(name), value, rtol=1e-4, atol=1e-5)
+    assert not found
 
 
 @pytest.fixture

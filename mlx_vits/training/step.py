@@ -93,6 +93,20 @@ def draw_step(key: mx.array, batch: Batch, config: Config) -> Draws:
     )
 
 
+class Penalized(NamedTuple):
+    """Gradients with a penalty's.
+
+    Attributes:
+        loss: the penalty.
+        norm: of its own gradient.
+        grads: the tree of both.
+    """
+
+    loss: mx.array
+    norm: mx.array
+    grads: Any
+
+
 class GANStep:
     """The step over both nets and both optimizers.
 
@@ -105,8 +119,8 @@ class GANStep:
 
     Attributes:
         state: everything that a step changes.
-        global_norm, discriminator_loss, generator_loss, feature_loss: may be replaced by
-            equivalents, see `accel.optimize`.
+        global_norm, discriminator_loss, generator_loss, feature_loss, penalized: may be replaced
+            by equivalents, see `accel.optimize`.
     """
 
     global_norm: Callable[[Any], mx.array] = staticmethod(global_norm)
@@ -247,11 +261,14 @@ class GANStep:
         norm, loss_reg, norm_reg = self.global_norm(grads), mx.array(0.0), mx.array(0.0)
         norms = {"grad_norm_g": norm, "grad_norm_task": norm, "grad_norm_reg": norm_reg}
         if self.penalty is not None:
-            loss_reg, grads_reg = nn.value_and_grad(self.generator, self.penalty)(self.generator)
-            grads = add_gradients(grads, grads_reg)
+            loss_reg, norms["grad_norm_reg"], grads = self.penalized(self.penalty, grads)
             norms["grad_norm_g"] = self.global_norm(grads)
-            norms["grad_norm_reg"] = self.global_norm(grads_reg)
         self.optimizers.generator.update(self.generator, grads)
         norms["grad_norm_d"] = self.global_norm(grads_d)
         totals = {"loss_reg": loss_reg, "loss_total": loss + loss_reg}
         return StepResult(terms | totals | norms, grads, grads_d)
+
+    def penalized(self, penalty: Penalty, grads: Any) -> Penalized:
+        """Add a penalty's gradient to gradients of the generator."""
+        loss, own = nn.value_and_grad(self.generator, penalty)(self.generator)
+        return Penalized(loss, self.global_norm(own), add_gradients(grads, own))

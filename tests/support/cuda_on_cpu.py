@@ -23,7 +23,15 @@ import pytest
 from mlx_vits.accel.cuda import kernels, many
 
 _THREADS = 64
-_KERNELS = kernels._kernel, many._sums, many._graded, many._adamw, many._fold, many._fold_gradient
+_KERNELS = (
+    kernels._kernel,
+    many._sums,
+    many._graded,
+    many._adamw,
+    many._fold,
+    many._fold_gradient,
+    many._pull,
+)
 _C_TYPES = {
     mx.float32: "float",
     mx.int32: "int",

@@ -197,6 +197,34 @@ def square_gradients(
     return [2 * (a - target) * weight * cotangent for a, target, weight in of_each]
 
 
+def pull(
+    v: Sequence[mx.array],
+    origins: Sequence[mx.array],
+    grads: Sequence[mx.array],
+    g: Sequence[mx.array | None],
+    grads_g: Sequence[mx.array | None],
+    scales: Sequence[float],
+) -> many.Pull:
+    loss, squares, of_g, of_v = mx.array(0.0), mx.array(0.0), [], []
+    layers = zip(v, origins, grads, g, grads_g, scales, strict=True)
+    for direction, origin, grad, norms, grad_g, scale in layers:
+        if norms is None or grad_g is None:
+            loss += scale * mx.sum(mx.square(direction - origin))
+            own = [2 * scale * (direction - origin)]
+            of_g.append(mx.zeros((1,)))
+        else:
+            size = norms.reshape(-1, *[1] * (direction.ndim - 1))
+            ((weight,), lengths) = fold([size], [direction])
+            loss += scale * mx.sum(mx.square(weight - origin))
+            of_weight = [2 * scale * (weight - origin)]
+            ((of_size,), (of_direction,)) = fold_gradient([size], [direction], lengths, of_weight)
+            own = [of_direction, of_size]
+            of_g.append(grad_g + of_size.reshape(norms.shape))
+        of_v.append(grad + own[0])
+        squares += sum(mx.sum(mx.square(one)) for one in own)
+    return many.Pull(loss, mx.sqrt(squares), of_g, of_v)
+
+
 def sum_of_products(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:
     return sum(mx.sum(a * b) for a, b in zip(arrays, others, strict=True))
 
