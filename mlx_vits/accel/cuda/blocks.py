@@ -41,16 +41,30 @@ def _geometry(layer: Convolution) -> fused.Geometry:
 def _parameters(layers: Sequence[Convolution]) -> list[Parameters]:
     """Weight and bias of each layer, as `parameters_in_use`; weight norm of all at once."""
     normed = [layer for layer in layers if isinstance(layer, WeightNormed)]
-    g, v = [layer.weight_g for layer in normed], [layer.weight_v for layer in normed]
+    g, v = [_norms(layer) for layer in normed], [_directions(layer) for layer in normed]
     if not normed or g[0].dtype != mx.float32 or not is_used(*g, *v):
         return [layer.parameters_in_use() for layer in layers]
     weights = iter(fused.fold(*g, *v)[: len(g)])
     found = []
     for layer in layers:
-        weight = next(weights) if isinstance(layer, WeightNormed) else layer["weight"]
+        weight = layer["weight"] if "weight" in layer else next(weights)
+        if layer.kind == "conv_transpose1d" and "weight" not in layer:
+            weight = weight.transpose(1, 2, 0)
         bias, dtype = layer.get("bias"), layer.compute_dtype
         found.append((weight.astype(dtype), None if bias is None else bias.astype(dtype)))
     return found
+
+
+def _norms(layer: WeightNormed) -> mx.array:
+    """`(R, 1, 1)`, or `(R, 1, 1, 1)`."""
+    g = layer.weight_g
+    return g.reshape(-1, 1, 1) if layer.kind == "conv_transpose1d" else g
+
+
+def _directions(layer: WeightNormed) -> mx.array:
+    """One row for each norm: `(R, ...)`."""
+    v = layer.weight_v
+    return v.transpose(2, 0, 1) if layer.kind == "conv_transpose1d" else v
 
 
 def _convolve(layer: Convolution, parameters: Parameters, x: mx.array) -> mx.array:
@@ -118,8 +132,8 @@ class FusedGenerator(Generator):
             return super().__call__(z, g)
         activated = nn.leaky_relu(x, SLOPE)[:, None]
         slopes = [SLOPE] * (len(self.ups) - 1) + [LAST_SLOPE]
-        for stage, (up, slope) in enumerate(zip(self.ups, slopes, strict=True)):
-            weight, bias = up.parameters_in_use()
+        stages = zip(self.ups, _parameters(self.ups), slopes, strict=True)
+        for stage, (up, (weight, bias), slope) in enumerate(stages):
             assert bias is not None
             geometry = (1, up.stride), (0, up.padding), (1, up.dilation)
             y = mx.conv_transpose2d(activated, weight[:, None], *geometry)
