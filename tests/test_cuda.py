@@ -142,6 +142,16 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
         {},
     ),
     "dropout": (lambda k, *a: k.dropout(*a, 0.3, mx.random.key(3)), (1 + _X**2, _MASK), {}),
+    "dropout with a bias, added": (
+        lambda k, x, mask, to, b: k.dropout(x, mask, 0.3, mx.random.key(3), to, b, (2, 6, 8)),
+        (1 + _X[:, None] ** 2, _MASK, _Y, 4 + _BIAS),
+        {},
+    ),
+    "dropout of nothing": (
+        lambda k, *a: k.dropout(*a, 0.0, mx.random.key(3)),
+        (_normal(3, 50, 8), _ONE),
+        {},
+    ),
     "dropout of an odd count": (
         lambda k, *a: k.dropout(*a, 0.3, mx.random.key(4)),
         (1 + _normal(3, 5, 7) ** 2, _ONE),

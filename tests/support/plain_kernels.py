@@ -145,9 +145,20 @@ def windows(
     return padded[:, places].reshape(-1, kernel * x.shape[2])
 
 
-def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
+def dropout(
+    x: mx.array,
+    mask: mx.array,
+    p: float,
+    key: mx.array,
+    to: mx.array | None = None,
+    bias: mx.array | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> mx.array:
+    x, mask = x.reshape(shape or x.shape), mask.reshape(-1, 1) if x.ndim == 2 else mask
     keep = mx.random.bernoulli(1 - p, x.shape, key=key)
-    return mx.where(keep, x * mask / (1 - p), 0.0)
+    x = x if bias is None else x + bias
+    dropped = mx.where(keep, x * mask / (1 - p), 0.0)
+    return dropped if to is None else to + dropped
 
 
 def fold(g: Sequence[mx.array], v: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:

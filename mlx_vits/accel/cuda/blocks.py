@@ -97,6 +97,13 @@ def _drop(x: mx.array, p: float, key: Key, mask: mx.array | None = None) -> mx.a
     return fused.dropout(p)(x, seen, key)
 
 
+def _add_dropped(x: mx.array, y: mx.array, p: float, key: Key) -> mx.array:
+    """`x` plus dropout of `y`."""
+    if key is None or p == 0.0 or not is_used(x, y):
+        return x + dropout(y, p, key)
+    return fused.added_dropout(p)(x, y, kernels.one(x.dtype), key)
+
+
 class FusedResBlock1(ResBlock1):
     """`ResBlock1`, planar: a leaky ReLU comes out of the same kernel as the sum before it."""
 
@@ -260,6 +267,23 @@ class FusedFFN(FFN):
         x = _drop(_leaky(self.conv_1, parameters, x, 0.0), self.p_dropout, key, mask)
         return masked(self.conv_2(x), mask)
 
+    def added_to(
+        self, x: mx.array, mask: mx.array | None, key: Key, p: float, last: Key
+    ) -> mx.array:
+        """`x` plus dropout, by the last key, of what calling it gives."""
+        parameters, (weight, bias) = (
+            conv.parameters_in_use() for conv in (self.conv_1, self.conv_2)
+        )
+        if not (weight.dtype == x.dtype and is_used(x)) or bias is None:
+            return x + _drop(self(x, mask, key), p, last)
+        y = _leaky(self.conv_1, parameters, masked(x, mask), 0.0)
+        y = _drop(y, self.p_dropout, key, mask)
+        seen = kernels.one(x.dtype) if mask is None else mask.astype(x.dtype)
+        p, last = (0.0, kernels.any_key()) if last is None else (p, last)
+        return fused.added_dropped_convolution(_geometry(self.conv_2), p)(
+            x, y, weight, bias, seen, last
+        )
+
 
 class FusedEncoder(Encoder):
     """`Encoder`: a kernel for dropout."""
@@ -276,8 +300,11 @@ class FusedEncoder(Encoder):
         keys = split_key(key, len(self.attn_layers))
         for (attention, norm_1, ffn, norm_2), layer_key in zip(layers, keys, strict=True):
             first, second, third, fourth = split_key(layer_key, 4)
-            x = norm_1(x + _drop(attention(x, x, pairs, first), self.p_dropout, second))
-            x = norm_2(x + _drop(ffn(x, mask, third), self.p_dropout, fourth))
+            x = norm_1(_add_dropped(x, attention(x, x, pairs, first), self.p_dropout, second))
+            if type(ffn) is FusedFFN:
+                x = norm_2(ffn.added_to(x, mask, third, self.p_dropout, fourth))
+            else:  # one whose activations are computed again
+                x = norm_2(x + _drop(ffn(x, mask, third), self.p_dropout, fourth))
         return masked(x, mask)
 
 

@@ -288,6 +288,42 @@ def dropout(p: float) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
     return custom_vjp(run, gradient)
 
 
+@cache
+def added_dropout(p: float) -> Callable[..., mx.array]:
+    """A function of an array and x, and of a mask and a key, to the sum with dropout of x."""
+
+    def forward(to: mx.array, x: mx.array, mask: mx.array, key: mx.array) -> mx.array:
+        return kernels.dropout(x, mask, p, key, to)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        _, _, mask, key = primals
+        of_x = kernels.dropout(cotangent, mask, p, key)
+        return [cotangent, of_x, mx.zeros_like(mask), mx.zeros_like(key)]
+
+    return custom_vjp(forward, gradient)
+
+
+@cache
+def added_dropped_convolution(at: Geometry, p: float) -> Callable[..., mx.array]:
+    """A function of an array, x, w and a bias, and of a mask and a key.
+
+    To the sum of the array and dropout of y with the bias.
+    """
+
+    def forward(
+        to: mx.array, x: mx.array, w: mx.array, bias: mx.array, mask: mx.array, key: mx.array
+    ) -> mx.array:
+        return kernels.dropout(at.convolve(x, w), mask, p, key, to, bias, to.shape)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        _, x, w, bias, mask, key = primals
+        rows = kernels.dropout(cotangent.flatten(0, -2), mask, p, key)
+        parameters = [*at.gradients(x, w, rows), sum_to(bias, rows)]
+        return [cotangent, *parameters, mx.zeros_like(mask), mx.zeros_like(key)]
+
+    return custom_vjp(forward, gradient)
+
+
 def _fold(*arrays: mx.array) -> list[mx.array]:
     count = len(arrays) // 2
     weights, norms = many.fold(arrays[:count], arrays[count:])

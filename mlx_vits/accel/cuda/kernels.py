@@ -242,18 +242,32 @@ def windows(
     return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
 
 
-def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
-    """Dropout of `x * mask`, with the elements that `nn/dropout.py` keeps.
+def dropout(
+    x: mx.array,
+    mask: mx.array,
+    p: float,
+    key: mx.array,
+    to: mx.array | None = None,
+    bias: mx.array | None = None,
+    shape: Shape | None = None,
+) -> mx.array:
+    """`to` plus dropout of `(x + bias) * mask`, with the elements that `nn/dropout.py` keeps.
 
     Args:
         x: `(..., C)`.
         mask: `(..., 1)`, or one number.
+        p: 0 keeps all, whatever the key.
         key: `(2,)`.
+        to: as `x`, or None for 0.
+        bias: `(C,)`, or None for 0.
     """
+    to = zero(x.dtype) if to is None else to
+    bias = zero(x.dtype) if bias is None else bias
     top = np.nextafter(np.float32(2**32), np.float32(np.inf))
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
-    sizes = [x.shape[-1], int(mask.size > 1)]
-    return _run("dropout", {"a": x, "b": mask}, x.shape, sizes=sizes, numbers=numbers, key=key)
+    sizes = [x.shape[-1], int(mask.size > 1), to.size, bias.size]
+    inputs, shape = {"a": x, "b": mask, "c": to, "d": bias}, shape or x.shape
+    return _run("dropout", inputs, shape, sizes=sizes, numbers=numbers, key=key)
 
 
 def _run(name: str, inputs: dict[str, mx.array], shape: Shape, **given: Any) -> mx.array:
@@ -284,7 +298,7 @@ def _launch(
     others = [
         _sizes((branch, count, *sizes)),
         _numbers(tuple(numbers) or (0.0,)),
-        _key() if key is None else key,
+        any_key() if key is None else key,
     ]
     found: list[mx.array] = _kernel(dtype, len(shapes) > 1)(
         inputs=[*given, *others],
@@ -317,7 +331,8 @@ def _numbers(values: tuple[float, ...], dtype: mx.Dtype = mx.float32) -> mx.arra
 
 
 @cache
-def _key() -> mx.array:
+def any_key() -> mx.array:
+    """For where none is needed."""
     return mx.array((0, 0), mx.uint32)
 
 

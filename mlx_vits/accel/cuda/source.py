@@ -125,7 +125,8 @@ BRANCHES = {
             y += keys[(lap + 2) % 3] + lap + 1;
         }
         bool is_kept = float(place < middle ? x : y) < numbers[0];
-        out[i] = is_kept ? a[i] * b[i / sizes[2] * sizes[3]] * numbers[1] : 0.0f;
+        float scale = is_kept ? b[i / sizes[2] * sizes[3]] * numbers[1] : 0.0f;
+        out[i] = c[i % sizes[4]] + (a[i] + d[i % sizes[5]]) * scale;
     """,
 }
 
