@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import stop_fusing
-from mlx_vits.accel.cuda import blocks, kernels, many, training
+from mlx_vits.accel.cuda import blocks, kernels, many, rows, training
 from mlx_vits.accel.custom_vjp import skip_custom_vjp
 from mlx_vits.models.discriminator import DiscriminatorP, DiscriminatorS
 from mlx_vits.models.generator import Generator, ResBlock1
@@ -203,11 +203,15 @@ _FP32_CALLS: dict[str, Any] = {
 }
 
 
+def _home_of(name: str) -> Any:
+    return next(module for module in (kernels, many, rows) if hasattr(module, name))
+
+
 class _Kernels:
     """All kernels, wherever they are."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(kernels if hasattr(kernels, name) else many, name)
+        return getattr(_home_of(name), name)
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +300,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMa
     if not HAS_CUDA:
         for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
             if not name.startswith("_"):
-                module = kernels if hasattr(kernels, name) else many
-                monkeypatch.setattr(module, name, _rounded_once(function))
+                monkeypatch.setattr(_home_of(name), name, _rounded_once(function))
         monkeypatch.setattr(kernels, "is_on_cuda", lambda: True)
     return lambda: accel.use("cuda")
 

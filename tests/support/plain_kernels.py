@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_vits.accel.cuda import many
+from mlx_vits.accel.cuda import many, rows
 
 
 def leaky_relu(
@@ -215,7 +215,7 @@ def pull(
     g: Sequence[mx.array | None],
     grads_g: Sequence[mx.array | None],
     scales: Sequence[float],
-) -> many.Pull:
+) -> rows.Pull:
     loss, squares, of_g, of_v = mx.array(0.0), mx.array(0.0), [], []
     layers = zip(v, origins, grads, g, grads_g, scales, strict=True)
     for direction, origin, grad, norms, grad_g, scale in layers:
@@ -233,7 +233,7 @@ def pull(
             of_g.append(grad_g + of_size.reshape(norms.shape))
         of_v.append(grad + own[0])
         squares += sum(mx.sum(mx.square(one)) for one in own)
-    return many.Pull(loss, mx.sqrt(squares), of_g, of_v)
+    return rows.Pull(loss, mx.sqrt(squares), of_g, of_v)
 
 
 def sum_of_products(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_vits.accel.cuda import kernels, many
+from mlx_vits.accel.cuda import kernels
+from mlx_vits.accel.cuda import rows as row_kernels
 from mlx_vits.accel.custom_vjp import custom_vjp, sum_to
 
 _MOST = 2**31 - 1  # elements that a kernel counts
@@ -326,14 +327,14 @@ def added_dropped_convolution(at: Geometry, p: float) -> Callable[..., mx.array]
 
 def _fold(*arrays: mx.array) -> list[mx.array]:
     count = len(arrays) // 2
-    weights, norms = many.fold(arrays[:count], arrays[count:])
+    weights, norms = row_kernels.fold(arrays[:count], arrays[count:])
     return [*weights, *norms]
 
 
 def _fold_gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
     count = len(primals) // 2
     parts = primals[:count], primals[count:], outputs[count:], cotangents[:count]
-    of_g, of_v = many.fold_gradient(*parts)
+    of_g, of_v = row_kernels.fold_gradient(*parts)
     return [*of_g, *of_v]
 
 

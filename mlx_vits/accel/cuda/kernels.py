@@ -297,7 +297,7 @@ def _launch(
     given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
     others = [
         _sizes((branch, count, *sizes)),
-        _numbers(tuple(numbers) or (0.0,)),
+        constants(tuple(numbers) or (0.0,)),
         any_key() if key is None else key,
     ]
     found: list[mx.array] = _kernel(dtype, len(shapes) > 1)(
@@ -312,12 +312,12 @@ def _launch(
 
 def zero(dtype: mx.Dtype) -> mx.array:
     """A number for where there is none to add, `(1,)`."""
-    return _numbers((0.0,), dtype)
+    return constants((0.0,), dtype)
 
 
 def one(dtype: mx.Dtype) -> mx.array:
     """A number for where there is no mask, `(1,)`."""
-    return _numbers((1.0,), dtype)
+    return constants((1.0,), dtype)
 
 
 @cache
@@ -326,7 +326,7 @@ def _sizes(values: tuple[int, ...]) -> mx.array:
 
 
 @cache
-def _numbers(values: tuple[float, ...], dtype: mx.Dtype = mx.float32) -> mx.array:
+def constants(values: tuple[float, ...], dtype: mx.Dtype = mx.float32) -> mx.array:
     return mx.array(values, dtype)
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
-from mlx_vits.accel.cuda import kernels, many
+from mlx_vits.accel.cuda import kernels, rows
 from mlx_vits.nn.weight_norm import WeightNormed
 from mlx_vits.training.optimizers import leaves
 from mlx_vits.training.regularization import PretrainedRegularization
@@ -32,7 +32,7 @@ def penalized(step: GANStep, penalty: Penalty, grads: Any) -> Penalized:
     def in_rows(path: str, array: mx.array) -> mx.array:
         return array.transpose(2, 0, 1) if _is_transposed(modules[path]) else array
 
-    pull = many.pull(
+    pull = rows.pull(
         [in_rows(path, parameters[name]) for path, name in of_v.items()],
         [in_rows(path, origin) for path, origin in penalty.anchor.items()],
         [in_rows(path, flat[name]) for path, name in of_v.items()],
