@@ -33,7 +33,7 @@ from mlx_vits.nn.wavenet import WN
 from mlx_vits.tools.bench import work
 from mlx_vits.training import losses
 from mlx_vits.training.optimizers import global_norm
-from mlx_vits.training.step import GANStep, draw_step
+from mlx_vits.training.step import GANStep, draw_step, judged
 from tests.support import plain_kernels
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.steps import make_step
@@ -480,6 +480,34 @@ def test_the_pull(stand_ins: On) -> None:
     for name, value in tree_flatten(plain.grads):
         np.testing.assert_allclose(found.pop(name), value, rtol=1e-4, atol=1e-5)
     assert not found
+
+
+@pytest.mark.parametrize("kind", ["S", "P"])
+def test_judging_both(stand_ins: On, kind: str) -> None:
+    """Scores, feature maps and the gradient in generated audio."""
+    mx.random.seed(0)
+    net: Any = DiscriminatorS(1 / 32) if kind == "S" else DiscriminatorP(3, 1 / 32)
+    real, fake = _normal(2, 400, 1), _normal(2, 400, 1, seed=1)
+
+    def said(judge: Any) -> list[mx.array]:
+        def loss(fake: mx.array) -> Any:
+            parts = [
+                y for of_one in judge(net, real, fake) for y in (of_one.score, *of_one.features)
+            ]
+            return sum(mx.sum(y * _normal(*y.shape, seed=n)) for n, y in enumerate(parts)), parts
+
+        (_, parts), grad = mx.value_and_grad(loss)(fake)
+        return [*parts, grad]
+
+    with accel.use("off" if not HAS_CUDA else "cuda"):
+        plain = said(judged)
+    with stand_ins():
+        accel.apply(net)
+        ours = said(blocks.judged)
+    assert len(ours) == len(plain)
+    tolerance = 5e-3 if HAS_CUDA else 1e-5
+    for a, b in zip(ours, plain, strict=True):
+        assert not _differs(a, b, tolerance, tolerance, 1e-6)
 
 
 @pytest.fixture
