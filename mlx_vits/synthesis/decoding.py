@@ -24,7 +24,7 @@ class Request(NamedTuple):
         noise_scale: `()`.
         specs: of each reference `(B, T, F)`; of its own length, without padding.
         vectors: of each reference `(B, V)`, or none at all.
-        before: `(B, N, C)`, the encoding that a streamed chunk fades from; None for none.
+        before: the encoding `(B, N, C)` that a streamed chunk fades from, or none at all.
     """
 
     codes: mx.array
@@ -33,7 +33,7 @@ class Request(NamedTuple):
     noise_scale: mx.array
     specs: list[mx.array]
     vectors: list[mx.array]
-    before: mx.array | None = None
+    before: tuple[mx.array, ...] = ()
 
 
 def decode(model: SynthesizerTrn, request: Request, speed: float) -> mx.array:
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
 
 def decode_chunk(model: SynthesizerTrn, request: Request, speed: float, frames: int) -> Chunk:
     """Synthesize the last `frames` frames (before the change of speed) of what the codes say."""
-    decoded = _decode(model, request, speed, Tail(frames, request.before))
+    decoded = _decode(model, request, speed, Tail(frames, *request.before))
     return Chunk(decoded.wav, decoded.encoded)
 
 

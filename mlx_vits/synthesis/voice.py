@@ -176,7 +176,7 @@ class Voice:
         kept = self.model.decoded_frames(tail_codes)
         frames = self.model.decoded_frames(tail_codes, speed)
         request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
-        request = request._replace(before=before)
+        request = request._replace(before=() if before is None else (before,))
         wav, encoded = self._decode_chunk(self._folding.model(), request, speed, kept)
         mx.eval(wav, encoded)
         return Chunk(np.array(wav[0, :, 0], dtype=np.float32), encoded)
