@@ -263,6 +263,7 @@ class Text2SemanticDecoder(nn.Module):
         codes: mx.array,
         bert: mx.array | None = None,
         *,
+        padding: mx.array | None = None,
         phones_seen: mx.array | None = None,
         codes_seen: mx.array | None = None,
         key: Key = None,
@@ -273,19 +274,23 @@ class Text2SemanticDecoder(nn.Module):
             phones: `(B, X)` ids.
             codes: `(B, Y)` ids, Y >= 0.
             bert: `(B, X, 1024)`; None stands for zeros.
-            phones_seen, codes_seen: `(B, X)` and `(B, Y)` boolean: what others attend to; None
-                where there is no padding. Padding is still read, and gives logits of its own.
+            padding: `(B,)`, how many phonemes of each row are padding, on its left; positions
+                begin after it. None for none.
+            phones_seen, codes_seen: `(B, X)` and `(B, Y)` boolean: what others attend to; None for
+                all but `padding`. What is not seen is still read, and gives logits of its own.
             key: of dropout; None for evaluation.
 
         Returns:
             `(B, Y + 1, V)`: row t predicts `codes[:, t]`, the last one what follows.
         """
         text_key, audio_key, *keys = split_key(key, 2 + len(self.h.layers))
-        x = mx.concatenate(
-            [self.embed_text(phones, bert, key=text_key), self.embed_codes(codes, key=audio_key)],
-            axis=1,
-        )
         n_phones, n_codes = phones.shape[1], codes.shape[1]
+        start: int | mx.array = 0
+        if padding is not None:
+            start = -padding[:, None]
+            phones_seen = mx.arange(n_phones) >= padding[:, None]
+        text = self.embed_text(phones, bert, start, text_key)
+        x = mx.concatenate([text, self.embed_codes(codes, key=audio_key)], axis=1)
         mask = _mask(n_phones, n_codes)
         if phones_seen is not None or codes_seen is not None:
             parts = [
