@@ -9,6 +9,7 @@ Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
 | `4-cnhubert/NAME.pt` | SSL features [1, C, S], a PyTorch tensor, fp32 |
 | `5-wav32k/NAME` | 32 kHz mono 16-bit WAV, levelled |
 | `6-name2semantic.tsv` | NAME, semantic codes; for the GPT alone, see `codes.py` |
+| `6-name2semantic.json` | which codebook they belong to; ours, upstream ignores it |
 | `7-sv_cn/NAME.pt` | speaker vector [1, V], a PyTorch tensor; for v2Pro and v2ProPlus alone |
 | `held_out/` | the same for clips that are only listened to; ours, upstream ignores it |
 | `spectrograms/` | of the recordings, made when first trained on; ours, upstream ignores it |

@@ -8,6 +8,7 @@ their turn comes, instead of leaving the clip out beforehand.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,19 +26,20 @@ _MOST_CODES = _MOST_SECONDS * CODES_PER_SECOND
 _MOST_PHONEMES = int(_MOST_CODES / 2.5)
 _FEWEST_RATE, _HIGHEST_RATE = 3, 25  # phonemes a second
 _FEWEST_ITEMS = 100
-_SHOWN = 5  # names in a sentence
+_SHOWN, _LONGEST_SHOWN = 5, 80  # names in a sentence, characters of each
 
-DAMAGED = "their line in 2-name2text.txt or 6-name2semantic.tsv is damaged; write it again"
-NO_TEXT = "they have no text in 2-name2text.txt; prepare the voice again"
-NOT_TEXT = "their names are numbers, with which GPT-SoVITS does not find the texts; rename them"
-TOO_LONG = f"they are longer than {_MOST_SECONDS} s ({_MOST_CODES} codes); cut them in pieces"
-UNKNOWN_PHONEME = "they have phonemes that the version lacks; prepare the voice for this version"
-TOO_MANY_PHONEMES = f"they have more than {_MOST_PHONEMES} phonemes; cut them in pieces"
-TOO_SLOW = f"they have fewer than {_FEWEST_RATE} phonemes a second; check their texts and silences"
-TOO_FAST = f"they have more than {_HIGHEST_RATE} phonemes a second; check their texts"
-UNKNOWN_CODE = "they have codes that the GPT lacks; make the codes again with this base"
-NO_BERT = "they are Chinese and have no BERT features in 3-bert; make them"
-BAD_BERT = "their BERT features do not fit their phonemes; delete those files and make them again"
+DAMAGED = "a damaged line; write the table again"
+NO_TEXT = "no text in 2-name2text.txt; prepare the voice again"
+NO_CODES = "no codes in 6-name2semantic.tsv; make the codes again"
+NOT_TEXT = "a number for a name, with which GPT-SoVITS finds no text; rename the clip"
+TOO_LONG = f"longer than {_MOST_SECONDS} s ({_MOST_CODES} codes); cut the clip in pieces"
+UNKNOWN_PHONEME = "phonemes that the version lacks; prepare the voice for this version"
+TOO_MANY_PHONEMES = f"more than {_MOST_PHONEMES} phonemes; cut the clip in pieces"
+TOO_SLOW = f"fewer than {_FEWEST_RATE} phonemes a second; check the text, and the clip for silence"
+TOO_FAST = f"more than {_HIGHEST_RATE} phonemes a second; check the text"
+UNKNOWN_CODE = "codes that the GPT lacks; make the codes again with this base"
+NO_BERT = "Chinese without BERT features in 3-bert; make them"
+BAD_BERT = "BERT features that do not fit the phonemes; delete the files and make them again"
 
 
 class T2SItem(NamedTuple):
@@ -63,8 +65,8 @@ class LeftOut(NamedTuple):
     """A clip that is not trained on.
 
     Attributes:
-        name: of the clip, or a sentence on a damaged line.
-        reason: the end of a sentence on "clips"; the same for all clips of its kind.
+        name: of the clip, or what is wrong with a damaged line.
+        reason: one of those above, with its cure.
     """
 
     name: str
@@ -93,26 +95,29 @@ def read_rows(folder: Path, version: str, *, eos: int = EOS, compat: bool = Fals
     left_out: list[LeftOut] = []
 
     def note(words: str) -> None:
-        left_out.append(LeftOut(words, DAMAGED))
+        left_out.append(LeftOut(words.removeprefix(f"{folder}{os.sep}"), DAMAGED))
 
     texts = {
         line.name: line.phonemes for line in layout.read_text_lines(folder / layout.TEXT_FILE, note)
     }
     lines = read_code_lines(folder / layout.CODES_FILE, note, compat=compat)
-    if compat and all(map(_is_number, (line.name for line in lines))):
-        texts = {}
+    is_lost = compat and all(_is_number(line.name) for line in lines)
     chinese = set() if compat else chinese_clips(folder)
     items = []
     for line in lines:
         try:
+            if is_lost:
+                raise _Unfit(NOT_TEXT)
             item = _item(folder, line, texts.get(line.name), version)
             if not compat:
                 _check_item(folder, item, eos, line.name in chinese)
         except _Unfit as unfit:
-            reason = NOT_TEXT if lines and not texts and _is_number(line.name) else unfit.reason
-            left_out.append(LeftOut(line.name, reason))
+            left_out.append(LeftOut(line.name, unfit.reason))
         else:
             items.append(item)
+    if not compat:
+        with_codes = {line.name for line in lines}
+        left_out += [LeftOut(name, NO_CODES) for name in texts if name not in with_codes]
     if not items:
         reasons = " ".join(count_reasons(left_out)) or "The table of codes is empty."
         raise DataError(f"{folder}: holds no clip to train the GPT on. {reasons}")
@@ -126,10 +131,17 @@ def count_reasons(left_out: Iterable[LeftOut]) -> list[str]:
         names.setdefault(clip.reason, []).append(clip.name)
     sentences = []
     for reason, found in names.items():
-        shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-        clips = "1 clip is" if len(found) == 1 else f"{len(found)} clips are"
-        sentences.append(f"{clips} left out ({shown}), since {reason}.")
+        shown = ", ".join(map(_printable, found[:_SHOWN]))
+        more = ", ..." if len(found) > _SHOWN else ""
+        clips = "1 clip" if len(found) == 1 else f"{len(found)} clips"
+        sentences.append(f"{clips} left out ({shown}{more}): {reason}.")
     return sentences
+
+
+def _printable(name: str) -> str:
+    """A name from a file, fit for a terminal."""
+    shown = "".join(c if c.isprintable() else "?" for c in name[:_LONGEST_SHOWN])
+    return shown + ("..." if len(name) > _LONGEST_SHOWN else "")
 
 
 def repeat(items: list[T2SItem]) -> list[T2SItem]:
