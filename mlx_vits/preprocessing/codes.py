@@ -23,8 +23,9 @@ from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.errors import DataError
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
-from mlx_vits.system.files import atomic_write, read_utf8
+from mlx_vits.system.files import atomic_write
 from mlx_vits.system.json_files import read_json
+from mlx_vits.system.text_files import read_text
 
 HEADER = "item_name\tsemantic_audio"
 RECORD = "6-name2semantic.json"
@@ -68,11 +69,7 @@ def read_code_lines(
     Raises:
         DataError: the file cannot be read; without `fault` also a line of another form.
     """
-    try:
-        rows = read_utf8(path).split("\n")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); make its codes again") from error
+    rows = read_text(path, cure="make its codes again").split("\n")
     numbered = [(number, row.removesuffix("\r")) for number, row in enumerate(rows, 1)]
     numbered = [(number, row) for number, row in numbered if row.strip()]
     if compat or (numbered and numbered[0][1] == HEADER):
