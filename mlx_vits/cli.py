@@ -247,6 +247,9 @@ def bench(
         None, "--compile/--no-compile", help="The step; on GPUs by default, on CUDA unfused."
     ),
     precision: str = typer.Option("auto", help="Of the step: fp32, bf16, or auto, which is fp32."),
+    share: bool = typer.Option(
+        False, "--share", help="Batches of 1, 2 and 4 in fp32 and bf16, as a table to paste."
+    ),
     output: Path = typer.Option(Path("bench.json"), help="The JSON to write."),  # noqa: B008
 ) -> None:
     """Measure a training step and synthesis at full size on this machine."""
@@ -259,6 +262,7 @@ def bench(
         compare=compare,
         compiled=compile_,
         precision=precision,
+        share=share,
         output=output,
     )
 

@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits import accel
-from mlx_vits.tools.bench.machine import describe_machine
+from mlx_vits.tools.machine import describe_machine
 from mlx_vits.checkpoints.base import find_base
 from mlx_vits.config import Config, ReducedDims
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn

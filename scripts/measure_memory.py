@@ -26,7 +26,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.audio.files import read_audio, write_wav
-from mlx_vits.tools.bench.machine import describe_machine
+from mlx_vits.tools.machine import describe_machine
 from mlx_vits.checkpoints.base import Base, find_base, load_discriminator, load_generator
 from mlx_vits.checkpoints.base import weights_home
 from mlx_vits.config import Config
