@@ -33,11 +33,6 @@ class Prior(NamedTuple):
     mask: mx.array | None
 
 
-def length_mask(lengths: mx.array, length: int) -> mx.array:
-    """`(B,)` lengths to a float mask `(B, length, 1)`, 1 before the end."""
-    return (mx.arange(length)[None, :, None] < lengths[:, None, None]).astype(mx.float32)
-
-
 class MRTE(nn.Module):
     """Cross-attention from the semantic stream to the phonemes, with style added."""
 

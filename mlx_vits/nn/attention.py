@@ -167,8 +167,9 @@ class Encoder(nn.Module):
         keys = split_key(key, len(self.attn_layers))
         for (attention, norm_1, ffn, norm_2), layer_key in zip(layers, keys, strict=True):
             first, second, third, fourth = split_key(layer_key, 4)
-            y = dropout(attention(x, x, pairs, first), self.p_dropout, second)
-            x = norm_1(x + y)
-            y = dropout(ffn(x, mask, third), self.p_dropout, fourth)
-            x = norm_2(x + y)
+            x = norm_1(x + self._dropped(attention(x, x, pairs, first), second))
+            x = norm_2(x + self._dropped(ffn(x, mask, third), fourth))
         return masked(x, mask)
+
+    def _dropped(self, x: mx.array, key: Key) -> mx.array:
+        return dropout(x, self.p_dropout, key)
