@@ -1,26 +1,25 @@
-"""What has to happen before `mlx` is first imported, on Linux only.
+"""Settings that must be made before `mlx` is first imported; most are for Linux.
 
-MLX's Linux wheels carry the reference BLAS, which uses one core and no vector instructions
-(about 5 GFLOP/s on two cores, against 200 with OpenBLAS or MKL). A BLAS that is opened with
-RTLD_GLOBAL first takes its place, because the wheel leaves its BLAS symbols to the dynamic linker.
+**BLAS.** MLX's Linux wheels carry the reference BLAS, which uses one core and no vector
+instructions (about 5 GFLOP/s on two cores, against 200 with OpenBLAS or MKL). The wheel leaves its
+BLAS symbols to the dynamic linker, so another BLAS that is opened first with RTLD_GLOBAL takes
+their place. `MLX_VITS_BLAS` overrides the choice: the path of a library, or `none` for the wheel's
+own. macOS needs none of this: there MLX uses Accelerate and the GPU.
 
-MLX on CPU asks the C library for every intermediate array. glibc maps and unmaps anything over
-128 KiB each time, and the page faults cost more than the arithmetic, so larger blocks are kept on
-the heap instead.
+**Allocator.** On CPU, MLX asks the C library for every intermediate array. glibc maps and unmaps
+anything over 128 KiB each time, and the page faults cost more than the arithmetic, so larger blocks
+are kept on the heap.
 
-On CUDA, MLX keeps a plan for each shape of convolution that it has met, 128 of them, and fails when
-it has met more than twice as many. A step has hundreds, so more are kept. It also puts kernels into
-graphs before it launches them, which takes longer than to launch them one by one: 148 ms a step of
-the full-size v2 in place of 104, on an H200. So it is told not to; where it is let, by
-`MLX_USE_CUDA_GRAPHS=1`, it keeps more of them than the 400 after twice which it fails. What kernels
-that are launched one by one read is held until MLX hears that they are done. It asks after every
-hundred, and lets ten hundred be due; asked after every 16, it takes as long and holds far less.
+**CUDA.** MLX caches a plan per convolution shape, 128 of them, and fails after twice as many. A
+step has hundreds, so the cache is enlarged. CUDA graphs are off: building them costs more than
+launching kernels one by one (148 ms against 104 per step of the full-size v2 on an H200). If they
+are turned on by `MLX_USE_CUDA_GRAPHS=1`, their cache is enlarged too, since it fails at twice its
+400. Without graphs, the inputs of launched kernels are held until MLX learns that they are done; by
+default it asks every 100 kernels and lets 1,000 be pending. Asking every 16 is as fast and holds
+far less.
 
-Nothing here runs on macOS, where MLX uses Accelerate and the GPU. `MLX_VITS_BLAS` overrides the
-choice: the path of a library, or `none` for the wheel's own.
-
-`MLX_VITS_DEVICE=cpu`, on any system, keeps MLX off the GPU. `MLX_VITS_CACHE_GB`, on any system,
-says how much memory of freed arrays MLX keeps; see `memory.py`.
+On any system, `MLX_VITS_DEVICE=cpu` keeps MLX off the GPU, and `MLX_VITS_CACHE_GB` sets how much
+memory of freed arrays MLX keeps; see `system/memory.py`.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ _OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")
 
 
 class BlasStatus(NamedTuple):
-    """Which BLAS serves MLX's CPU matrix products.
+    """The BLAS behind MLX's CPU matrix products.
 
     Attributes:
         name: "openblas", "mkl", "custom", "wheel" (MLX's own, slow) or "system" (macOS).
-        path: file of the library, or "" where none was opened.
+        path: file of the library, or "" if none was opened.
         note: why, in words.
     """
 
@@ -85,7 +84,7 @@ def _mkl_library() -> str | None:
 
 
 def load_blas() -> BlasStatus:
-    """Opens the fastest BLAS at hand; call before the first import of `mlx`.
+    """Open the fastest BLAS available; call before the first import of `mlx`.
 
     Order: `MLX_VITS_BLAS`, a system OpenBLAS, PyPI's MKL, the wheel's own.
     """
@@ -105,8 +104,8 @@ def load_blas() -> BlasStatus:
             return BlasStatus("openblas", name, "system library")
     mkl = _mkl_library()
     if mkl is not None:
-        # The same sums in the same order whatever the alignment: a resumed run must equal
-        # the run that never stopped, bit for bit.
+        # Sums in the same order whatever the alignment, so that a resumed run equals the run
+        # that never stopped, bit for bit.
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         if _open_global(mkl):
             return BlasStatus("mkl", mkl, "PyPI package mkl")
@@ -114,7 +113,7 @@ def load_blas() -> BlasStatus:
 
 
 def tune_allocator() -> None:
-    """Keeps large CPU arrays on the heap (glibc only; harmless elsewhere)."""
+    """Keep large CPU arrays on the heap (glibc only; harmless elsewhere)."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -124,7 +123,7 @@ def tune_allocator() -> None:
 
 
 def tune_cuda() -> None:
-    """Lets MLX's CUDA backend remember all of a training; call before `mlx` is first imported."""
+    """Size the caches of MLX's CUDA backend for training; call before the first import of `mlx`."""
     if sys.platform.startswith("linux"):
         for name, value in _CUDA.items():
             os.environ.setdefault(name, value)
@@ -133,7 +132,7 @@ def tune_cuda() -> None:
 
 
 def choose_device() -> None:
-    """Makes the CPU MLX's default device where `MLX_VITS_DEVICE` says so; imports `mlx`."""
+    """Make the CPU MLX's default device if `MLX_VITS_DEVICE` says so; imports `mlx`."""
     wish = os.environ.get("MLX_VITS_DEVICE", "")
     if not wish:
         return
@@ -146,7 +145,7 @@ def choose_device() -> None:
 
 
 def limit_cache() -> None:
-    """Bounds what MLX keeps of freed arrays; imports `mlx`."""
+    """Bound the memory that MLX keeps of freed arrays; imports `mlx`."""
     from mlx_vits.system import memory
 
     memory.limit_cache()

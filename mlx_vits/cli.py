@@ -2,94 +2,81 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import typer
 
 import mlx_vits
-from mlx_vits import train
+from mlx_vits import speak, train
+from mlx_vits.arguments.data import (
+    BaseName,
+    BatchSize,
+    ClipArguments,
+    ContentEncoder,
+    HeldOut,
+    Language,
+    RecordingArguments,
+    SpeakerEncoder,
+    Transcripts,
+)
+from mlx_vits.arguments.groups import grouped
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.audio.streams import describe_channel
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.checkpoints.download import download_base
 from mlx_vits.errors import UserError
-from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES
+from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES, find_clips
 from mlx_vits.finetune.handover import hand_over
-from mlx_vits.preprocessing.clips import ClipOptions, make_clips, needs_clips
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
-from mlx_vits.preprocessing.recognition import DEFAULT_MODEL
 from mlx_vits.report.terminal import TerminalScreen, report_errors
 from mlx_vits.system.files import given_path, single_name, sweep
 from mlx_vits.tools.bench.command import bench as run_bench
 from mlx_vits.tools.check.command import check_voice
 from mlx_vits.tools.check.subject import CheckOptions
 from mlx_vits.tools.doctor.command import diagnose
-from mlx_vits.tools.inspect.as_json import as_json
-from mlx_vits.tools.inspect.facts import gather
-from mlx_vits.tools.inspect.reading import read_subject
-from mlx_vits.tools.inspect.show import show
+from mlx_vits.tools.inspect.command import inspect_file
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)
+app.command("speak")(speak.main)
 
 
 @app.command()
 @report_errors
+@grouped
 def prepare(
+    clips: ClipArguments,
+    recordings: RecordingArguments,
     sources: list[Path] = typer.Argument(  # noqa: B008
         ..., help="Recordings, or a folder of recordings, or of clips with transcripts."
     ),
-    voice: str | None = typer.Option(None, help="Its name; the source's otherwise."),
+    voice: str | None = typer.Option(None, help="Name of the voice; the source's unless given."),
     output: Path | None = typer.Option(  # noqa: B008
-        None, help="The voice's folder; voices/NAME otherwise."
+        None, help="Folder of the voice; voices/NAME unless given."
     ),
-    base: str | None = train.BASE,
-    content_encoder: Path | None = train.CONTENT_ENCODER,
-    speaker_encoder: Path | None = train.SPEAKER_ENCODER,
-    held_out: int | None = train.HELD_OUT,
-    language: str | None = train.LANGUAGE,
-    transcripts: Path | None = train.TRANSCRIPTS,
-    strict: bool = typer.Option(False, help="Refuse a clip that cannot be used."),
-    asr_model: str = typer.Option(DEFAULT_MODEL, help="Whisper's model, where it has to listen."),
-    threshold: float | None = train.THRESHOLD,
-    min_length: int | None = train.MIN_LENGTH,
-    min_interval: int | None = train.MIN_INTERVAL,
-    max_sil_kept: int | None = train.MAX_SIL_KEPT,
+    base: BaseName = None,
+    content_encoder: ContentEncoder = None,
+    speaker_encoder: SpeakerEncoder = None,
 ) -> None:
     """Turn recordings into a prepared voice, to train here or in GPT-SoVITS."""
-    options = ClipOptions(language, asr_model, slicing=train.slicing(locals()), strict=strict)
     chosen = choose_base(base, content_encoder=content_encoder, speaker_encoder=speaker_encoder)
     config = chosen.read_generator().config
     name = single_name(voice or sources[0].resolve().stem, "--voice")
-    home = output or VOICES / name
-    screen = TerminalScreen()
-    clips = sources[0]
-    if transcripts is not None and len(sources) == 1 and clips.is_dir():
-        options.refuse_slicing(clips)  # clips whose transcripts lie elsewhere
-    elif needs_clips(sources):
-        clips = home / CLIPS
-        made = make_clips(
-            sources,
-            clips,
-            replace(options, speaker=name),
-            transcripts=transcripts,
-            cutting=screen.cutting,
-            listening=screen.listening,
-            notice=screen.warn,
-        )
-        screen.say(f"Transcripts: {made}; correct them and run this again.")
-    else:
-        options.refuse_slicing(clips)
+    home, screen = output or VOICES / name, TerminalScreen()
     folder = prepare_voice(
-        clips,
+        find_clips(
+            sources,
+            home / CLIPS,
+            replace(recordings.options(clips), speaker=name),
+            screen,
+            transcripts=clips.transcripts,
+        ),
         home / PREPARED,
         chosen,
         config,
-        PrepareOptions(language or FinetuneOptions.language, held_out, transcripts, strict),
+        PrepareOptions(**clips.given()),
         progress=screen.preparing,
         drop=lambda clip: screen.warn(f"Left out: {clip.reason}"),
         notice=screen.warn,
@@ -106,22 +93,24 @@ def prepare(
 @report_errors
 def convert(
     voice: str = typer.Argument(..., help="A base's name, a run's folder, or a voice's file."),
-    recording: Path = typer.Argument(..., help="Speech to say again."),  # noqa: B008
-    text: str = typer.Argument(..., help="What is said in it."),
-    output: Path = typer.Argument(..., help="The WAV to write."),  # noqa: B008
-    language: str | None = train.LANGUAGE,
+    recording: Path = typer.Argument(..., help="Speech to re-speak."),  # noqa: B008
+    text: str = typer.Argument(..., help="What the recording says."),
+    output: Path = typer.Argument(..., help="WAV file to write."),  # noqa: B008
+    language: Language = None,
     refer: list[Path] | None = typer.Option(  # noqa: B008
-        None, help="A recording that sets the style; several are averaged."
+        None, help="Recording that sets the style; may be repeated, then styles are averaged."
     ),
     speaker_vector: list[Path] | None = typer.Option(  # noqa: B008
-        None, help="Of each --refer, for v2Pro and v2ProPlus: a file of 7-sv_cn/."
+        None, help="Speaker vector of each --refer, for v2Pro and v2ProPlus: a file of 7-sv_cn/."
     ),
-    content_encoder: Path | None = train.CONTENT_ENCODER,
-    noise_scale: float = typer.Option(0.5, min=0, help="0 speaks the most likely way."),
-    speed: float = typer.Option(1.0, min=0.1, max=10, help="2 halves the length."),
-    seed: int = typer.Option(0, help="Of the noise."),
+    content_encoder: ContentEncoder = None,
+    noise_scale: float = typer.Option(
+        0.5, min=0, help="Amount of noise; 0 gives the most likely way of speaking."
+    ),
+    speed: float = typer.Option(1.0, min=0.1, max=10, help="Speed; 2 halves the length."),
+    seed: int = typer.Option(0, help="Random seed of the noise."),
 ) -> None:
-    """Speak a recording again in a voice."""
+    """Re-speak a recording in a voice."""
     loaded = mlx_vits.load(voice, content_encoder=content_encoder)
     heard = read_audio(recording)
     if heard.channel is not None:
@@ -134,7 +123,7 @@ def convert(
         heard.wav,
         heard.rate,
         text,
-        language=language or FinetuneOptions.language,
+        language=language or PrepareOptions.language,
         refer=refer or None,
         sv_emb=vectors or None,
         noise_scale=noise_scale,
@@ -150,9 +139,9 @@ def convert(
 @report_errors
 def export(
     voice: str = typer.Argument(..., help="A base's name, a run's folder, or a voice's file."),
-    output: Path = typer.Argument(..., help="A .pth, a .safetensors, or a folder."),  # noqa: B008
+    output: Path = typer.Argument(..., help="File (.pth, .safetensors) or folder to write."),  # noqa: B008
     resumable: bool = typer.Option(
-        False, "--resumable", help="A run's state, for GPT-SoVITS to go on training from."
+        False, "--resumable", help="Write a run's state, from which GPT-SoVITS goes on training."
     ),
 ) -> None:
     """Write a voice in another form; .pth is what GPT-SoVITS opens."""
@@ -174,14 +163,19 @@ def export(
 def download(
     version: str = typer.Argument(..., help="v1, v2, v2Pro or v2ProPlus."),
     output: Path | None = typer.Option(  # noqa: B008
-        None, help="The base's folder; weights/VERSION otherwise."
+        None, help="Folder of the base; weights/VERSION unless given."
     ),
     revision: str = typer.Option("main", help="Upstream's branch, tag or commit."),
-    force: bool = typer.Option(False, "--force", help="Fetch again what is there already."),
+    force: bool = typer.Option(False, "--force", help="Fetch files again that are already there."),
+    no_bert: bool = typer.Option(
+        False, "--no-bert", help="Leave out the BERT (650 MB), which only Chinese needs."
+    ),
 ) -> None:
-    """Fetch GPT-SoVITS's pretrained models, as a base to fine-tune from."""
+    """Fetch GPT-SoVITS's pretrained models, as a base to fine-tune from and to speak with."""
     say = TerminalScreen().say
-    download_base(version, output=output, revision=revision, force=force, say=say)
+    download_base(
+        version, output=output, revision=revision, force=force, with_bert=not no_bert, say=say
+    )
 
 
 @app.command()
@@ -190,16 +184,13 @@ def inspect(
     file: str = typer.Argument(
         ..., help="A .pth or .safetensors of any kind, or the folder of a voice, base or run."
     ),
-    against: str | None = typer.Option(None, help="Another, such as its base: adds ratios to it."),
-    json_: bool = typer.Option(False, "--json", help="One JSON object, for machines."),
+    against: str | None = typer.Option(
+        None, help="Another one, such as its base: shows ratios to it."
+    ),
+    json_: bool = typer.Option(False, "--json", help="Print one JSON object, for machines."),
 ) -> None:
     """Say what a file holds: version, sizes, origin, what is missing, how loud each layer is."""
-    other = read_subject(against) if against is not None else None
-    facts = gather(read_subject(file), other)
-    if json_:
-        print(json.dumps(as_json(facts), indent=1))
-    else:
-        show(facts)
+    inspect_file(file, against, for_machines=json_)
 
 
 @app.command()
@@ -208,11 +199,11 @@ def check(
     voice: str = typer.Argument(
         ..., help="Clips with transcripts, a prepared folder (logs/NAME too), a run, or a name."
     ),
-    batch_size: int | None = train.BATCH_SIZE,
-    language: str | None = train.LANGUAGE,
-    held_out: int | None = train.HELD_OUT,
-    transcripts: Path | None = train.TRANSCRIPTS,
-    json_: bool = typer.Option(False, "--json", help="One JSON object, for machines."),
+    batch_size: BatchSize = None,
+    language: Language = None,
+    held_out: HeldOut = None,
+    transcripts: Transcripts = None,
+    json_: bool = typer.Option(False, "--json", help="Print one JSON object, for machines."),
 ) -> None:
     """Say whether a good voice can be expected of these clips, and what is wrong with them.
 
@@ -225,7 +216,7 @@ def check(
 @app.command()
 @report_errors
 def doctor(
-    json_: bool = typer.Option(False, "--json", help="One JSON object, for machines."),
+    json_: bool = typer.Option(False, "--json", help="Print one JSON object, for machines."),
 ) -> None:
     """Say what this machine runs on, and check its arithmetic: every gradient, GPU against CPU.
 
@@ -237,20 +228,26 @@ def doctor(
 @app.command()
 @report_errors
 def bench(
-    version: list[str] = typer.Option(["v2"], help="Of the model; may be given again."),  # noqa: B008
-    batch: list[int] = typer.Option([2], min=1, help="Clips a step; may be given again."),  # noqa: B008
+    version: list[str] = typer.Option(["v2"], help="Version of the model; may be repeated."),  # noqa: B008
+    batch: list[int] = typer.Option([2], min=1, help="Clips per step; may be repeated."),  # noqa: B008
     seconds: float = typer.Option(4.5, min=0.1, max=60, help="Length of a clip."),
     repeat: int = typer.Option(3, min=1, help="Repetitions; medians are shown."),
-    warm_up: int = typer.Option(1, min=1, help="Repetitions before them, which do not count."),
-    compare: str | None = typer.Option(None, help="torch: PyTorch's time of the heavy parts."),
-    compile_: bool | None = typer.Option(
-        None, "--compile/--no-compile", help="The step; on GPUs by default, on CUDA unfused."
+    warm_up: int = typer.Option(1, min=1, help="Repetitions before them, not counted."),
+    compare: str | None = typer.Option(
+        None, help="torch: time the heavy parts in PyTorch as well."
     ),
-    precision: str = typer.Option("auto", help="Of the step: fp32, bf16, or auto, which is fp32."),
+    compile_: bool | None = typer.Option(
+        None,
+        "--compile/--no-compile",
+        help="Compile the step; the default on GPUs, on CUDA unfused.",
+    ),
+    precision: str = typer.Option(
+        "auto", help="Precision of the step: fp32 or bf16; auto is fp32."
+    ),
     share: bool = typer.Option(
         False, "--share", help="Batches of 1, 2 and 4 in fp32 and bf16, as a table to paste."
     ),
-    output: Path = typer.Option(Path("bench.json"), help="The JSON to write."),  # noqa: B008
+    output: Path = typer.Option(Path("bench.json"), help="JSON file to write."),  # noqa: B008
 ) -> None:
     """Measure a training step and synthesis at full size on this machine."""
     run_bench(

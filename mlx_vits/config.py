@@ -1,8 +1,9 @@
-"""Configuration of a SoVITS model: upstream's JSON keys as frozen dataclasses.
+"""Configurations of the SoVITS and the GPT stage: upstream's JSON keys as frozen dataclasses.
 
-Source: GPT-SoVITS `configs/s2.json`, `s2v2Pro.json`, `s2v2ProPlus.json`. This file is the only home
-of default values: those of the classes are v1's and v2's, `_VERSION_MODEL` has what the Pro models
-change. Three things differ from upstream's files:
+Source: GPT-SoVITS `configs/s2.json`, `s2v2Pro.json`, `s2v2ProPlus.json`; of the GPT stage
+`s1longer.yaml` and `s1longer-v2.yaml`. This file is the only home of default values: those of the
+SoVITS classes are v1's and v2's, `_VERSION_MODEL` has what the Pro models change. Three things
+differ from upstream's files:
 
 * `version` is always present (upstream's WebUI injects it);
 * `reduced_dims` names the sizes that upstream hard-codes in its source. It is absent, or equal to
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.json_files import read_json
 
+CONFIG_FILE = "config.json"
 VERSIONS = ("v1", "v2", "v2Pro", "v2ProPlus")
 
 # Keys of `model` in which a version's own JSON differs from `s2.json`.
@@ -38,8 +40,10 @@ _LARGEST_INT = 1 << 20
 _LARGEST_FLOAT = 1e12
 _LONGEST_LIST = 16
 _MOST_LAYERS = 64
-_LAYERS = {"n_layers", "n_layers_q", "flow_n_flows", "flow_wn_layers", "enc_q_wn_layers"}
+_LAYERS = {"n_layers", "n_layers_q", "flow_n_flows", "flow_wn_layers", "enc_q_wn_layers", "n_layer"}
 _DEEPEST = 8
+_V1_PHONEMES = 512  # rows of the GPT's phoneme table in v1
+T2S_DROPOUT = 0.1  # hard-coded upstream, everywhere but in the GPT's token embeddings
 _MAY_BE_ZERO = {"seed", "log_interval", "eval_interval", "epochs", "batch_size", "init_lr_ratio"}
 
 
@@ -289,6 +293,97 @@ class Config:
             CheckpointError: the file is missing, is not JSON, or does not describe a model.
         """
         return cls.from_dict(read_json_table(path), source=str(path))
+
+
+@dataclass(frozen=True)
+class T2SConfig:
+    """The GPT stage: `model` of upstream's `s1longer-v2.yaml`, and `max_sec` of its `data`.
+
+    Attributes:
+        hidden_dim, embedding_dim: one width under two names; the feed-forward has 4 times as much.
+        vocab_size: semantic codes and EOS.
+        phoneme_vocab_size: 512 in v1, whose table has 322 symbols; 732 in every later version.
+        dropout: of the token embeddings; all else has upstream's hard-coded 0.1.
+        EOS: the code that ends a sequence.
+        max_sec: bounds what is generated, see `early_stop`.
+        extra: the rest of upstream's nested dictionary, kept for the files we write.
+    """
+
+    hidden_dim: int = 512
+    embedding_dim: int = 512
+    head: int = 16
+    n_layer: int = 24
+    vocab_size: int = 1025
+    phoneme_vocab_size: int = 732
+    dropout: float = 0.0
+    EOS: int = 1024
+    max_sec: float = 54.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """ "v1" or "v2", by the phoneme table; v2Pro and v2ProPlus share v2's."""
+        return "v1" if self.phoneme_vocab_size == _V1_PHONEMES else "v2"
+
+    @property
+    def early_stop(self) -> float:
+        """Codes after which generation ends once they are exceeded.
+
+        Upstream multiplies by 50 though there are 25 codes a second, so this is twice `max_sec`.
+        """
+        return 50 * self.max_sec
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> T2SConfig:
+        """Reads upstream's nested dictionary.
+
+        Args:
+            values: with `model`, and `data` where `max_sec` is not the default.
+            source: the file's name, for messages.
+
+        Raises:
+            CheckpointError: it does not describe a GPT.
+        """
+        _check_plain(values, source)
+        rest = {key: values.get(key) or {} for key in ("model", "data")}
+        for key, section in rest.items():
+            if not isinstance(section, Mapping):
+                raise CheckpointError(f"{source}: `{key}` of the configuration is not a table")
+        stated = dict(rest["model"])
+        if "max_sec" in rest["data"]:
+            stated["max_sec"] = rest["data"]["max_sec"]
+        names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        extra = {key: value for key, value in values.items() if key not in rest}
+        for key, section in rest.items():
+            extra[key] = {name: value for name, value in section.items() if name not in names}
+        known = {name: value for name, value in stated.items() if name in names}
+        config = dataclasses.replace(_section(cls, known, f"{source}: model"), extra=extra)
+        config._check(source)
+        return config
+
+    def _check(self, source: str) -> None:
+        """Refuses sizes that no model can have, before one is built of them."""
+        faults = {
+            "hidden_dim and embedding_dim differ": self.hidden_dim != self.embedding_dim,
+            "head does not divide hidden_dim": self.hidden_dim % self.head,
+            "hidden_dim is odd": self.hidden_dim % 2,
+            "EOS is not the last of vocab_size codes": self.vocab_size != self.EOS + 1,
+            "dropout is no share of 1": not 0 <= self.dropout < 1,
+            "max_sec is not above 0": not self.max_sec > 0,
+        }
+        for fault, found in faults.items():
+            if found:
+                raise CheckpointError(f"{source}: {fault}; it describes no GPT")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Upstream's nested dictionary, as `from_dict` reads it."""
+        values = _plain(self)
+        model, data = (values.pop(key, {}) for key in ("model", "data"))
+        max_sec = self.max_sec
+        own = {f.name: values.pop(f.name) for f in dataclasses.fields(self) if f.name in values}
+        own.pop("max_sec")
+        data = data | {"max_sec": int(max_sec) if max_sec == int(max_sec) else max_sec}
+        return values | {"model": model | own, "data": data}
 
 
 def read_json_table(path: str | Path) -> dict[str, Any]:

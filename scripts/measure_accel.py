@@ -36,8 +36,9 @@ import mlx.optimizers as optim
 from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.tools.bench.work import StepParts, Work
+from mlx_vits.nn.attention import MultiHeadAttention
 from mlx_vits.nn.layers import Convolution
-from mlx_vits.training.losses import feature_loss
+from mlx_vits.training import losses, step
 from mlx_vits.training.optimizers import global_norm
 
 Off = Callable[[], AbstractContextManager[Any]]
@@ -67,7 +68,16 @@ def _cuda_pieces() -> dict[str, Off]:
         "weight norm": lambda: patch.object(blocks, "_parameters", parameters),
         "AdamW": lambda: patch.object(training, "FusedAdamW", optim.AdamW),
         "norms": lambda: patch.object(training, "global_norm", global_norm),
-        "feature loss": lambda: patch.object(training, "feature_loss", feature_loss),
+        "queries, keys, values": lambda: patch.object(
+            blocks.FusedAttention, "__call__", MultiHeadAttention.__call__
+        ),
+        "feature loss": lambda: patch.object(training, "feature_loss", losses.feature_loss),
+        "judging both": lambda: patch.object(blocks, "judged", step.judged),
+        "losses of scores": lambda: patch.multiple(
+            training,
+            discriminator_loss=losses.discriminator_loss,
+            generator_loss=losses.generator_loss,
+        ),
         "recording": lambda: patch.object(recording, "Recorder", lambda function: function),
     }
 
@@ -122,15 +132,19 @@ def main(
     repeat: int = 30,
     passes: int = 2,
     skip: Annotated[list[str] | None, typer.Option(help="A piece to leave on.")] = None,
+    piece: Annotated[list[str] | None, typer.Option(help="One to measure; else all.")] = None,
     only: Annotated[str | None, typer.Option(help="A variant to measure in this process.")] = None,
     output: Path | None = None,
 ) -> None:
     """Print a table, and write it as JSON."""
-    name = accel.backend()
-    pieces = {"cuda": _cuda_pieces, "cpu": _cpu_pieces, "off": dict}[name]()
-    pieces = {piece: off for piece, off in pieces.items() if piece not in (skip or [])}
-    variants: dict[str, Off] = {"all on": ExitStack, **pieces}
-    variants["all off"], variants["all on again"] = partial(_all_off, pieces), ExitStack
+    backend = accel.backend()
+    pieces = {"cuda": _cuda_pieces, "cpu": _cpu_pieces, "off": dict}[backend]()
+    pieces = {name: off for name, off in pieces.items() if name not in (skip or [])}
+    variants: dict[str, Off] = {"all on": ExitStack}
+    variants |= {name: off for name, off in pieces.items() if piece is None or name in piece}
+    if piece is None:
+        variants["all off"] = partial(_all_off, pieces)
+    variants["all on again"] = ExitStack
     if only is not None:
         work = Work(version, batch, seconds)
         print(json.dumps(_measure(work, only, variants[only], repeat)))
@@ -156,7 +170,7 @@ def main(
             cells.append(f"{scale * row[part]:8.5g} {more:+4.0f}%")
         print(f"{variant:32}", *cells)
     if output:
-        output.write_text(json.dumps({"backend": name, "result": result}, indent=2))
+        output.write_text(json.dumps({"backend": backend, "result": result}, indent=2))
 
 
 if __name__ == "__main__":

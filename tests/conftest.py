@@ -13,7 +13,7 @@ import pytest
 
 # A user's settings must change no test, nor the programs that tests run: how wide and colourful the
 # terminal is, where weights lie, what MLX and the Hub are told.
-_KEPT = ("MLX_VITS_BLAS", "MLX_VITS_DEVICE", "MLX_VITS_ACCEL", "HF_HOME")
+_KEPT = ("MLX_VITS_BLAS", "MLX_VITS_DEVICE", "MLX_VITS_ACCEL", "MLX_ENABLE_TF32", "HF_HOME")
 _TERMINAL = ("LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "TERM", "COLORTERM")
 _DROPPED = (*_TERMINAL, "TERMINAL_WIDTH", "GITHUB_ACTIONS", "PYTHONUTF8", "PYTHONIOENCODING")
 for _name in set(os.environ) - set(_KEPT):

@@ -1,4 +1,4 @@
-"""`mlx-vits check`: what is wrong with a voice's data, found where it was put."""
+"""`mlx-vits check`: what is wrong with prepared data, found where it was put."""
 
 from __future__ import annotations
 
@@ -12,28 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from typer.testing import CliRunner
 
-from mlx_vits.audio.files import read_audio, write_wav
+from mlx_vits.audio.files import write_wav
 from mlx_vits.checkpoints.base import weights_home
 from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
-from mlx_vits.cli import app
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import prepare_voice
-from mlx_vits.text.english_words import dictionary
-from mlx_vits.tools.check.facts import Verdict, VoiceFacts
-from mlx_vits.tools.check.gather import gather
-from mlx_vits.tools.check.outliers import CLIPPED_SHARE, NOISY_RANGE_DB, far_from_median
-from mlx_vits.tools.check.phonemes import ARPABET, LEAST_CORRELATION, is_english, merge_stress
-from mlx_vits.tools.check.sound import measure_sound
-from mlx_vits.tools.check.subject import CheckOptions, find_subject
+from mlx_vits.tools.check.subject import find_subject
 from mlx_vits.tools.check.verdict import judge
 from mlx_vits.training.batches import PreparedVoice
+from tests.support.checking import change_wav, check, run, said
 from tests.support.tiny import RATE, add_speaker_vectors, hum, make_base, make_voice, tiny_config
 
-RUNNER = CliRunner()
 CLIPS = 8
 
 
@@ -59,32 +51,9 @@ def upstreams(prepared: Path) -> Path:
     return prepared
 
 
-@pytest.fixture
-def clips(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "clips", tmp_path / "clips"))
-
-
-def _look(folder: Path, **options: Any) -> tuple[VoiceFacts, Verdict]:
-    facts = gather(find_subject(str(folder), CheckOptions(**options)))
-    return facts, judge(facts)
-
-
-def _said(verdict: Verdict) -> str:
-    return " ".join(remark.words for remark in verdict.remarks)
-
-
-def _run(*arguments: Any) -> Any:
-    return RUNNER.invoke(app, ["check", *map(str, arguments)])
-
-
 def _change_features(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     path = folder / layout.SSL_FOLDER / f"{name}.pt"
     write_torch_archive(path, np.ascontiguousarray(change(read_torch_archive(path).copy())))
-
-
-def _change_wav(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    recording = read_audio(path)
-    write_wav(path, change(recording.wav), recording.rate)
 
 
 def _change_line(folder: Path, index: int, change: Callable[[str], str]) -> None:
@@ -95,7 +64,7 @@ def _change_line(folder: Path, index: int, change: Callable[[str], str]) -> None
 
 
 def test_a_prepared_voice(made: Path) -> None:
-    facts, verdict = _look(made / "prepared", batch_size=3)
+    facts, verdict = check(made / "prepared", batch_size=3)
     assert (facts.kind, facts.version) == ("a folder that mlx_vits prepared", "v2")
     assert (facts.training.clips, facts.held_out.clips) == (CLIPS - 1, 1)
     assert facts.training.lengths is not None
@@ -113,17 +82,17 @@ def test_a_prepared_voice(made: Path) -> None:
     assert not any(clip.faults for clip in facts.clips)
     # Thirteen seconds of five sentences: little, and told so, but no reason to refuse it.
     assert (verdict.word, verdict.status) == ("too little", 0)
-    assert "sentences said more than once" in _said(verdict)
-    assert "English phonemes never occur" in _said(verdict)
+    assert "sentences said more than once" in said(verdict)
+    assert "English phonemes never occur" in said(verdict)
 
 
 def test_the_command_prints_a_page_and_json(made: Path) -> None:
-    done = _run(made / "prepared")
+    done = run(made / "prepared")
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 100
     assert any(line.startswith("Too little: 13 s of speech") for line in lines)
-    done = _run(made / "prepared", "--json", "--batch-size", 2)
+    done = run(made / "prepared", "--json", "--batch-size", 2)
     values = json.loads(done.stdout)
     assert values["verdict"]["word"] == "too little"
     assert values["clips"][0]["sound"]["rate"] == RATE
@@ -133,10 +102,10 @@ def test_the_command_prints_a_page_and_json(made: Path) -> None:
 
 
 def test_the_demos_voice_is_good_though_dull() -> None:
-    facts, verdict = _look(weights_home() / "demo" / "voice")
+    facts, verdict = check(weights_home() / "demo" / "voice")
     assert (verdict.word, verdict.status) == ("good", 0)
     assert [remark.level for remark in verdict.remarks] == ["note"]
-    assert "nothing above 10.9 kHz" in _said(verdict)
+    assert "nothing above 10.9 kHz" in said(verdict)
     assert facts.phonemes.missing == ("OY", "Y", "ZH")
     assert (facts.phonemes.inventory, facts.phonemes.guessed) == (39, {"woodcutters": 1})
     for seconds, word in ((49.0, "usable"), (29.0, "too little")):
@@ -156,7 +125,7 @@ def test_voices_are_found_by_name(
 
 def test_what_cannot_be_read_is_one_sentence(prepared: Path, tmp_path: Path) -> None:
     def refused(folder: Path, words: str, *options: Any) -> None:
-        done = _run(folder, *options)
+        done = run(folder, *options)
         assert done.exit_code == 1
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
@@ -185,7 +154,7 @@ def test_features_that_stop_training_are_named(prepared: Path) -> None:
     _change_features(prepared, "clip_1.wav", set_nan)
     _change_features(prepared, "clip_2.wav", lambda tensor: tensor[:, :8])
     (prepared / layout.SSL_FOLDER / "clip_3.wav.pt").write_bytes(b"not a tensor")
-    facts, verdict = _look(prepared)
+    facts, verdict = check(prepared)
     assert facts.alignment is not None
     assert facts.alignment.misaligned == ("clip_0.wav",)
     assert facts.alignment.not_finite == ("clip_1.wav",)
@@ -196,33 +165,33 @@ def test_features_that_stop_training_are_named(prepared: Path) -> None:
         "clip_3.wav",
     ]
     assert (verdict.word, verdict.status) == ("broken", 2)
-    assert "stop at 3 clips (clip_0.wav, clip_1.wav, clip_3.wav)" in _said(verdict)
-    assert "differ in width (16 in 6, 8 in 1)" in _said(verdict)
-    assert _run(prepared).exit_code == 2
+    assert "stop at 3 clips (clip_0.wav, clip_1.wav, clip_3.wav)" in said(verdict)
+    assert "differ in width (16 in 6, 8 in 1)" in said(verdict)
+    assert run(prepared).exit_code == 2
 
 
 def test_a_held_out_clip_has_to_be_whole(prepared: Path) -> None:
     part = prepared / layout.HELD_OUT_FOLDER
     (part / layout.SSL_FOLDER / f"clip_{CLIPS - 1}.wav.pt").unlink()
-    facts, verdict = _look(prepared)
+    facts, verdict = check(prepared)
     assert facts.clips[-1].faults[0].endswith("is missing")
     assert verdict.word == "broken"
 
 
 def test_a_folder_of_upstreams_and_what_its_loader_leaves_out(upstreams: Path) -> None:
-    facts, verdict = _look(upstreams)
+    facts, verdict = check(upstreams)
     assert facts.kind == "a folder that GPT-SoVITS prepared"
     assert (facts.versions["v1"], facts.versions["v2"]) == ("", "")
     assert {clip.language for clip in facts.clips} == {"en"}
     assert facts.held_out.clips == 0
-    assert "No clip is held out" in _said(verdict)
+    assert "No clip is held out" in said(verdict)
 
     (upstreams / layout.SSL_FOLDER / "clip_0.wav.pt").unlink()
     (upstreams / layout.WAV_FOLDER / "clip_1.wav").unlink()
-    _change_wav(upstreams / layout.WAV_FOLDER / "clip_2.wav", lambda wav: wav[:9000])
+    change_wav(upstreams / layout.WAV_FOLDER / "clip_2.wav", lambda wav: wav[:9000])
     _change_line(upstreams, 3, lambda line: line.replace("\t", " ", 1))
     _change_line(upstreams, 4, lambda line: line.replace(" ", " ☃ ", 1))
-    facts, verdict = _look(upstreams)
+    facts, verdict = check(upstreams)
     rules = {row.name: row.rule for row in facts.left_out}
     assert rules == {
         "clip_0.wav": "no features",
@@ -237,12 +206,12 @@ def test_a_folder_of_upstreams_and_what_its_loader_leaves_out(upstreams: Path) -
     with pytest.raises(DataError):
         PreparedVoice(upstreams, tiny_config())
     assert verdict.status == 2
-    assert "GPT-SoVITS leaves such clips out without a word" in _said(verdict)
+    assert "GPT-SoVITS leaves such clips out without a word" in said(verdict)
 
 
 def test_a_run_of_upstreams_lies_in_its_data(upstreams: Path) -> None:
     (upstreams / "logs_s2_v2").mkdir()
-    facts, _ = _look(upstreams / "logs_s2_v2")
+    facts, _ = check(upstreams / "logs_s2_v2")
     assert facts.path == str(upstreams)
 
 
@@ -252,13 +221,13 @@ def test_a_run_of_ours(made: Path, tmp_path: Path) -> None:
     own = layout.fingerprint(data)
     info = RunInfo("tiny", here, here, own, "tiny", "", "", "", "", "en", options)
     info.write(tmp_path)
-    facts, _ = _look(tmp_path)
+    facts, _ = check(tmp_path)
     assert (facts.kind, facts.batch_size) == ("the data of a run, prepared by mlx_vits", 5)
     assert not facts.note
     RunInfo(**(vars(info) | {"prepared_sha256": "0"})).write(tmp_path)
-    assert "changed since the run began" in _said(_look(tmp_path)[1])
+    assert "changed since the run began" in said(check(tmp_path)[1])
     RunInfo(**(vars(info) | {"prepared": "gone"})).write(tmp_path)
-    assert _run(tmp_path).exit_code == 1
+    assert run(tmp_path).exit_code == 1
 
 
 def test_other_wav_forms(upstreams: Path) -> None:
@@ -266,7 +235,7 @@ def test_other_wav_forms(upstreams: Path) -> None:
     soundfile.write(path, hum(1.2, rate=16000), 16000, subtype="PCM_16")
     path = upstreams / layout.WAV_FOLDER / "clip_1.wav"
     soundfile.write(path, np.stack([hum(1.4)] * 2, axis=1), RATE, subtype="FLOAT")
-    facts, verdict = _look(upstreams)
+    facts, verdict = check(upstreams)
     assert facts.alignment is not None
     assert [name.split(" ", 1)[1] for name in facts.alignment.odd_files] == [
         "(16000 Hz)",
@@ -287,179 +256,29 @@ def test_speaker_vectors(prepared: Path) -> None:
     for index, (part, values) in enumerate(zip(parts, vectors, strict=True)):
         path = layout.speaker_file(part, f"clip_{index}.wav")
         write_torch_archive(path, values.astype(np.float32))
-    facts, verdict = _look(prepared)
+    facts, verdict = check(prepared)
     units = np.concatenate([v / np.linalg.norm(v) for v in vectors])
     pairs = (units @ units.T)[np.triu_indices(CLIPS, 1)]
     assert facts.vectors is not None
     assert facts.vectors.mean_cosine == pytest.approx(pairs.mean(), abs=1e-5)
     assert (facts.vectors.clips, facts.vectors.outliers) == (CLIPS, ("clip_2.wav",))
     assert facts.versions["v2Pro"] == ""
-    assert "unlike the others" in _said(verdict)
+    assert "unlike the others" in said(verdict)
 
     write_torch_archive(folder / "clip_0.wav.pt", np.full_like(vector, np.inf))
     (folder / "clip_1.wav.pt").unlink()
-    facts, verdict = _look(prepared)
+    facts, verdict = check(prepared)
     assert "holds values that are no numbers" in facts.versions["v2Pro"]
     assert facts.versions["v2"] == ""
     assert verdict.status == 0  # v2 takes none
-    assert f"{CLIPS - 2} of {CLIPS} clips have a whole speaker vector" in _said(verdict)
+    assert f"{CLIPS - 2} of {CLIPS} clips have a whole speaker vector" in said(verdict)
     manifest = prepared / layout.MANIFEST
     manifest.write_text(manifest.read_text().replace('"version": "v2"', '"version": "v2Pro"'))
-    assert "prepared for v2Pro, which cannot be trained on it" in _said(_look(prepared)[1])
+    assert "prepared for v2Pro, which cannot be trained on it" in said(check(prepared)[1])
 
 
-@pytest.mark.machine
-def test_clips_before_they_are_prepared(clips: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
-    facts, verdict = _look(clips)
-    assert (facts.is_prepared, facts.alignment, facts.versions) == (False, None, {})
-    assert (facts.training.clips, facts.held_out.clips) == (CLIPS - 1, 1)
-    assert _look(clips, held_out=3)[0].held_out.clips == 3
-    assert verdict.word == "too little"
-
-    write_wav(clips / "clip_0.wav", hum(0.2), RATE)
-    (clips / "clip_1.wav").write_text("not audio")
-    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
-    _change_wav(clips / "clip_2.wav", np.zeros_like)
-    facts, verdict = _look(clips)
-    assert [row.rule for row in facts.left_out] == ["cannot be prepared"] * 3
-    for row, words in zip(
-        facts.left_out, ("0.20 s long", "clip_1.wav: ", "is silent"), strict=True
-    ):
-        assert words in row.words
-    assert facts.training.clips == CLIPS - 4
-    assert "3 clips are left out (clip_0.wav, clip_1.wav, clip_2.wav)" in _said(verdict)
-    assert verdict.status == 0
-
-    lines = "".join(f"clip_{i}.wav\t☃\n" for i in range(CLIPS))
-    (clips / "transcripts.tsv").write_text(lines, encoding="utf-8")
-    facts, verdict = _look(clips)
-    assert facts.training.clips == 0
-    assert verdict.status == 2
-    assert _run(clips).exit_code == 2
-
-
-def test_what_preparing_leaves_out_is_no_end_of_checking(clips: Path) -> None:
-    with (clips / "transcripts.tsv").open("a") as file:
-        file.write("gone.wav\twords\n")
-    (clips / "extra.wav").write_bytes((clips / "clip_0.wav").read_bytes())
-    facts, verdict = _look(clips, held_out=0)
-    assert facts.training.clips == CLIPS
-    line, clip = facts.left_out
-    assert (line.name, clip.name) == (f"transcripts.tsv line {CLIPS + 1}", "extra.wav")
-    assert "lists gone.wav, which is not in the folder" in line.words
-    assert "has no line in transcripts.tsv" in clip.words
-    assert verdict.status == 0
-
-
-def test_clipped_noisy_and_crackling_clips(clips: Path) -> None:
-    random = np.random.default_rng(0)
-    for index in range(CLIPS):  # with a pause, as speech has
-        _change_wav(clips / f"clip_{index}.wav", lambda wav: np.pad(wav, (0, RATE // 2)))
-
-    def wrap(wav: np.ndarray) -> np.ndarray:
-        return (wav * 1.3 / np.abs(wav).max() + 1) % 2 - 1
-
-    _change_wav(clips / "clip_0.wav", lambda wav: np.clip(wav, -0.2, 0.2))
-    _change_wav(clips / "clip_1.wav", lambda wav: wav + 0.05 * random.standard_normal(len(wav)))
-    _change_wav(clips / "clip_2.wav", wrap)
-    _change_wav(clips / "clip_3.wav", lambda wav: 0.02 * wav)
-    _change_wav(clips / "clip_4.wav", lambda wav: wav + 0.05)
-    facts, verdict = _look(clips, held_out=0)
-    sound = facts.sound
-    assert sound is not None
-    assert sound.clipped == ("clip_0.wav",)
-    assert sound.noisy == ("clip_1.wav",)
-    assert sound.wrapped == ("clip_2.wav",)
-    assert sound.off_level == ("clip_3.wav",)
-    assert sound.offset == ("clip_4.wav",)
-    for words in ("clipped (clip_0.wav)", "noisy (clip_1.wav)", "crackling", "off centre"):
-        assert words in _said(verdict)
-
-
-def test_the_same_twice(clips: Path) -> None:
-    shutil.copy(clips / "clip_0.wav", clips / "clip_1.wav")
-    shutil.copy(clips / "clip_2.wav", clips / f"clip_{CLIPS - 1}.wav")
-    facts, verdict = _look(clips)
-    same = {row.names: row for row in facts.duplicates if row.what == "recording"}
-    assert set(same) == {("clip_0.wav", "clip_1.wav"), ("clip_2.wav", "clip_7.wav")}
-    assert not same["clip_0.wav", "clip_1.wav"].same_text
-    assert same["clip_2.wav", "clip_7.wav"].across
-    assert "same recording with different texts" in _said(verdict)
-    assert "trained on and held out" in _said(verdict)
-
-
-def test_transcripts_that_do_not_fit(tmp_path: Path) -> None:
-    words = [3 + index % 7 for index in range(12)]
-    for index, count in enumerate(words):
-        write_wav(tmp_path / f"{index:02}.wav", hum(0.36 * count), RATE)
-
-    def look(texts: list[str]) -> tuple[VoiceFacts, Verdict]:
-        lines = [f"{index:02}.wav\t{text}\n" for index, text in enumerate(texts)]
-        (tmp_path / "transcripts.tsv").write_text("".join(lines))
-        return _look(tmp_path, held_out=0)
-
-    texts = ["seven " * count for count in words]
-    texts[3] = "no."
-    facts, verdict = look(texts)
-    assert facts.rates["en"].outliers == ("03.wav",)
-    assert facts.rates["en"].outside == ("03.wav",)
-    assert "listen whether the transcript is right" in _said(verdict)
-    # All lines three clips further on: each could be slow or fast speech, together they cannot.
-    facts, verdict = look(texts[3:] + texts[:3])
-    assert (facts.rates["en"].correlation or 1) < LEAST_CORRELATION
-    assert "do not fit the recordings" in _said(verdict)
-
-
-def test_unknown_and_guessed_sounds(prepared: Path, clips: Path) -> None:
+def test_unknown_sounds(prepared: Path) -> None:
     _change_line(prepared, 0, lambda line: line.replace(" ", " UNK ", 3))
-    facts, verdict = _look(prepared)
+    facts, verdict = check(prepared)
     assert (facts.phonemes.unknown, facts.phonemes.unknown_in) == (3, ("clip_0.wav",))
-    assert "3 sounds unknown (UNK), in clip_0.wav" in _said(verdict)
-    lines = (clips / "transcripts.tsv").read_text().splitlines()
-    lines[0] = "clip_0.wav\tthe Blorptian quizzle"
-    (clips / "transcripts.tsv").write_text("\n".join(lines))
-    assert set(_look(clips)[0].phonemes.guessed) == {"Blorptian", "quizzle"}
-
-
-def test_bandwidth_is_where_the_recording_ends() -> None:
-    random = np.random.default_rng(0)
-    noise = random.standard_normal(RATE).astype(np.float32) * 0.1
-    spectrum = np.fft.rfft(noise)
-    hertz = np.fft.rfftfreq(len(noise), 1 / RATE)
-    for edge in (4000, 8000, 11025, 16000):
-        wav = np.fft.irfft(np.where(hertz <= edge, spectrum, 0)).astype(np.float32)
-        stored = np.trunc(wav * 32768) / 32768  # as upstream stores it
-        for heard in (wav, stored.astype(np.float32)):
-            assert measure_sound(heard, RATE).bandwidth_hz == pytest.approx(edge, abs=300)
-
-
-def test_levels_of_known_sounds() -> None:
-    time = np.arange(RATE) / RATE
-    tone = (0.5 * np.sin(2 * np.pi * 200 * time)).astype(np.float32)
-    paused = np.concatenate([tone, 1e-4 * (-1.0) ** np.arange(RATE // 4)]).astype(np.float32)
-    sound = measure_sound(paused, RATE)
-    assert sound.peak == pytest.approx(0.5, abs=1e-3)
-    assert sound.noise_db == pytest.approx(-80, abs=0.1)
-    assert sound.range_db == pytest.approx(80 - 9.03, abs=0.1)
-    assert sound.range_db > NOISY_RANGE_DB
-    assert measure_sound(np.clip(hum(1.0), -0.2, 0.2), RATE).clipped > CLIPPED_SHARE
-    assert measure_sound(hum(1.0), RATE).clipped < CLIPPED_SHARE
-    silent = measure_sound(np.zeros(10, np.float32), RATE)
-    assert (silent.clipped, silent.bandwidth_hz) == (0.0, 0.0)
-
-
-def test_far_from_median() -> None:
-    assert far_from_median([1.0, 9.0]) == [False, False]
-    values = [10.0, 10.1, 9.9, 10.2, 9.8, 20.0, 5.0]
-    assert far_from_median(values) == [False] * 5 + [True, True]
-    assert far_from_median(values, below_only=True) == [False] * 6 + [True]
-    assert far_from_median([10.0, 10.1, 9.9, 10.2, 9.8, 11.0], factor=1.4) == [False] * 6
-
-
-def test_arpabet_is_that_of_the_dictionary() -> None:
-    used = {phone for phones in dictionary().values() for phone in phones.split()}
-    assert {merge_stress(phone) for phone in used} == set(ARPABET)
-    assert merge_stress("a1") == "a1"  # Chinese
-    assert is_english(["HH", "AH0", "L", "OW1", "!"])
-    assert not is_english(["n", "i2", "h", "ao3", "!"])
+    assert "3 sounds unknown (UNK), in clip_0.wav" in said(verdict)

@@ -19,11 +19,11 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import stop_fusing
-from mlx_vits.accel.cuda import blocks, kernels, many, training
+from mlx_vits.accel.cuda import blocks, kernels, many, rows, training
 from mlx_vits.accel.custom_vjp import skip_custom_vjp
 from mlx_vits.models.discriminator import DiscriminatorP, DiscriminatorS
 from mlx_vits.models.generator import Generator, ResBlock1
@@ -33,9 +33,10 @@ from mlx_vits.nn.wavenet import WN
 from mlx_vits.tools.bench import work
 from mlx_vits.training import losses
 from mlx_vits.training.optimizers import global_norm
-from mlx_vits.training.step import GANStep, draw_step
+from mlx_vits.training.step import GANStep, draw_step, judged
 from tests.support import plain_kernels
 from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.steps import make_step
 from tests.support.tiny import tiny_config
 
 HAS_CUDA = mx.cuda.is_available()
@@ -60,6 +61,18 @@ _G = [_normal(len(v), 1, 1, seed=n) for n, v in enumerate(_V)]
 
 def _flat(found: Any) -> list[mx.array]:
     return [array for arrays in found for array in arrays]
+
+
+def _pulled(k: Any, arrays: tuple[mx.array, ...]) -> list[mx.array]:
+    """Of more layers than a launch takes, every third without weight norm."""
+    v, origins, grads, g, grads_g = (list(arrays[n : n + 10]) for n in range(0, 50, 10))
+    is_normed = [n % 3 != 1 for n in range(10)]
+    g, grads_g = (
+        [a if b else None for a, b in zip(one, is_normed, strict=True)] for one in (g, grads_g)
+    )
+    found = k.pull(v, origins, grads, g, grads_g, [0.1 * n for n in range(10)])
+    of_g = [array for array, normed in zip(found.of_g, is_normed, strict=True) if normed]
+    return [found.loss, found.norm, *of_g, *found.of_v]
 
 
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]]] = {
@@ -115,6 +128,13 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
     "widen": (lambda k, *a: k.widen(*a), (_normal(2, 3, 6, 5),), {}),
     "widen beyond the ends": (lambda k, *a: k.widen(*a), (_normal(2, 3, 3, 9),), {}),
     "narrow": (lambda k, *a: k.narrow(*a, 2), (_normal(2, 3, 6, 6),), {}),
+    "stacked": (lambda k, *a: k.stacked(*a), tuple(_normal(2, 3, seed=n) for n in range(3)), {}),
+    "heads": (lambda k, *a: k.heads(*a, 3, 0.5), (_normal(2, 5, 36),), {}),
+    "heads_gradient": (
+        lambda k, *a: k.heads_gradient(*a, 0.5),
+        tuple(_normal(2, 3, 5, 4, seed=n) for n in range(3)),
+        {},
+    ),
     "windows": (lambda k, *a: k.windows(*a, 5, 8, 3, 1, 2), (_normal(2, 23, 3),), {}),
     "windows of dilated taps": (
         lambda k, *a: k.windows(*a, 5, 19, 1, 3, 4),
@@ -122,12 +142,21 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[mx.array, ...], dict[str, Any]
         {},
     ),
     "dropout": (lambda k, *a: k.dropout(*a, 0.3, mx.random.key(3)), (1 + _X**2, _MASK), {}),
+    "dropout with a bias, added": (
+        lambda k, x, mask, to, b: k.dropout(x, mask, 0.3, mx.random.key(3), to, b, (2, 6, 8)),
+        (1 + _X[:, None] ** 2, _MASK, _Y, 4 + _BIAS),
+        {},
+    ),
+    "dropout of nothing": (
+        lambda k, *a: k.dropout(*a, 0.0, mx.random.key(3)),
+        (_normal(3, 50, 8), _ONE),
+        {},
+    ),
     "dropout of an odd count": (
         lambda k, *a: k.dropout(*a, 0.3, mx.random.key(4)),
         (1 + _normal(3, 5, 7) ** 2, _ONE),
         {},
     ),
-    "distance_gradient": (lambda k, *a: k.distance_gradient(*a, 0.25), (_X, _Y, mx.array(1.5)), {}),
 }
 _FP32_CALLS: dict[str, Any] = {
     "fold": (lambda k, *a: _flat(k.fold(a[:10], a[10:])), (*_G, *_V)),
@@ -135,9 +164,30 @@ _FP32_CALLS: dict[str, Any] = {
         lambda k, *a: _flat(k.fold_gradient(a[:10], a[10:20], a[20:30], a[30:])),
         (*_G, *_V, *(2 + g * g for g in _G), *(v[::-1] for v in _V)),
     ),
+    "pull": (
+        lambda k, *a: _pulled(k, a),
+        (*_V, *(v[::-1] for v in _V), *(2 * v for v in _V), *_G, *(3 * g for g in _G)),
+    ),
     "sum_of_products": (
         lambda k, *a: k.sum_of_products(a, a),
         (*(_normal(1 + n, 3, seed=n) for n in range(17)), _normal(20000, seed=20)),
+    ),
+    "distance_gradients": (
+        lambda k, *a: k.distance_gradients(a[:9], a[9:18], [0.5] * 8 + [2.0], a[18]),
+        (
+            *(_normal(1 + n, 70, seed=n) for n in range(9)),
+            *(_normal(1 + n, 70, seed=n + 9) for n in range(9)),
+            mx.array(1.5),
+        ),
+    ),
+    "sum_of_squares": (
+        lambda k, *a: k.sum_of_squares(a, [1.0, 0.0, 0.5], [0.5, 2.0, 1.0]),
+        (_normal(2, 5), _normal(3, 7000), _normal(1)),
+    ),
+    "sum of a few squares": (lambda k, *a: k.sum_of_squares(a, [1.0], [0.5]), (_normal(2, 90),)),
+    "square_gradients": (
+        lambda k, *a: k.square_gradients(a[:3], [1.0, 0.0, 0.5], [0.5, 2.0, 1.0], a[3]),
+        (_normal(2, 5), _normal(3, 70), _normal(1), mx.array(1.5)),
     ),
     "sum_of_distances": (
         lambda k, *a: k.sum_of_distances(a[:3], a[3:], [0.5, 2.0, 1.0]),
@@ -153,11 +203,15 @@ _FP32_CALLS: dict[str, Any] = {
 }
 
 
+def _home_of(name: str) -> Any:
+    return next(module for module in (kernels, many, rows) if hasattr(module, name))
+
+
 class _Kernels:
     """All kernels, wherever they are."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(kernels if hasattr(kernels, name) else many, name)
+        return getattr(_home_of(name), name)
 
 
 @pytest.fixture(scope="module")
@@ -246,8 +300,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMa
     if not HAS_CUDA:
         for name, function in inspect.getmembers(plain_kernels, inspect.isfunction):
             if not name.startswith("_"):
-                module = kernels if hasattr(kernels, name) else many
-                monkeypatch.setattr(module, name, _rounded_once(function))
+                monkeypatch.setattr(_home_of(name), name, _rounded_once(function))
         monkeypatch.setattr(kernels, "is_on_cuda", lambda: True)
     return lambda: accel.use("cuda")
 
@@ -386,6 +439,75 @@ def test_the_feature_loss_and_the_norm(stand_ins: On) -> None:
     for a, b in zip(ours, graded(losses.feature_loss), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
     assert norm.item() == pytest.approx(global_norm([real[0], real[2]]).item(), rel=1e-5)
+
+
+def test_the_losses_of_scores(stand_ins: On) -> None:
+    scores = [_normal(2, 5 + n, seed=n) for n in range(4)]
+
+    def found(module: Any) -> list[mx.array]:
+        both = mx.vjp(
+            lambda *all_: [
+                module.discriminator_loss(all_[:2], all_[2:]),
+                module.generator_loss(all_[3:]),
+            ],
+            scores,
+            [mx.array(0.5), mx.array(2.0)],
+        )
+        return [array for arrays in both for array in arrays]
+
+    with stand_ins():
+        ours = found(training)
+    for a, b in zip(ours, found(losses), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_the_pull(stand_ins: On) -> None:
+    """Away from its start: loss, norm, and the sum of all gradients."""
+    with accel.use("off"):
+        step = make_step(tiny_config(), pull=50.0)
+        parameters = step.generator.trainable_parameters()
+        grads = tree_map(lambda x: _normal(*x.shape, seed=x.size), parameters)
+        step.generator.update(tree_map(lambda x: x + 0.1 * _normal(*x.shape), parameters))
+        assert step.penalty is not None
+        plain = step.penalized(step.penalty, grads)
+    with stand_ins():
+        accel.optimize(step)
+        ours = step.penalized(step.penalty, grads)
+    assert ours.loss.item() == pytest.approx(plain.loss.item(), rel=1e-5)
+    assert ours.norm.item() == pytest.approx(plain.norm.item(), rel=1e-5)
+    found: dict[str, mx.array] = dict(tree_flatten(ours.grads))
+    assert plain.norm.item() > 1
+    for name, value in tree_flatten(plain.grads):
+        np.testing.assert_allclose(found.pop(name), value, rtol=1e-4, atol=1e-5)
+    assert not found
+
+
+@pytest.mark.parametrize("kind", ["S", "P"])
+def test_judging_both(stand_ins: On, kind: str) -> None:
+    """Scores, feature maps and the gradient in generated audio."""
+    mx.random.seed(0)
+    net: Any = DiscriminatorS(1 / 32) if kind == "S" else DiscriminatorP(3, 1 / 32)
+    real, fake = _normal(2, 400, 1), _normal(2, 400, 1, seed=1)
+
+    def said(judge: Any) -> list[mx.array]:
+        def loss(fake: mx.array) -> Any:
+            parts = [
+                y for of_one in judge(net, real, fake) for y in (of_one.score, *of_one.features)
+            ]
+            return sum(mx.sum(y * _normal(*y.shape, seed=n)) for n, y in enumerate(parts)), parts
+
+        (_, parts), grad = mx.value_and_grad(loss)(fake)
+        return [*parts, grad]
+
+    with accel.use("off" if not HAS_CUDA else "cuda"):
+        plain = said(judged)
+    with stand_ins():
+        accel.apply(net)
+        ours = said(blocks.judged)
+    assert len(ours) == len(plain)
+    tolerance = 5e-3 if HAS_CUDA else 1e-5
+    for a, b in zip(ours, plain, strict=True):
+        assert not _differs(a, b, tolerance, tolerance, 1e-6)
 
 
 @pytest.fixture

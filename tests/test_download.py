@@ -19,18 +19,22 @@ from typer.testing import CliRunner
 
 import mlx_vits
 from mlx_vits.checkpoints.base import find_base
+from mlx_vits.checkpoints.bert_file import find_bert, read_bert
 from mlx_vits.checkpoints.download import REPOSITORY, download_base
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.locks import WriterLock
+from tests.support.bert import write_bert
 from tests.support.goldens import ROOT
 from tests.support.hub_server import (
+    BERT,
     COMMIT,
     DISCRIMINATORS,
     ENCODER,
     GENERATORS,
+    GPTS,
     SPEAKER,
     HubServer,
     upstream_files,
@@ -105,7 +109,7 @@ def test_a_whole_download_is_a_base(version: str, hub: HubServer, tmp_path: Path
     done = _run(version)
     assert done.exit_code == 0, done.output
     folder = _weights() / version
-    assert [p.name for p in _weights().iterdir()] == [version]  # the originals are gone
+    assert {p.name for p in _weights().iterdir()} == {version, "bert"}  # the originals are gone
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     speaker = {"speaker_encoder/pretrained_eres2netv2w24s4ep4.ckpt"} if version != "v2" else set()
     assert names == speaker | {
@@ -115,6 +119,7 @@ def test_a_whole_download_is_a_base(version: str, hub: HubServer, tmp_path: Path
         "content_encoder/weights.safetensors",
         "discriminator.safetensors",
         "generator.safetensors",
+        "gpt.ckpt",
     }
     files = hub.files
     _assert_same(folder / "generator.safetensors", files[GENERATORS[version]], tmp_path)
@@ -124,6 +129,8 @@ def test_a_whole_download_is_a_base(version: str, hub: HubServer, tmp_path: Path
     assert (encoder / "config.json").read_bytes() == files["chinese-hubert-base/config.json"]
     for name in speaker:
         assert (folder / name).read_bytes() == files[SPEAKER]
+    assert (folder / "gpt.ckpt").read_bytes() == files[GPTS[version]]
+    assert find_base(version).gpt == folder / "gpt.ckpt"
     voice = mlx_vits.load(version)
     assert (voice.version, voice.info) == (version, "pretrained")
     assert find_base(version).discriminator == folder / "discriminator.safetensors"
@@ -138,7 +145,7 @@ def test_checksums_say_where_every_file_came_from(hub: HubServer) -> None:
     folder = download_base("v2Pro", say=said.append)
     records = json.loads((folder / "checksums.json").read_text())["files"]
     paths = [GENERATORS["v2Pro"], DISCRIMINATORS["v2Pro"]]
-    paths += ["chinese-hubert-base/config.json", ENCODER, SPEAKER]
+    paths += ["chinese-hubert-base/config.json", ENCODER, SPEAKER, GPTS["v2Pro"]]
     assert [record["path"] for record in records] == paths
     for record in records:
         content = hub.files[record["path"]]
@@ -146,7 +153,10 @@ def test_checksums_say_where_every_file_came_from(hub: HubServer) -> None:
         assert record["size"] == len(content)
         assert record["sha256"] == hashlib.sha256(content).hexdigest()
         assert (folder / record["becomes"]).is_file()
-    assert [line.split("  ")[1] for line in said[:5]] == paths  # a line for each
+    paths_of_bert = [path for path in hub.files if path.startswith("chinese-roberta")]
+    total = sum(len(hub.files[path]) for path in paths + paths_of_bert) / 1e6
+    assert said[0] == f"9 files, {total:.1f} MB in all"
+    assert [line.split("  ")[1] for line in said[1:7]] == paths  # a line for each
     # The first file's commit is the one that all come from.
     asked = [r.path.split("/")[4] for r in hub.requests if r.path.startswith(f"/{REPOSITORY}/")]
     assert asked[0] == "main"
@@ -391,6 +401,91 @@ def test_a_base_that_is_there_is_left_alone(hub: HubServer) -> None:
     hub.status = 500
     assert _run("v2", "--force").exit_code == 1
     assert mlx_vits.load("v2").version == "v2"  # a failed renewal takes nothing away
+
+
+def test_the_bert_that_comes_with_a_base_reads(hub: HubServer, tmp_path: Path) -> None:
+    assert _run("v2").exit_code == 0
+    folder = find_bert("v2")
+    names = {"config.json", "tokenizer.json", "weights.safetensors", "checksums.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    theirs = write_bert(tmp_path / "theirs", vocabulary_file="tokenizer.json")
+    (theirs / "pytorch_model.bin").write_bytes(hub.files[BERT])
+    assert np.array_equal(read_bert(folder)("你好"), read_bert(theirs)("你好"))
+    # Half precision, as it came, without the two layers that are not read.
+    kept = read_tensors(folder / "weights.safetensors").tensors
+    assert str(kept["encoder.layer.1.output.dense.bias"].dtype) == "mlx.core.float16"
+    assert "encoder.layer.2.output.dense.bias" not in kept
+    records = json.loads((folder / "checksums.json").read_text())["files"]
+    assert [record["path"] for record in records][-1] == BERT
+
+
+def test_an_older_base_gets_only_what_it_lacks(hub: HubServer) -> None:
+    assert _run("v2", "--no-bert").exit_code == 0
+    folder = _weights() / "v2"
+    assert not (_weights() / "bert").exists()
+    (folder / "gpt.ckpt").unlink()
+    records = json.loads((folder / "checksums.json").read_text())["files"]
+    (folder / "checksums.json").write_text(json.dumps({"files": records[:-1]}))
+    before = (folder / "generator.safetensors").stat().st_mtime_ns
+    hub.requests.clear()
+    done = _run("v2", "--no-bert")
+    assert done.exit_code == 0, done.output
+    assert "the GPT of the v2 base is ready" in done.stdout
+    assert (folder / "gpt.ckpt").read_bytes() == hub.files[GPTS["v2"]]
+    assert (folder / "generator.safetensors").stat().st_mtime_ns == before
+    assert json.loads((folder / "checksums.json").read_text())["files"] == records
+    assert not hub.gets(GENERATOR)
+    hub.requests.clear()
+    done = _run("v2")  # now with the BERT, and with nothing else
+    assert done.exit_code == 0, done.output
+    assert "the v2 base is there already" in done.stdout
+    assert "the Chinese BERT is ready" in done.stdout
+    assert not hub.gets(GPTS["v2"])
+    assert len(hub.gets(BERT)) == 1
+    hub.requests.clear()
+    assert _run("v2Pro").exit_code == 0
+    assert not hub.gets(BERT)  # all bases share one
+    assert not list(_weights().glob(".*"))
+
+
+def test_a_cut_bert_goes_on_and_the_base_is_there(hub: HubServer) -> None:
+    hub.cut[BERT] = 9000
+    done = _run("v2")
+    assert done.exit_code == 1
+    assert "then run the same command again" in done.stderr
+    assert mlx_vits.load("v2").version == "v2"
+    assert not (_weights() / "bert").exists()
+    hub.cut.clear()
+    hub.requests.clear()
+    assert _run("v2").exit_code == 0
+    assert hub.gets(BERT) == ["bytes=9000-"]
+    assert not hub.gets(GENERATOR)
+
+
+def test_what_is_no_gpt_or_bert_is_refused(hub: HubServer) -> None:
+    good = hub.files[GPTS["v2"]]
+    hub.files[GPTS["v2"]] = hub.files[GENERATOR]
+    _refused("s1bert25hz-5kh-longer-epoch=12-step=369668.ckpt: is no T2S model; name another")
+    hub.files[GPTS["v2"]] = good
+    hub.files[BERT] = hub.files[ENCODER]
+    done = _run("v2")
+    assert done.exit_code == 1
+    assert "pytorch_model.bin: is not a BERT" in done.stderr
+    assert not (_weights() / "bert").exists()
+
+
+def test_a_bert_of_the_users_is_kept(hub: HubServer) -> None:
+    own = _weights() / "bert"
+    _weights().mkdir()
+    write_bert(own)
+    done = _run("v2")
+    assert done.exit_code == 0, done.output
+    assert not hub.gets(BERT)
+    done = _run("v2", "--force")  # vocab.txt is not what a download brings
+    assert "holds something else than the Chinese BERT; move it away, or leave" in done.stderr
+    (own / "config.json").unlink()
+    assert "holds something else than the Chinese BERT" in _run("v2").stderr
+    assert _run("v2", "--no-bert").exit_code == 0
 
 
 def test_nothing_of_the_users_is_replaced(hub: HubServer, tmp_path: Path) -> None:

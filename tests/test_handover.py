@@ -26,8 +26,9 @@ from mlx_vits.checkpoints.upstream_run import (
 from mlx_vits.cli import app
 from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.finetune.handover import hand_over, options_for
+from mlx_vits.finetune.handover import hand_over
 from mlx_vits.finetune.run import FinetuneRun
+from mlx_vits.finetune.takeover import options_for
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.training import batches
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
@@ -83,7 +84,7 @@ def files(handed: Path, tmp_path: Path) -> Path:
 
 def _take_over(folder: Path, output: Path, **given: Any) -> UpstreamRun:
     run = read_upstream_run(folder)
-    options = options_for(folder, run, given | {"output": output}, Path("runs"))
+    options = options_for(folder, run, given | {"output": output})
     finetune.take_over(options, run, Silent())
     return run
 
@@ -192,10 +193,7 @@ def test_what_is_not_trained_has_a_number_and_no_state(place: Scene, tmp_path: P
             assert (entry["step"].shape, entry["step"].item()) == ((), 1.0)
         (tmp_path / part / SIDE_FILE).unlink()
         on = read_upstream_run(tmp_path / part)
-        assert (
-            options_for(tmp_path / part, on, {"data_dir": place.data}, Path()).training.train
-            == part
-        )
+        assert options_for(tmp_path / part, on, {"data_dir": place.data}).training.train == part
 
 
 def test_the_rate_is_decayed_once_an_epoch_and_never_twice(
@@ -224,7 +222,7 @@ def test_without_our_side_file_it_is_said_what_is_not_known(
     (files / SIDE_FILE).unlink()
     run = read_upstream_run(files)
     assert "no mlx_vits.json beside these files" in run.notes[0]
-    options = options_for(files, run, {"data_dir": place.data, "output": tmp_path / "on"}, Path())
+    options = options_for(files, run, {"data_dir": place.data, "output": tmp_path / "on"})
     assert "pretrained weights of this run are not known" in run.notes[1]
     assert options.base.generator == files / G
     assert (options.training.batch_size, options.training.lr_g) == (2, 1e-4)
@@ -256,7 +254,7 @@ def test_other_data_than_the_runs_is_said_aloud(place: Scene, handed: Path, tmp_
     data = Path(shutil.copytree(place.data, tmp_path / "data"))
     (data / "mlx_vits.json").unlink()
     run = read_upstream_run(handed)
-    options_for(handed, run, {"data_dir": data}, Path())
+    options_for(handed, run, {"data_dir": data})
     assert "is not the data that the run was started with" in run.notes[0]
 
 
@@ -352,14 +350,14 @@ def test_what_cannot_be_taken_over_is_named(
         _take_over(handed, tmp_path / "on", steps=2)
     run = read_upstream_run(files)
     with pytest.raises(DataError, match="give the folder that the run was trained on"):
-        options_for(files, run, {"data_dir": tmp_path}, Path())
+        options_for(files, run, {"data_dir": tmp_path})
     make_base(tmp_path / "pro", version="v2Pro")
     with pytest.raises(UserError, match="is a v2 run, but the base pro is v2Pro"):
         _take_over(files, tmp_path / "on", base=str(tmp_path / "pro"), steps=9, data_dir=place.data)
     assert not (tmp_path / "on").exists()
 
 
-def test_on_the_command_line(place: Scene, tmp_path: Path) -> None:
+def test_on_the_command_line(place: Scene, handed: Path, tmp_path: Path) -> None:
     runner, logs = CliRunner(), tmp_path / "logs" / "logs_s2_v2"
     done = runner.invoke(app, ["export", str(place.root / "part"), str(logs), "--resumable"])
     assert done.exit_code == 0, done.output
@@ -367,11 +365,12 @@ def test_on_the_command_line(place: Scene, tmp_path: Path) -> None:
     resume = ["--resume", str(logs), "--output", str(tmp_path / "on")]
     done = runner.invoke(train.app, [*resume, "--steps", "3"])
     assert done.exit_code == 0, done.output
-    assert "0 epochs are done; on at the learning rates 0.0001" in done.output
+    assert "0 epochs are done; continuing at the learning rates 0.0001" in done.output
     assert (tmp_path / "on" / "verdict.json").is_file()
-    done = runner.invoke(train.app, [*resume, "--train", "decoder"])
-    assert done.exit_code == 1
-    assert "--train: cannot be chosen when a run of GPT-SoVITS is resumed" in done.stderr
+    for flag, value in (("--train", "decoder"), ("--transcripts", "x"), ("--max-sil-kept", "20")):
+        done = runner.invoke(train.app, [*resume, flag, value])
+        assert done.exit_code == 1
+        assert f"{flag}: cannot be chosen when a run of GPT-SoVITS is resumed" in done.stderr
 
 
 def test_the_place_knows_when_an_epoch_is_over() -> None:

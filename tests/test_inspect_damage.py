@@ -67,7 +67,7 @@ def test_a_file_whose_sizes_nothing_tells(
     net = look_at(tmp_path / "voice.pth").net
     assert net["missing"]["compared"] is False
     assert net["reduced"] is None
-    assert "cannot be told" in said_of(net)
+    assert "cannot be determined" in said_of(net)
     assert levels_of(net, "conv_post")["norm"] > 0
 
 
@@ -178,7 +178,7 @@ def test_a_wrong_header(version: str, code: str | None, words: str, tmp_path: Pa
     text = " ".join(text.split())
     assert words in text
     if code:
-        assert "version code says v2Pro, its tensors are v2" in text
+        assert "version code says v2Pro, but its tensors are v2" in text
 
 
 def test_a_configuration_that_claims_another_version(
@@ -191,7 +191,7 @@ def test_a_configuration_that_claims_another_version(
     path = write_pth(tmp_path / "s2G.pth", weight, model, config=config)
     _, net, text = look_at(path)
     notes = said_of(net, "note")
-    assert "config.version says v2Pro, its tensors are v2" in notes
+    assert "config.version says v2Pro, but its tensors are v2" in notes
     assert "config.model.version says v1" in notes
     assert "pretrained_s2G /models/s2G.pth?[31m" in text  # a terminal obeys nothing in a file
     assert "\x1b" not in text

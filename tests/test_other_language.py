@@ -12,9 +12,7 @@ from mlx_vits.errors import DataError
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import DroppedClip, read_text_lines
 from mlx_vits.text.likely_language import likely_language, other_language
-from mlx_vits.tools.check.gather import gather
-from mlx_vits.tools.check.subject import CheckOptions, find_subject
-from mlx_vits.tools.check.verdict import judge
+from tests.support.checking import check
 from tests.support.tiny import make_base, make_voice, tiny_config
 
 SPANISH = [
@@ -73,7 +71,7 @@ def _voice(folder: Path, texts: list[str]) -> Path:
 
 
 def _problems(folder: Path, language: str | None = None) -> list[str]:
-    verdict = judge(gather(find_subject(str(folder), CheckOptions(language))))
+    _, verdict = check(folder, language=language)
     found = [remark.words for remark in verdict.remarks if remark.level == "problem"]
     about = ("look like", "looks like", "English dictionary")
     return [words for words in found if any(part in words for part in about)]

@@ -194,7 +194,9 @@ def test_clips_to_listen_to_can_be_named(tmp_path: Path) -> None:
     assert [clip.name for clip in split.held_out] == ["clip_1.wav", "clip_3.wav"]
     assert [clip.name for clip in read_voice_source(source, 0).held_out] == []
     (source / "held_out.txt").write_text("clip_9.wav\n")
-    with pytest.raises(DataError, match=r"names clip_9\.wav"):
+    with pytest.raises(
+        DataError, match=r"held_out\.txt: names clip_9\.wav.*; add one, or take the line"
+    ):
         read_voice_source(source)
     for count in (5, 7):
         with pytest.raises(DataError, match="no clip is left"):

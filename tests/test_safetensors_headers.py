@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from collections.abc import Callable
@@ -93,6 +94,21 @@ def test_a_header_that_lies(case: str, use: Callable[[Path], Any], tmp_path: Pat
     assert message.startswith(f"{path}: ")
     assert words in message
     assert ";" in message  # a cure
+
+
+def test_a_file_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": mx.zeros(1)})
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(mx, "load", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\); check its"):
+        read_tensors(path)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\); check its"):
+        read_header(path)
 
 
 def test_what_may_be_in_a_file(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_english_is_the_same_in_every_version_and_has_no_word2ph() -> None:
 
 def test_a_phoneme_outside_the_symbols_becomes_unk(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = CleanText(["HH", "QQ9", "."], None, "h")
-    monkeypatch.setattr(english, "clean", lambda text, version: odd)
+    monkeypatch.setattr(english, "clean", lambda text, version, lexicon: odd)
     assert clean_text("h", "en", "v2").phonemes == ["HH", "UNK", "."]
 
 

@@ -91,7 +91,7 @@ def test_a_clip_whose_line_is_faulty_is_named_once(tmp_path: Path, base: Base) -
     first, *others = path.read_text().splitlines()
     path.write_text("\n".join([first.split("\t")[0] + "\t", *others]))
     (dropped,) = bench.make(held_out=0)
-    assert dropped.reason.endswith("line 1 gives no text for clip_0.wav")
+    assert dropped.reason.endswith("line 1 gives no text for clip_0.wav; write what is said in it")
 
 
 def test_where_no_line_can_be_used_the_first_is_the_error(tmp_path: Path, base: Base) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -16,10 +17,11 @@ from mlx_vits.checkpoints.base import find_base, load_content_encoder
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.preprocessing.features import speech_features
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
-from mlx_vits.preprocessing.sources import Clip, read_voice_source
+from mlx_vits.preprocessing.sources import Clip, find_audio, read_voice_source
 from mlx_vits.preprocessing.transcripts import (
     LANGUAGES,
     Transcript,
+    find_beside,
     find_transcripts,
     read_beside,
     read_transcripts,
@@ -221,6 +223,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "x.list", tmp_path / "clips"):
         with pytest.raises(DataError, match=r"cannot be read \(.*\); check the path"):
             read_voice_source(tmp_path / "clips", 0, path)
+
+
+@pytest.mark.parametrize("search", [find_audio, find_transcripts, lambda f: find_beside([f / "a"])])
+def test_a_folder_that_may_not_be_listed(search: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(self: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError) as caught:
+        search(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: cannot be read (Permission denied); check")
 
 
 def test_a_pipe_within_quotes_is_text(tmp_path: Path) -> None:

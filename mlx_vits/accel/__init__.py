@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import mlx.core as mx
@@ -107,24 +108,28 @@ def optimize(step: Any) -> None:
     """Swap what a training step does to all tensors of a net, where the backend has equivalents.
 
     Args:
-        step: a `GANStep`, changed in place: its optimizers' update, `global_norm` and
-            `feature_loss`.
+        step: a `GANStep`, changed in place: its optimizers' update, `global_norm`, the losses that
+            are sums over sub-discriminators, and the gradient of the pull.
     """
     if backend() != "cuda":
         return
-    from mlx_vits.accel.cuda import training
+    from mlx_vits.accel.cuda import blocks, pull, training
 
     groups = [*step.optimizers.generator.optimizers, step.optimizers.discriminator]
     for optimizer in groups:
         optimizer.__class__ = training.FusedAdamW
-    step.global_norm, step.feature_loss = training.global_norm, training.feature_loss
+    step.judged = blocks.judged
+    for name in ("global_norm", "discriminator_loss", "generator_loss", "feature_loss"):
+        setattr(step, name, getattr(training, name))
+    if step.penalty is not None:
+        step.penalized = partial(pull.penalized, step)
 
 
-def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+def inference(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function that is never differentiated.
 
     Args:
-        function: of a model, a tree of arrays, and hashable settings, to an array.
+        function: of a model, a tree of arrays, and hashable settings, to arrays.
     """
     name = backend()
     if name == "off":
@@ -135,7 +140,7 @@ def inference(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
         run = Recorder(function)
 
-    def wrapped(*arguments: Any) -> mx.array:
+    def wrapped(*arguments: Any) -> Any:
         with skip_custom_vjp():
             return run(*arguments)
 

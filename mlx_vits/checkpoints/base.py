@@ -3,7 +3,8 @@
 A base is a folder of `config.json`, `generator.safetensors` (with enc_q),
 `discriminator.safetensors` and `content_encoder/{config.json,weights.safetensors}`. Each part can
 be replaced by upstream's: `s2G*.pth`, `s2D*.pth`, and a Hugging Face folder of
-chinese-hubert-base.
+chinese-hubert-base. A base that speaks texts also has a GPT: `config.json` and
+`weights.safetensors` in `gpt/`, or upstream's file as `gpt.ckpt`.
 """
 
 from __future__ import annotations
@@ -19,26 +20,31 @@ import mlx.core as mx
 
 from mlx_vits.checkpoints.contents import (
     check_tensors,
+    discriminator_config,
     discriminator_family,
     has_posterior,
     is_discriminator,
 )
+from mlx_vits.checkpoints.gpt_file import find_gpt
 from mlx_vits.checkpoints.state_dict import load_state, parameter_paths
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.checkpoints.upstream import read_upstream
-from mlx_vits.checkpoints.voice_file import VoiceFile, read_voice
-from mlx_vits.config import VERSIONS, Config, read_json_table
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, WEIGHTS_FILE, VoiceFile, read_voice
+from mlx_vits.config import CONFIG_FILE, VERSIONS, Config, read_json_table
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.hubert import HubertConfig, HubertModel
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.weight_norm import NormScheme
+from mlx_vits.system.faults import unreadable
 from mlx_vits.system.files import given_path
 
 DEMO = "demo"
+GPT = "gpt.ckpt"  # the T2S model within a base, as upstream publishes it
 FULL_SIZE = "v2"  # the base that a voice other than the demo is made from, where it is there
-_DISCRIMINATOR_WIDTH = 1024  # of the layer before the scores, at full size
-_ENCODER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+CONTENT_ENCODER, SPEAKER_ENCODER = "content_encoder", "speaker_encoder"  # folders
+_ENCODER_FILES = (WEIGHTS_FILE, "model.safetensors", "pytorch_model.bin")
 
 
 def weights_home() -> Path:
@@ -70,6 +76,7 @@ class Base:
         content_encoder: a folder, None where only prepared data can be used.
         speaker_encoder: a file, for v2Pro and v2ProPlus; None where their clips need to have
             speaker vectors already.
+        gpt: in a form that `read_gpt` takes; None where the base speaks no texts.
     """
 
     name: str
@@ -77,6 +84,7 @@ class Base:
     discriminator: Path | None
     content_encoder: Path | None
     speaker_encoder: Path | None = None
+    gpt: Path | None = None
 
     def read_generator(self) -> VoiceFile:
         """Configuration and tensors of the generator.
@@ -97,7 +105,7 @@ def find_base(name_or_path: str) -> Base:
     if len(folder.parts) == 1 and (weights_home() / folder).is_dir():
         folder = weights_home() / folder
     # The demo keeps its base beside its voice.
-    if (folder / "base" / "config.json").is_file():
+    if (folder / "base" / CONFIG_FILE).is_file():
         folder = folder / "base"
     if not folder.is_dir():
         if name_or_path in VERSIONS:
@@ -109,20 +117,21 @@ def find_base(name_or_path: str) -> Base:
             f"{name_or_path}: there is no such base, here or in {weights_home()}; give the folder "
             "of one, or `--pretrained` with an s2G file"
         )
-    if not (folder / "generator.safetensors").is_file():
+    if not (folder / GENERATOR_FILE).is_file():
         raise CheckpointError(
-            f"{folder}: is not a base; it needs config.json, generator.safetensors, "
-            "discriminator.safetensors and content_encoder/"
+            f"{folder}: is not a base; it needs {CONFIG_FILE}, {GENERATOR_FILE}, "
+            f"{DISCRIMINATOR_FILE} and {CONTENT_ENCODER}/"
         )
-    discriminator = folder / "discriminator.safetensors"
-    encoder = folder / "content_encoder"
-    speaker = next((p for p in sorted((folder / "speaker_encoder").glob("*.*"))), None)
+    discriminator = folder / DISCRIMINATOR_FILE
+    encoder = folder / CONTENT_ENCODER
+    speaker = next((p for p in sorted((folder / SPEAKER_ENCODER).glob("*.*"))), None)
     return Base(
         name=Path(name_or_path).name,
         generator=folder,
         discriminator=discriminator if discriminator.is_file() else None,
         content_encoder=encoder if encoder.is_dir() else None,
         speaker_encoder=speaker,
+        gpt=find_gpt(folder),
     )
 
 
@@ -171,10 +180,15 @@ def choose_base(
 
 def find_judge(generator: Path) -> Path | None:
     """The discriminator beside a generator, by upstream's names; None where there is none."""
+    path = judge_path(generator)
+    return path if path is not None and path.is_file() else None
+
+
+def judge_path(generator: Path) -> Path | None:
+    """Where a generator's discriminator belongs, by upstream's names; None for other names."""
     for own, other in (("s2G", "s2D"), ("G_", "D_")):
         if generator.name.startswith(own):
-            path = generator.with_name(other + generator.name.removeprefix(own))
-            return path if path.is_file() else None
+            return generator.with_name(other + generator.name.removeprefix(own))
     return None
 
 
@@ -256,15 +270,7 @@ def load_discriminator_tensors(
     Raises:
         CheckpointError: they are no discriminator of any version.
     """
-    last = tensors.get("discriminators.0.conv_post.weight_v")
-    if last is None or len(last.shape) != 3:
-        raise CheckpointError(
-            f"{source}: lacks discriminators.0.conv_post.weight_v, or has it misshapen; copy or "
-            "download it again"
-        )
-    version = discriminator_family(tensors).split(" and ")[-1]
-    dims = {"disc_width": last.shape[1] / _DISCRIMINATOR_WIDTH}
-    model = MultiPeriodDiscriminator(Config.from_dict({"version": version, "reduced_dims": dims}))
+    model = MultiPeriodDiscriminator(discriminator_config(tensors, source))
     load_state(model, tensors, source=str(source))
     return model
 
@@ -279,7 +285,7 @@ def load_content_encoder(folder: Path) -> HubertModel:
     Raises:
         CheckpointError: a file is missing or damaged, or the topology is another.
     """
-    config = folder / "config.json"
+    config = folder / CONFIG_FILE
     model = HubertModel(HubertConfig.from_dict(read_json_table(config), source=str(config)))
     path = content_encoder_file(folder)
     if path.suffix == ".safetensors":
@@ -332,5 +338,5 @@ def file_sha256(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(unreadable(path, error)) from error
     return digest.hexdigest()

@@ -17,13 +17,14 @@ from typing import Any
 from mlx_vits.checkpoints.torch_names import MAX_NAME_CHARS
 from mlx_vits.config import VERSIONS, Config, ReducedDims
 from mlx_vits.errors import CheckpointError
+from mlx_vits.models.discriminator import PERIODS, PRO_PERIODS
 
-_TEXT_TABLE = "enc_p.text_embedding.weight"
+TEXT_TABLE = "enc_p.text_embedding.weight"
 _DISCRIMINATOR = "discriminators."
 _DIFFUSION = "cfm."  # only v3 and v4 have one, in place of flow and decoder
-_V1_SYMBOLS = 322
-_PLUS_KERNEL = 20  # of v2ProPlus's first upsampling; v2Pro's is 16
-_FIRST_UPSAMPLING = ("dec.ups.0.weight_v", "dec.ups.0.weight")
+V1_SYMBOLS = 322
+PLUS_KERNEL = 20  # of v2ProPlus's first upsampling; v2Pro's is 16
+FIRST_UPSAMPLING = ("dec.ups.0.weight_v", "dec.ups.0.weight")
 _TAKEN = f"give a voice of {', '.join(VERSIONS[:-1])} or {VERSIONS[-1]}"
 # Models that are given by mistake: what a name among their tensors begins with or holds, and words.
 _OTHERS = (
@@ -46,12 +47,15 @@ _OTHERS = (
     (r"(layer1\.0\.convs|seg_1)\.", "is a speaker encoder; give it as --speaker-encoder"),
     (r"(bert\.)?embeddings\.", f"is a BERT model, which reads text, not a voice; {_TAKEN}"),
 )
-_PRO_BRANCHES = 8  # sub-discriminators of v2Pro and v2ProPlus; v1 and v2 have 6
+# Sub-discriminators: one over samples, and one a period.
+BRANCHES, PRO_BRANCHES = 1 + len(PERIODS), 1 + len(PRO_PERIODS)
+_WIDTH_LAYER = "discriminators.0.conv_post"  # its inputs show the width
+_FULL_WIDTH = 1024
 
 
 def is_generator(names: Iterable[str]) -> bool:
     """Whether these are the tensors of a SoVITS generator."""
-    return _TEXT_TABLE in names
+    return TEXT_TABLE in names
 
 
 def is_discriminator(names: Iterable[str]) -> bool:
@@ -105,22 +109,43 @@ def detect_version(tensors: Mapping[str, Any], source: str | Path = "the file") 
     Raises:
         CheckpointError: it is a v3 or v4 model, or no generator at all.
     """
-    table = tensors.get(_TEXT_TABLE)
+    table = tensors.get(TEXT_TABLE)
     if table is None or any(name.startswith(_DIFFUSION) for name in tensors):
         refuse_others(tensors, source)
     if table is None or len(table.shape) != 2:
         raise CheckpointError(f"{source}: is not a SoVITS generator (no enc_p.text_embedding)")
     if "sv_emb.weight" in tensors:
-        first = next((tensors[n] for n in _FIRST_UPSAMPLING if n in tensors), None)
-        is_plus = first is not None and tuple(first.shape[-1:]) == (_PLUS_KERNEL,)
+        first = next((tensors[n] for n in FIRST_UPSAMPLING if n in tensors), None)
+        is_plus = first is not None and tuple(first.shape[-1:]) == (PLUS_KERNEL,)
         return "v2ProPlus" if is_plus else "v2Pro"
-    return "v1" if table.shape[0] == _V1_SYMBOLS else "v2"
+    return "v1" if table.shape[0] == V1_SYMBOLS else "v2"
 
 
 def discriminator_family(names: Iterable[str]) -> str:
     """Which versions a discriminator serves: "v1 and v2", or "v2Pro and v2ProPlus"."""
     branches = {name.split(".")[1] for name in names}
-    return "v2Pro and v2ProPlus" if len(branches) >= _PRO_BRANCHES else "v1 and v2"
+    return "v2Pro and v2ProPlus" if len(branches) >= PRO_BRANCHES else "v1 and v2"
+
+
+def discriminator_config(tensors: Mapping[str, Any], source: str | Path) -> Config:
+    """The configuration of a discriminator, of the version and width that its tensors have.
+
+    Args:
+        tensors: PyTorch's axes.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: the tensor that shows the width is missing or misshapen.
+    """
+    names = (f"{_WIDTH_LAYER}.weight_v", f"{_WIDTH_LAYER}.weight")
+    shape = next((_shape(tensors, name) for name in names if name in tensors), ())
+    if len(shape) != 3:
+        raise CheckpointError(
+            f"{source}: lacks {names[0]}, or has it misshapen; copy or download it again"
+        )
+    version = discriminator_family(tensors).split(" and ")[-1]
+    dims = {"disc_width": shape[1] / _FULL_WIDTH}
+    return Config.from_dict({"version": version, "reduced_dims": dims}, source=str(source))
 
 
 def complete_config(
@@ -165,7 +190,7 @@ def infer_dims(tensors: Mapping[str, Any], version: str) -> ReducedDims:
         "style_hidden": _shape(tensors, "ref_enc.spectral.0.fc.weight")[0],
         "ref_spec_bins": _shape(tensors, "ref_enc.spectral.0.fc.weight")[1],
         "style_kernel": _shape(tensors, "ref_enc.temporal.0.conv1.conv.weight")[2],
-        "text_vocab": _shape(tensors, _TEXT_TABLE)[0],
+        "text_vocab": _shape(tensors, TEXT_TABLE)[0],
         "attn_window": _shape(tensors, "enc_p.encoder_ssl.attn_layers.0.emb_rel_k")[1] // 2,
         "flow_n_flows": _count(tensors, r"flow\.flows\.(\d+)\.pre\.weight"),
         "flow_wn_layers": _count(tensors, r"flow\.flows\.0\.enc\.in_layers\.(\d+)\."),
@@ -185,7 +210,7 @@ def infer_model(tensors: Mapping[str, Any]) -> dict[str, Any]:
         KeyError, IndexError, ZeroDivisionError: a tensor is missing, or misshapen.
     """
     ffn = _shape(tensors, "enc_p.encoder_text.ffn_layers.0.conv_1.weight")
-    hidden = _shape(tensors, _TEXT_TABLE)[1]
+    hidden = _shape(tensors, TEXT_TABLE)[1]
     head = _shape(tensors, "enc_p.encoder_text.attn_layers.0.emb_rel_k")[2]
     ups = _count(tensors, r"dec\.ups\.(\d+)\.")
     blocks = _count(tensors, r"dec\.resblocks\.(\d+)\.") // ups

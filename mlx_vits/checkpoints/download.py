@@ -1,30 +1,28 @@
-"""Upstream's published models, fetched from the Hugging Face hub and laid out as a base.
+"""Upstream's published models, fetched from the Hugging Face hub: a base, and the Chinese BERT.
 
 All files come from one commit. Their bytes gather in a hidden folder beside the base, under the
 commit's name, until everything has been compared with the hub's checksums and opened; only then
-does the base appear. How a file is fetched is `hub.py`'s.
+does the base appear. How a file is fetched is `hub.py`'s, what is made of it `published.py`'s.
 
 Source: GPT-SoVITS `README.md` ("Pretrained Models") and the file names in its `config.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-import mlx.core as mx
+from typing import NamedTuple
 
 from mlx_vits.checkpoints.base import (
-    load_content_encoder,
-    load_discriminator,
-    load_generator,
+    CONTENT_ENCODER,
+    DISCRIMINATOR_FILE,
+    GPT,
+    SPEAKER_ENCODER,
     weights_home,
 )
-from mlx_vits.checkpoints.contents import has_posterior
-from mlx_vits.checkpoints.convert import torch_to_mlx
+from mlx_vits.checkpoints.bert_file import BERT
 from mlx_vits.checkpoints.hub import (
     AGAIN,
     REPOSITORY,
@@ -34,31 +32,34 @@ from mlx_vits.checkpoints.hub import (
     bytes_kept,
     partial_of,
 )
-from mlx_vits.checkpoints.state_dict import expected_shapes
-from mlx_vits.checkpoints.tensors import write_tensors
-from mlx_vits.checkpoints.torch_archive import read_torch_archive
-from mlx_vits.checkpoints.voice_file import read_voice
-from mlx_vits.config import VERSIONS, Config
+from mlx_vits.checkpoints.published import CHECKSUMS, add_gpt, build_base, build_bert
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, WEIGHTS_FILE
+from mlx_vits.config import CONFIG_FILE, VERSIONS, Config
 from mlx_vits.errors import CheckpointError
-from mlx_vits.system.files import (
-    atomic_write,
-    fresh_folder,
-    given_path,
-    make_folder,
-    replace_folder,
-    tidy,
-)
+from mlx_vits.system.files import given_path, make_folder, tidy
 from mlx_vits.system.locks import WriterLock
 
-CHECKSUMS = "checksums.json"
+__all__ = ["REPOSITORY", "download_base"]
+
 _NETS = {
     "v1": ("s2G488k.pth", "s2D488k.pth"),
     "v2": ("gsv-v2final-pretrained/s2G2333k.pth", "gsv-v2final-pretrained/s2D2333k.pth"),
     "v2Pro": ("v2Pro/s2Gv2Pro.pth", "v2Pro/s2Dv2Pro.pth"),
     "v2ProPlus": ("v2Pro/s2Gv2ProPlus.pth", "v2Pro/s2Dv2ProPlus.pth"),
 }
+_GPTS = {
+    "v1": "s1bert25hz-2kh-longer-epoch=68e-step=50232.ckpt",
+    "v2": "gsv-v2final-pretrained/s1bert25hz-5kh-longer-epoch=12-step=369668.ckpt",
+    "v2Pro": "s1v3.ckpt",
+    "v2ProPlus": "s1v3.ckpt",
+}
 _ENCODER = ("chinese-hubert-base/config.json", "chinese-hubert-base/pytorch_model.bin")
 _SPEAKER = "sv/pretrained_eres2netv2w24s4ep4.ckpt"
+_BERT_FILES = {
+    "chinese-roberta-wwm-ext-large/config.json": "config.json",
+    "chinese-roberta-wwm-ext-large/tokenizer.json": "tokenizer.json",
+    "chinese-roberta-wwm-ext-large/pytorch_model.bin": "weights.safetensors",
+}
 
 Say = Callable[[str], None]
 
@@ -67,14 +68,35 @@ def _base_files(version: str) -> dict[str, str]:
     """What a base is made of: path within upstream's repository to path within the base."""
     generator, discriminator = _NETS[version]
     files = {
-        generator: "generator.safetensors",
-        discriminator: "discriminator.safetensors",
-        _ENCODER[0]: "content_encoder/config.json",
-        _ENCODER[1]: "content_encoder/weights.safetensors",
+        generator: GENERATOR_FILE,
+        discriminator: DISCRIMINATOR_FILE,
+        _ENCODER[0]: f"{CONTENT_ENCODER}/{CONFIG_FILE}",
+        _ENCODER[1]: f"{CONTENT_ENCODER}/{WEIGHTS_FILE}",
     }
     if version in ("v2Pro", "v2ProPlus"):
-        files[_SPEAKER] = f"speaker_encoder/{Path(_SPEAKER).name}"
-    return files
+        files[_SPEAKER] = f"{SPEAKER_ENCODER}/{Path(_SPEAKER).name}"
+    return files | {_GPTS[version]: GPT}
+
+
+class _Job(NamedTuple):
+    """Files that become one thing.
+
+    Attributes:
+        what: they become, for people.
+        target: the folder that they go to.
+        files: path within upstream's repository to path within `target`.
+        build: opens the fetched files, in the order of `files`, and puts them into `target`.
+    """
+
+    what: str
+    target: Path
+    files: Mapping[str, str]
+    build: Callable[[Sequence[Fetched], Path], None]
+
+    @property
+    def stage(self) -> Path:
+        """Where bytes gather."""
+        return self.target.with_name(f".{self.target.name}.download")
 
 
 def download_base(
@@ -83,19 +105,22 @@ def download_base(
     output: Path | None = None,
     revision: str = "main",
     force: bool = False,
+    with_bert: bool = True,
     say: Say = print,
 ) -> Path:
-    """Fetches a version's pretrained models and makes a base of them.
+    """Fetch a version's pretrained models and make a base of them; with it comes the Chinese BERT.
 
-    The tensors are upstream's, bit for bit, under its names and in PyTorch's axes. `checksums.json`
-    keeps where each came from: repository, commit, path, size in bytes and SHA-256.
+    Only what is missing is fetched: a base without its T2S model, from before there was one, gets
+    that alone, and the BERT, which all bases share, comes once. `checksums.json` keeps where each
+    file came from: repository, commit, path, size in bytes and SHA-256.
 
     Args:
         version: "v1", "v2", "v2Pro" or "v2ProPlus".
         output: the base's folder; `weights_home() / version` by default.
         revision: a branch, tag or commit of the repository.
         force: fetches again what is there already.
-        say: told a line for each file.
+        with_bert: whether to fetch the BERT that Chinese is read with, `weights_home() / "bert"`.
+        say: told how much there is to fetch, and a line for each file.
 
     Returns:
         The base's folder; it was left as it was if it was complete.
@@ -111,54 +136,114 @@ def download_base(
     target = (
         weights_home() / version if output is None else given_path(output, CheckpointError)
     ).resolve()
-    tidy(target)
-    if _is_there(target, version, force):
-        say(f"{target}: the {version} base is there already; --force fetches it again")
+    jobs = [_base_job(version, target, force)]
+    jobs += [_bert_job(force)] if with_bert else []
+    for job in jobs:
+        if not job.files:
+            say(f"{job.target}: {job.what} is there already; --force fetches it again")
+    jobs = [job for job in jobs if job.files]
+    if not jobs:
         return target
-    stage = target.with_name(f".{target.name}.download")
-    hub = Hub(revision)
     try:
-        remotes = hub.describe(_base_files(version))
-        make_folder(stage)
-        with WriterLock(stage):
-            _check_space(remotes, stage, target)
-            _build(version, _fetch_all(hub, remotes, stage, say), target)
+        _fetch_and_build(Hub(revision), jobs, say)
     except KeyboardInterrupt as error:
         error.args = (f"stopped; {AGAIN}",)
         raise
-    shutil.rmtree(stage, ignore_errors=True)
-    say(f"{target}: the {version} base is ready")
     return target
 
 
-def _is_there(target: Path, version: str, force: bool) -> bool:
-    """Whether a complete base lies at `target`; refuses to replace anything that is no base."""
+def _base_job(version: str, target: Path, force: bool) -> _Job:
+    """What a base lacks; no files if nothing.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
+    tidy(target)
+    what, files = f"the {version} base", _base_files(version)
+    if not _is_there(target, version, force):
+        return _Job(what, target, files, partial(build_base, version))
+    if (target / GPT).is_file():
+        return _Job(what, target, {}, add_gpt)
+    return _Job(f"the GPT of {what}", target, {_GPTS[version]: GPT}, add_gpt)
+
+
+def _bert_job(force: bool) -> _Job:
+    """The Chinese BERT; no files if it is there.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
+    target = (weights_home() / BERT).resolve()
+    tidy(target)
+    held = _names_in(target)
+    ours = {*_BERT_FILES.values(), CHECKSUMS}
+    is_there = bool(held) and not force
+    if held - ours if force else is_there and CONFIG_FILE not in held:
+        raise CheckpointError(
+            f"{target}: holds something else than the Chinese BERT; move it away, or leave the "
+            "BERT out with --no-bert"
+        )
+    return _Job("the Chinese BERT", target, {} if is_there else _BERT_FILES, build_bert)
+
+
+def _fetch_and_build(hub: Hub, jobs: list[_Job], say: Say) -> None:
+    remotes = hub.describe({path: name for job in jobs for path, name in job.files.items()})
+    what = "1 file" if len(remotes) == 1 else f"{len(remotes)} files"
+    say(f"{what}, {_megabytes(sum(remote.size or 0 for remote in remotes))} in all")
+    for job in jobs:
+        make_folder(job.stage)
+    shares = [(job, [r for r in remotes if r.path in job.files]) for job in jobs]
+    _check_space(shares)
+    number = 0
+    for job, own in shares:
+        with WriterLock(job.stage):
+            fetched = []
+            for remote in own:
+                number += 1
+                fetched.append(_fetch(hub, remote, job.stage, f"{number}/{len(remotes)}", say))
+            job.build(fetched, job.target)
+        shutil.rmtree(job.stage, ignore_errors=True)
+        say(f"{job.target}: {job.what} is ready")
+
+
+def _names_in(folder: Path) -> set[str]:
+    """What a folder holds; nothing if there is none."""
     try:
-        held = {path.name for path in target.iterdir()} - {".DS_Store"}
+        return {path.name for path in folder.iterdir()} - {".DS_Store"}
     except FileNotFoundError:
-        return False
+        return set()
     except OSError as error:
         raise CheckpointError(
-            f"{target}: is not a folder that can be read ({error.strerror}); choose another with "
+            f"{folder}: is not a folder that can be read ({error.strerror}); choose another with "
             "--output"
         ) from error
-    if held and "generator.safetensors" not in held:
+
+
+def _is_there(target: Path, version: str, force: bool) -> bool:
+    """Whether a base lies at `target`, with or without its T2S model.
+
+    Raises:
+        CheckpointError: something is there that is not to be replaced.
+    """
+    held = _names_in(target)
+    if held and GENERATOR_FILE not in held:
         raise CheckpointError(f"{target}: holds something else; choose another with --output")
     if not held:
         return False
     if force:
         known = {path.split("/")[0] for path in _base_files("v2Pro").values()}
-        if foreign := held - known - {"config.json", CHECKSUMS}:
+        if foreign := held - known - {CONFIG_FILE, CHECKSUMS}:
             raise CheckpointError(
                 f"{target}: also holds {min(foreign)}, which --force would delete; move it away"
             )
         return False
-    kept = Config.read(target / "config.json").version
+    kept = Config.read(target / CONFIG_FILE).version
     if kept != version:
         raise CheckpointError(
             f"{target}: holds a {kept} base; choose another folder, or --force to replace it"
         )
-    if lacking := [p for p in _base_files(version).values() if not (target / p).is_file()]:
+    needed = [path for path in _base_files(version).values() if path != GPT]
+    if lacking := [path for path in needed if not (target / path).is_file()]:
         raise CheckpointError(f"{target}: lacks {', '.join(lacking)}; --force fetches it anew")
     return True
 
@@ -167,102 +252,32 @@ def _staged(remote: Remote, stage: Path) -> Path:
     return stage / remote.revision[:12] / remote.path
 
 
-def _fetch_all(hub: Hub, remotes: list[Remote], stage: Path, say: Say) -> list[Fetched]:
-    fetched = []
-    for number, remote in enumerate(remotes, 1):
-        file = _staged(remote, stage)
-        start = bytes_kept(remote, partial_of(file))
-        note = f", goes on at {_megabytes(start)}" if start else ""
-        note = ", fetched before" if file.is_file() else note
-        say(f"{number}/{len(remotes)}  {remote.path}  {_megabytes(remote.size or 0)}{note}")
-        fetched.append(hub.fetch(remote, file))
-    return fetched
+def _fetch(hub: Hub, remote: Remote, stage: Path, count: str, say: Say) -> Fetched:
+    file = _staged(remote, stage)
+    start = bytes_kept(remote, partial_of(file))
+    note = f", goes on at {_megabytes(start)}" if start else ""
+    note = ", fetched before" if file.is_file() else note
+    say(f"{count}  {remote.path}  {_megabytes(remote.size or 0)}{note}")
+    return hub.fetch(remote, file)
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def _check_space(remotes: list[Remote], stage: Path, target: Path) -> None:
-    """Refuses before hours of fetching what the disk cannot hold: the files, and the base."""
-    needed = 0
-    for remote in remotes:
-        file, size = _staged(remote, stage), remote.size or 0
-        needed += size if file.is_file() else 2 * size - bytes_kept(remote, partial_of(file))
-    free = shutil.disk_usage(stage).free
-    if needed > free:
-        raise CheckpointError(
-            f"{target}: needs {_megabytes(needed)} and its disk has {_megabytes(free)} free; free "
-            "some space, or name a folder on another disk with --output"
-        )
-
-
-def _build(version: str, fetched: list[Fetched], target: Path) -> None:
-    """Opens every file, writes the base, and gives it its name when it is whole."""
-    generator, discriminator, *others = fetched
-    with fresh_folder(target) as fresh:
-        with _doubted(generator):
-            config = _lay_generator(version, generator, fresh)
-        with _doubted(discriminator):
-            load_discriminator(discriminator.file, config)
-            torch_to_mlx(discriminator.file, fresh / discriminator.remote.becomes)
-        with _doubted(*others[:2]):
-            _lay_encoder(others[0], others[1], fresh)
-        for speaker in others[2:]:
-            _copy(speaker, fresh)
-        with atomic_write(fresh / CHECKSUMS) as file:
-            records = [
-                {"repository": REPOSITORY} | one.remote._asdict() | {"sha256": one.sha256}
-                for one in fetched
-            ]
-            file.write(json.dumps({"files": records}, indent=1).encode())
-        replace_folder(fresh, target)
-
-
-@contextlib.contextmanager
-def _doubted(*files: Fetched) -> Iterator[None]:
-    """A file that cannot be opened, and whose checksum the hub did not state, is fetched anew."""
-    try:
-        yield
-    except CheckpointError:
-        for fetched in files:
-            if fetched.remote.sha256 is None:
-                fetched.file.unlink(missing_ok=True)
-        raise
-
-
-def _lay_generator(version: str, fetched: Fetched, folder: Path) -> Config:
-    file = read_voice(fetched.file)
-    name = f"{REPOSITORY}/{fetched.remote.path}"
-    cure = "name another commit of the repository with --revision"
-    if file.config.version != version:
-        raise CheckpointError(
-            f"{name}: is a {file.config.version} generator, not {version}; {cure}"
-        )
-    if not has_posterior(file.tensors):
-        raise CheckpointError(f"{name}: lacks enc_q, which training needs; {cure}")
-    names = expected_shapes(load_generator(file))
-    try:
-        config = json.dumps(file.config.to_dict(), indent=1)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: its configuration is damaged ({error}); {cure}") from error
-    with atomic_write(folder / "config.json") as output:
-        output.write(config.encode())
-    tensors = {key: mx.array(file.tensors[key]) for key in names}
-    write_tensors(folder / fetched.remote.becomes, tensors, {"info": file.info, "format": "pt"})
-    return file.config
-
-
-def _lay_encoder(config: Fetched, weights: Fetched, folder: Path) -> None:
-    load_content_encoder(weights.file.parent)  # both lie there, under their names
-    tensors = {name: mx.array(value) for name, value in read_torch_archive(weights.file).items()}
-    make_folder((folder / weights.remote.becomes).parent)
-    write_tensors(folder / weights.remote.becomes, tensors, {"format": "pt"})
-    _copy(config, folder)
-
-
-def _copy(fetched: Fetched, folder: Path) -> None:
-    path = folder / fetched.remote.becomes
-    make_folder(path.parent)
-    with fetched.file.open("rb") as source, atomic_write(path) as output:
-        shutil.copyfileobj(source, output)
+def _check_space(shares: list[tuple[_Job, list[Remote]]]) -> None:
+    """Refuse before hours of fetching what a disk cannot hold: the files, and what they become."""
+    needed: dict[int, int] = {}
+    for job, remotes in shares:
+        disk = job.stage.stat().st_dev
+        for remote in remotes:
+            file, size = _staged(remote, job.stage), remote.size or 0
+            more = size if file.is_file() else 2 * size - bytes_kept(remote, partial_of(file))
+            needed[disk] = needed.get(disk, 0) + more
+        free = shutil.disk_usage(job.stage).free
+        if needed[disk] > free:
+            raise CheckpointError(
+                f"{job.target}: needs {_megabytes(needed[disk])} and its disk has "
+                f"{_megabytes(free)} free; free some space, or name a folder on another disk with "
+                "--output or MLX_VITS_HOME"
+            )

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from mlx_vits.checkpoints.file_start import Unusable, damaged, describe_start
 from mlx_vits.checkpoints.torch_names import MAX_AXES, MAX_NAME_CHARS
 from mlx_vits.errors import CheckpointError
+from mlx_vits.system.faults import unreadable
 
 # A run's state at full size has 0.3 MB; the rest is room for metadata.
 _MAX_HEADER_BYTES = 16 << 20
@@ -85,7 +86,7 @@ def read_header(path: str | Path) -> Header:
             text = file.read(count)
         return _parse(text, file_bytes - 8 - count)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise CheckpointError(unreadable(path, error)) from error
     except Unusable as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -13,6 +13,7 @@ import numpy as np
 from mlx_vits.checkpoints.safetensors_header import read_header
 from mlx_vits.checkpoints.torch_names import printable
 from mlx_vits.errors import CheckpointError, UserError
+from mlx_vits.system.faults import unreadable
 from mlx_vits.system.files import atomic_write
 
 _reading_process: int | None = None  # whose threads read files for MLX
@@ -38,7 +39,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         tensors: Any = mx.load(str(path), format="safetensors")
         mx.eval(tensors)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise CheckpointError(unreadable(path, error)) from error
     except (RuntimeError, ValueError) as error:
         reason = printable(str(error))
         raise CheckpointError(

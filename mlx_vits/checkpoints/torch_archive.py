@@ -40,6 +40,7 @@ from mlx_vits.checkpoints.torch_names import (
 from mlx_vits.checkpoints.torch_pickle import MAX_PICKLE_BYTES, read_pickle
 from mlx_vits.checkpoints.torch_pickle_writer import build_pickle
 from mlx_vits.errors import CheckpointError
+from mlx_vits.system.faults import unreadable
 from mlx_vits.system.files import atomic_write
 
 _LOCAL_HEADER_BYTES = 30
@@ -258,10 +259,7 @@ def _open_file(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file; check the name") from error
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read ({reason}); check its permissions and its disk"
-        ) from error
+        raise CheckpointError(unreadable(path, error)) from error
     except (Unusable, PickleFault) as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -9,6 +9,7 @@ file has a use for, with what the reader puts in their place; none is ever impor
 | `torch.HalfStorage` and its kind, in a persistent id | a `StorageRef` |
 | `collections.OrderedDict` | a dict; attributes such as `_metadata` are dropped |
 | `utils.HParams`, upstream's class for its configuration | a dict of its attributes |
+| `pathlib.PosixPath` and `WindowsPath`, in files of a training's state | text |
 
 Source: PyTorch's `torch/serialization.py` and `torch/_utils.py`; GPT-SoVITS `utils.py`.
 """
@@ -25,6 +26,7 @@ import numpy as np
 MAX_AXES = 16
 MAX_NAME_CHARS = 512  # of a tensor; the longest of any model has 70
 _MAX_ELEMENTS = 1 << 40
+_MAX_PATH_CHARS = 4096
 
 STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "torch.HalfStorage": np.dtype("<f2"),
@@ -158,10 +160,26 @@ def _build_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     return {}
 
 
-BUILDERS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+def _build_path(arguments: tuple[Any, ...]) -> str:
+    """`PosixPath(*parts)`: text, which names nothing until somebody opens it."""
+    if not all(type(part) is str for part in arguments):
+        raise damaged("a path is described wrongly")
+    if sum(len(part) + 1 for part in arguments) > _MAX_PATH_CHARS:
+        raise damaged("a path is too long")  # paths of paths could grow without end
+    return "/".join(arguments).replace("//", "/")
+
+
+Builder = Callable[[tuple[Any, ...]], Any]
+BUILDERS: dict[str, Builder] = {
     "torch._utils._rebuild_tensor_v2": _build_tensor,
     "torch._utils._rebuild_parameter": _build_parameter,
     "collections.OrderedDict": _build_dict,
+    # Python 3.13 names its own classes by another module.
+    **{
+        f"{module}.{kind}": _build_path
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("PosixPath", "WindowsPath")
+    },
 }
 HPARAMS = "utils.HParams"
 NAMES = frozenset([*BUILDERS, *STORAGES, HPARAMS])

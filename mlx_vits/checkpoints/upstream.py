@@ -26,15 +26,24 @@ from mlx_vits.checkpoints.contents import (
     refuse_others,
 )
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, read_version_code
-from mlx_vits.config import read_json_table
+from mlx_vits.config import CONFIG_FILE, VERSIONS, read_json_table
 from mlx_vits.errors import CheckpointError
 
+# The two digits over the first two bytes, as upstream reads them. It writes the last four, and
+# those of 03 and 04 over LoRAs.
+CODE_VERSIONS = {
+    "00": "v1",
+    "01": "v2",
+    "02": "v3",
+    "03": "v3",
+    "04": "v4",
+    "05": "v2Pro",
+    "06": "v2ProPlus",
+}
 VERSION_CODES = {"v2Pro": "05", "v2ProPlus": "06"}
 # Upstream takes a file that starts with `PK` for v1 below this size, and for v2 from it on.
 V2_LEAST_BYTES = 82978 * 1024
-# Written over the first two bytes; 00 and 01 were never written, but are understood.
-_KNOWN_CODES = {"00", "01", *VERSION_CODES.values()}
-_OTHER_MODELS = {"02": "v3", "03": "v3 (LoRA)", "04": "v4 (LoRA)"}
+_LORAS = ("03", "04")
 
 _MOST_EPOCHS = 1 << 20
 _QUOTED, _LONGEST_NAME = 5, 60  # of a strange file's keys, in a message
@@ -83,8 +92,9 @@ def read_upstream(path: str | Path) -> UpstreamFile:
     """
     path = Path(path)
     code = read_version_code(path)
-    if code is not None and code not in _KNOWN_CODES:
-        model = _OTHER_MODELS.get(code, f"of the unknown kind {code}")
+    if code is not None and CODE_VERSIONS.get(code) not in VERSIONS:
+        model = CODE_VERSIONS.get(code, f"of the unknown kind {code}")
+        model += " (LoRA)" if code in _LORAS else ""
         raise CheckpointError(
             f"{path}: is a voice {model}, which mlx_vits does not know; give one of v1, v2, v2Pro "
             "or v2ProPlus"
@@ -172,7 +182,7 @@ def _resume_file(
 
 def _config_beside(path: Path) -> dict[str, Any]:
     for folder in (path.absolute().parent, path.absolute().parent.parent):
-        beside = folder / "config.json"
+        beside = folder / CONFIG_FILE
         if beside.is_file():
             values = read_json_table(beside)
             if isinstance(values.get("model"), Mapping):

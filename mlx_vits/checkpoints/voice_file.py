@@ -15,16 +15,18 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.checkpoints.contents import complete_config
+from mlx_vits.checkpoints.contents import complete_config, refuse_others
 from mlx_vits.checkpoints.tensors import read_tensors, to_numpy, write_tensors
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.checkpoints.upstream import V2_LEAST_BYTES, VERSION_CODES, UpstreamFile, read_upstream
-from mlx_vits.config import Config
+from mlx_vits.config import CONFIG_FILE, Config
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import atomic_write, fresh_folder, replace_folder, sweep
 from mlx_vits.system.json_files import parse_json
 
-_FOLDER_FILES = {"config.json", "weights.safetensors"}
+WEIGHTS_FILE = "weights.safetensors"  # in the folder of a voice, beside its configuration
+GENERATOR_FILE = "generator.safetensors"  # in that of a base
+_FOLDER_FILES = {CONFIG_FILE, WEIGHTS_FILE}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
 
 # What inference reads besides the sections, with upstream's values for a run without a resume.
@@ -72,12 +74,13 @@ def read_voice(path: str | Path) -> VoiceFile:
 
 
 def _read_folder(path: Path) -> VoiceFile:
-    config = Config.read(path / "config.json")
-    for name in ("weights.safetensors", "generator.safetensors"):
+    config = Config.read(path / CONFIG_FILE)
+    for name in (WEIGHTS_FILE, GENERATOR_FILE):
         if (path / name).is_file():
             file = read_tensors(path / name)
+            refuse_others(file.tensors, path / name)
             return VoiceFile(config, file.tensors, file.metadata.get("info", ""), path / name)
-    raise CheckpointError(f"{path}: has a config.json but no weights.safetensors beside it")
+    raise CheckpointError(f"{path}: has a {CONFIG_FILE} but no {WEIGHTS_FILE} beside it")
 
 
 def _read_safetensors(path: Path) -> VoiceFile:
@@ -172,9 +175,9 @@ def _write_folder(path: Path, state: Mapping[str, mx.array], config: Config, inf
     if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _FOLDER_FILES):
         raise CheckpointError(f"{path}: holds something else; choose another name")
     with fresh_folder(path) as fresh:
-        with atomic_write(fresh / "config.json") as file:
+        with atomic_write(fresh / CONFIG_FILE) as file:
             file.write(json.dumps(_stated(config), indent=1).encode())
-        write_tensors(fresh / "weights.safetensors", state, {"info": info, "format": "pt"})
+        write_tensors(fresh / WEIGHTS_FILE, state, {"info": info, "format": "pt"})
         replace_folder(fresh, path)
 
 

@@ -1,7 +1,8 @@
-"""Where a voice's data is: by name or by path, recordings made into clips on the way."""
+"""Find a voice's data, by name or by path; recordings are made into clips on the way."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,19 +25,19 @@ class VoiceData(NamedTuple):
 
 
 class DataScreen(Protocol):
-    """Where it is said what is done."""
+    """Where progress is reported."""
 
     def say(self, text: str) -> None:
-        """A line of information."""
+        """Show a line of information."""
 
     def warn(self, text: str) -> None:
-        """A line that asks for attention."""
+        """Show a line that must not be missed."""
 
     def cutting(self, done: int, count: int, name: str) -> None:
-        """A recording was cut into clips."""
+        """Note that a recording was cut into clips."""
 
     def listening(self, done: int, count: int, name: str) -> None:
-        """A clip was recognised."""
+        """Note that a clip was recognised."""
 
 
 def find_voice_data(
@@ -47,21 +48,26 @@ def find_voice_data(
     *,
     transcripts: Path | None = None,
 ) -> VoiceData:
-    """A voice's data.
+    """Find a voice's clips or prepared folder.
 
     Args:
         voice: a name under `voices/` (prepared) or the bases' folder (the demo's), or the path of a
             folder of clips, of a prepared folder, or of a recording.
         data_dir: a folder of clips or a prepared one; `voice` is then only its name.
         options: how recordings become clips.
-        screen: where it is said.
-        transcripts: a file of their own, then nothing is recognised.
+        screen: where progress is reported.
+        transcripts: a file of their own; then nothing is recognised.
 
     Raises:
-        UserError: neither is given, there is no recogniser where one is needed, or options of
-            cutting are given where nothing is cut.
+        UserError: neither is given, a recogniser is needed and missing, or slicing options are
+            given but nothing is cut.
         DataError: there is no such voice.
     """
+
+    def with_clips(name: str, source: Path) -> VoiceData:
+        own, made = replace(options, speaker=name), VOICES / name / CLIPS
+        return VoiceData(name, find_clips([source], made, own, screen, transcripts=transcripts))
+
     if voice is None and data_dir is None:
         raise UserError("give --voice NAME or --data-dir FOLDER; `--voice demo` is there to try")
     if data_dir is not None:
@@ -69,7 +75,7 @@ def find_voice_data(
         if not folder.is_dir():
             raise DataError(f"{data_dir}: there is no such folder; check the path")
         name = single_name(voice, "--voice") if voice else _name_of(folder)
-        return _with_clips(name, folder, options, screen, transcripts)
+        return with_clips(name, folder)
     assert voice is not None
     path = given_path(voice, DataError)
     if is_name(voice):
@@ -83,33 +89,56 @@ def find_voice_data(
             f"{voice}: there is no such voice; give the folder of its clips, a recording, or "
             f"`{DEMO}` to try"
         )
-    return _with_clips(_name_of(path), path, options, screen, transcripts)
+    return with_clips(_name_of(path), path)
 
 
 def is_name(voice: str) -> bool:
-    """Whether a voice is given by a name that may be looked up, and not by a path."""
+    """Tell whether a voice is given by a name to look up, rather than by a path."""
     return len(Path(voice).parts) == 1 and voice != ".."
 
 
-def _with_clips(
-    name: str, path: Path, options: ClipOptions, screen: DataScreen, transcripts: Path | None
-) -> VoiceData:
-    told_elsewhere = path.is_dir() and transcripts is not None
-    if is_prepared(path) or told_elsewhere or not needs_clips([path]):
-        options.refuse_slicing(path)
-        return VoiceData(name, path)
-    folder = VOICES / name / CLIPS
+def find_clips(
+    sources: Sequence[Path],
+    folder: Path,
+    options: ClipOptions,
+    screen: DataScreen,
+    *,
+    transcripts: Path | None = None,
+) -> Path:
+    """Find the clips of sources; recordings are cut and recognised first.
+
+    Args:
+        sources: recordings, folders of them, or one folder of clips or prepared folder.
+        folder: where clips that are made belong.
+        options: how recordings become clips.
+        screen: where progress is reported.
+        transcripts: a file of their own; then nothing is recognised.
+
+    Returns:
+        `folder` if clips were made, otherwise the source.
+
+    Raises:
+        UserError: a recogniser is needed and missing, or slicing options are given but nothing is
+            cut.
+        DataError: there is no such source, or it cannot be read.
+    """
+    source = sources[0]
+    is_folder = len(sources) == 1 and source.is_dir()
+    told_elsewhere = is_folder and (is_prepared(source) or transcripts is not None)
+    if told_elsewhere or not needs_clips(sources):
+        options.refuse_slicing(source)
+        return source
     made = make_clips(
-        [path],
+        sources,
         folder,
-        replace(options, speaker=name),
+        options,
         transcripts=transcripts,
         cutting=screen.cutting,
         listening=screen.listening,
         notice=screen.warn,
     )
     screen.say(f"Transcripts: {made}; correct them and run this again for a better voice.")
-    return VoiceData(name, folder)
+    return folder
 
 
 def _name_of(path: Path) -> str:

@@ -17,6 +17,8 @@ from mlx_vits.config import Config
 from mlx_vits.nn.layers import LeakyReLU, keep_fp32
 from mlx_vits.nn.weight_norm import WeightNormConv1d, WeightNormConv2d
 
+PERIODS = (2, 3, 5, 7, 11)  # of v1 and v2
+PRO_PERIODS = (*PERIODS, 17, 23)
 SLOPE = 0.1
 _KERNEL = 5  # of the period discriminators, along the height
 _STRIDE = 3
@@ -123,7 +125,7 @@ class MultiPeriodDiscriminator(nn.Module):
         super().__init__()
         config = config or Config()
         width = config.reduced_dims.disc_width
-        periods = (2, 3, 5, 7, 11, 17, 23) if config.model.is_pro else (2, 3, 5, 7, 11)
+        periods = PRO_PERIODS if config.model.is_pro else PERIODS
         self.discriminators = [
             DiscriminatorS(width),
             *(DiscriminatorP(period, width) for period in periods),

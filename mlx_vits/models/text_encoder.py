@@ -22,15 +22,31 @@ class Prior(NamedTuple):
     """The prior of the latent.
 
     Attributes:
+        encoded: `(B, S, hidden)`, the encoding before any change of speed: T frames, or the last
+            ones that were asked for.
         x: `(B, T, hidden)`, the encoding before the last projection, after any change of speed.
         m_p, logs_p: `(B, T, C)`.
         mask: `(B, T, 1)`, or None.
     """
 
+    encoded: mx.array
     x: mx.array
     m_p: mx.array
     logs_p: mx.array
     mask: mx.array | None
+
+
+class Tail(NamedTuple):
+    """The end of a growing utterance, which is all that a streamed chunk needs decoded.
+
+    Attributes:
+        frames: how many of the last encoded frames are kept.
+        before: `(B, N, hidden)`, the former chunk's encoding of the first N of them, to fade from;
+            None for none.
+    """
+
+    frames: int
+    before: mx.array | None = None
 
 
 class MRTE(nn.Module):
@@ -97,9 +113,10 @@ class TextEncoder(nn.Module):
         g: mx.array,
         *,
         speed: float = 1.0,
+        tail: Tail | None = None,
         key: Key = None,
     ) -> Prior:
-        """Encodes content.
+        """Encode content.
 
         Args:
             quantized: `(B, T, ssl_dim)`, at the frame rate of the spectrogram.
@@ -108,6 +125,7 @@ class TextEncoder(nn.Module):
             text_mask: `(B, L, 1)`, or None.
             g: style, `(B, 1, mrte_hidden)`.
             speed: 2.0 halves the length; int(T / speed) + 1 frames unless 1.
+            tail: the frames to keep once all are encoded; without a mask only.
             key: of the dropout.
         """
         of_ssl, of_text, of_both = split_key(key, 3)
@@ -116,12 +134,24 @@ class TextEncoder(nn.Module):
         embedded = self.encoder_text(self.text_embedding(text), text_mask, of_text)
         y = self.mrte(y, mask, embedded, text_mask, g)
         y = self.encoder2(y, mask, of_both)
+        if tail is not None:
+            y = y[:, -tail.frames :]
+            y = y if tail.before is None else _cross_fade(tail.before, y)
+        encoded = y
         if speed != 1:
             length = int(y.shape[1] / speed) + 1
             y = _resize_linear(y, length)
             mask = None if mask is None else _resize_nearest(mask, length)
         m_p, logs_p = mx.split(masked(self.proj(y), mask), 2, axis=-1)
-        return Prior(y, m_p, logs_p, mask)
+        return Prior(encoded, y, m_p, logs_p, mask)
+
+
+def _cross_fade(before: mx.array, x: mx.array) -> mx.array:
+    """Fade from `before` `(B, N, C)` into the first N frames of `x`, by a half-wave window."""
+    count = before.shape[1]
+    window = mx.sin(mx.arange(2 * count) * (mx.pi / (2 * count)))[None, :, None]
+    faded = x[:, :count] * window[:, :count] + before * window[:, count:]
+    return mx.concatenate([faded, x[:, count:]], axis=1)
 
 
 def _resize_linear(x: mx.array, length: int) -> mx.array:

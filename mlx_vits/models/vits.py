@@ -21,7 +21,7 @@ from mlx_vits.models.generator import Generator
 from mlx_vits.models.posterior import PosteriorEncoder, ResidualCouplingBlock
 from mlx_vits.models.quantizer import ResidualVectorQuantizer
 from mlx_vits.models.style_encoder import MelStyleEncoder
-from mlx_vits.models.text_encoder import TextEncoder
+from mlx_vits.models.text_encoder import Tail, TextEncoder
 from mlx_vits.nn.dropout import Key, split_key
 from mlx_vits.nn.layers import Conv1d, Linear
 from mlx_vits.nn.masking import length_mask
@@ -67,12 +67,14 @@ class Decoded(NamedTuple):
 
     Attributes:
         wav: `(B, N, 1)`.
-        x: `(B, T, hidden)`, the content encoding after any change of speed.
+        encoded: `(B, S, hidden)`, the content encoding before any change of speed.
+        x: `(B, T, hidden)`, the same after it.
         z, z_p, m_p, logs_p: `(B, T, C)`.
         g: `(B, 1, G)`, the style.
     """
 
     wav: mx.array
+    encoded: mx.array
     x: mx.array
     z: mx.array
     z_p: mx.array
@@ -208,8 +210,9 @@ class SynthesizerTrn(nn.Module):
         noise: mx.array,
         noise_scale: float | mx.array = 0.5,
         speed: float = 1.0,
+        tail: Tail | None = None,
     ) -> Decoded:
-        """Speech from semantic codes; with those of `extract_latent`, a recording said again.
+        """Synthesize speech from semantic codes; those of `extract_latent` say a recording again.
 
         Args:
             codes: `(B, K)`.
@@ -218,13 +221,18 @@ class SynthesizerTrn(nn.Module):
             noise: `(B, T, C)` of `decoded_frames(K, speed)` frames, standard normal.
             noise_scale: 0 gives the prior's mean.
             speed: 2.0 halves the length.
+            tail: the end of the utterance that is decoded, None for all of it; `noise` then has as
+                many frames as that has at this speed.
+
+        Source: GPT-SoVITS `module/models.py` (`decode`, `decode_streaming`).
         """
         g = sum(styles[1:], start=styles[0]) / len(styles)
         quantized = self._double(self.quantizer.decode(codes))
-        prior = self.enc_p(quantized, None, text, None, self._text_style(g), speed=speed)
+        style = self._text_style(g)
+        prior = self.enc_p(quantized, None, text, None, style, speed=speed, tail=tail)
         z_p = prior.m_p + noise * mx.exp(prior.logs_p) * noise_scale
         z = self.flow(z_p, None, g, reverse=True)
-        return Decoded(self.dec(z, g), prior.x, z, z_p, prior.m_p, prior.logs_p, g)
+        return Decoded(self.dec(z, g), prior.encoded, prior.x, z, z_p, prior.m_p, prior.logs_p, g)
 
     def decoded_frames(self, codes: int, speed: float = 1.0) -> int:
         """Frames that `decode` gives for a number of codes."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.preprocessing import prepared as layout
+from mlx_vits.system.faults import unwritable
 from mlx_vits.system.files import (
     atomic_write,
     inside,
@@ -106,7 +107,7 @@ class Journal:
                     line = line if file.read(1) == b"\n" else b"\n" + line
                 file.write(line)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
+            raise UserError(unwritable(self.folder / JOURNAL, error)) from error
         self._found[key] = [self.folder / name for name in names]
 
     def close(self) -> None:

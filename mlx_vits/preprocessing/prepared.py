@@ -28,8 +28,9 @@ import numpy as np
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError
-from mlx_vits.system.files import atomic_write, read_utf8, single_name
+from mlx_vits.system.files import atomic_write, single_name
 from mlx_vits.system.json_files import build_record, read_json
+from mlx_vits.system.text_files import read_text
 from mlx_vits.text import CleanText, clean_text
 
 TEXT_FILE = "2-name2text.txt"
@@ -208,12 +209,8 @@ def read_text_lines(path: Path, fault: Callable[[str], None] | None = None) -> l
     Raises:
         DataError: the file cannot be read; without `fault` also a line of another form.
     """
-    try:
-        content = read_utf8(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); prepare the voice again") from error
     lines = []
+    content = read_text(path, cure="prepare the voice again")
     for number, row in enumerate(content.split("\n"), 1):
         try:
             lines += [_text_line(row, f"{path}: line {number}")] if row else []
@@ -282,29 +279,24 @@ def speaker_file(folder: Path, name: str) -> Path:
     return folder / SPEAKER_FOLDER / f"{name}.pt"
 
 
-def read_speaker_vector(path: Path, sv_dim: int) -> np.ndarray:
+def read_speaker_vector(path: Path, sv_dim: int | None = None) -> np.ndarray:
     """Reads upstream's tensor [1, V] of one clip as `(V,)` float32.
 
     Args:
         path: from `speaker_file`.
-        sv_dim: V of the base.
+        sv_dim: V of the base; None takes any.
 
     Raises:
         DataError: the file is missing or damaged, has another width, or holds no numbers.
     """
-    try:
-        tensor = read_torch_archive(path)
-    except CheckpointError as error:
-        raise DataError(f"{error}; prepare the voice again") from error
-    if not isinstance(tensor, np.ndarray) or tensor.shape != (1, sv_dim):
+    tensor = _read_tensor(path)
+    if tensor is None or tensor.ndim != 2 or len(tensor) != 1 or sv_dim not in (None, tensor.size):
+        needed = "[1, values]" if sv_dim is None else f"[1, {sv_dim}], which the base needs"
         raise DataError(
-            f"{path}: does not hold a speaker vector [1, {sv_dim}], which the base needs; prepare "
-            "the voice again with this base"
+            f"{path}: does not hold a speaker vector {needed}; prepare the voice again with this "
+            "base"
         )
-    vector = tensor[0].astype(np.float32)
-    if not np.isfinite(vector).all():
-        raise DataError(f"{path}: holds values that are no numbers; prepare the clip again")
-    return vector
+    return _finite(tensor[0].astype(np.float32), path)
 
 
 def read_features(path: Path, ssl_dim: int) -> np.ndarray:
@@ -313,18 +305,36 @@ def read_features(path: Path, ssl_dim: int) -> np.ndarray:
     Raises:
         DataError: the file is damaged, has another width, or holds no numbers.
     """
-    try:
-        tensor = read_torch_archive(path)
-    except CheckpointError as error:
-        raise DataError(f"{error}; prepare the voice again") from error
-    if not isinstance(tensor, np.ndarray) or tensor.ndim != 3 or tensor.shape[0] != 1:
-        raise DataError(f"{path}: does not hold features [1, {ssl_dim}, frames]; prepare it again")
+    tensor = read_feature_tensor(path)
     if tensor.shape[1] != ssl_dim:
         raise DataError(
             f"{path}: has features {tensor.shape[1]} wide, the base needs {ssl_dim}; prepare the "
             "voice again with this base"
         )
-    features = np.ascontiguousarray(tensor[0].T, dtype=np.float32)
-    if not np.isfinite(features).all():
+    return _finite(np.ascontiguousarray(tensor[0].T, dtype=np.float32), path)
+
+
+def read_feature_tensor(path: Path) -> np.ndarray:
+    """Reads upstream's tensor [1, C, S] as it is.
+
+    Raises:
+        DataError: the file is damaged, or holds something else.
+    """
+    tensor = _read_tensor(path)
+    if tensor is None or tensor.ndim != 3 or tensor.shape[0] != 1:
+        raise DataError(f"{path}: does not hold features [1, channels, frames]; prepare it again")
+    return tensor
+
+
+def _read_tensor(path: Path) -> np.ndarray | None:
+    try:
+        content = read_torch_archive(path)
+    except CheckpointError as error:
+        raise DataError(f"{error}; prepare the voice again") from error
+    return content if isinstance(content, np.ndarray) else None
+
+
+def _finite(array: np.ndarray, path: Path) -> np.ndarray:
+    if not np.isfinite(array).all():
         raise DataError(f"{path}: holds values that are no numbers; prepare the clip again")
-    return features
+    return array

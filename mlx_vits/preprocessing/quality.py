@@ -23,12 +23,14 @@ class Levels(NamedTuple):
     Attributes:
         peak: largest absolute sample, 1.0 is full scale.
         rms_db: root mean square, dB re full scale.
-        range_db: the loudest tenth of its 25 ms frames above the quietest tenth, in dB.
+        noise_db: the quietest tenth of its 25 ms frames, dB re full scale.
+        range_db: the loudest tenth above the quietest, in dB.
         clipped: share of samples at full scale.
     """
 
     peak: float
     rms_db: float
+    noise_db: float
     range_db: float
     clipped: float
 
@@ -41,11 +43,13 @@ def measure_levels(wav: np.ndarray, rate: int) -> Levels:
     frames = frames - frames.mean()  # an offset is no noise
     levels = np.sort(20 * np.log10(np.sqrt(np.square(frames).mean(axis=1)) + _FLOOR))
     tenth = max(1, count // 10)
+    noise = float(levels[:tenth].mean())
     power = np.square(wav, dtype=np.float64).mean()
     return Levels(
         peak=float(np.abs(wav).max()),
         rms_db=float(10 * np.log10(power + _FLOOR**2)),
-        range_db=float(levels[-tenth:].mean() - levels[:tenth].mean()),
+        noise_db=noise,
+        range_db=float(levels[-tenth:].mean()) - noise,
         clipped=float((np.abs(wav) >= _FULL_SCALE).mean()),
     )
 

@@ -25,7 +25,7 @@ from mlx_vits.preprocessing.transcripts import (
     read_beside,
     read_transcripts,
 )
-from mlx_vits.system.files import single_name
+from mlx_vits.system.files import list_folder, single_name
 from mlx_vits.system.text_files import read_text
 
 HELD_OUT = "held_out.txt"
@@ -112,7 +112,9 @@ def _read_held_out(path: Path, folder: Path, clips: list[Clip]) -> list[str]:
     for line in filter(None, map(str.strip, read_text(path).split("\n"))):
         name = line if line in known else by_path.get(recordings.find(line) or "")
         if name is None:
-            raise DataError(f"{path}: names {line}, which has no transcript")
+            raise DataError(
+                f"{path}: names {line}, which has no transcript; add one, or take the line out"
+            )
         names.append(name)
     return names
 
@@ -158,7 +160,8 @@ def _read_clips(folder: Path, transcripts: Path | None, fault: Fault | None) -> 
                 leave_out(f"{folder / name}: has no line in {place}; add one or take the clip out")
         untold = []
     if not clips:
-        raise DataError(reasons[0] if reasons else f"{folder}: no clip has a transcript")
+        none = f"{folder}: no clip has a transcript; write {TRANSCRIPTS}, a line for each clip"
+        raise DataError(reasons[0] if reasons else none)
     names = _clip_names(audio)
     return _Listed(clips, [names[name] for name in untold])
 
@@ -207,7 +210,7 @@ def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
 def _match(
     folder: Path, rows: list[Transcript], audio: list[str], refused: set[str], leave_out: Fault
 ) -> list[Clip]:
-    others = {path.name for path in folder.iterdir()}.difference(audio)
+    others = {path.name for path in list_folder(folder, DataError)}.difference(audio)
     recordings, clip_names = Recordings(audio), _clip_names(audio)
     clips: dict[str, Clip] = {}
     for row in rows:
@@ -219,7 +222,7 @@ def _match(
             cure = f"did you mean {similar}?" if similar else "add it or take the line out"
             leave_out(f"{row.where} lists {row.name}, which is not in the folder; {cure}")
         elif name in clips:
-            leave_out(f"{row.where} lists {name} a second time")
+            leave_out(f"{row.where} lists {name} a second time; take one of the lines out")
         elif found not in refused:
             clips[name] = Clip(name, folder / found, row.text, row.language)
     return list(clips.values())
@@ -242,12 +245,9 @@ def find_audio(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; check the path")
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
     # Names with a leading dot are macOS's own companions of files on other disks.
-    names = [name for name in names if not name.startswith(".")]
+    found = (path.name for path in list_folder(folder, DataError))
+    names = [name for name in found if not name.startswith(".")]
     plain = {Path(name).stem for name in names if Path(name).suffix.lower() in SUFFIXES}
     return [
         name
@@ -264,7 +264,8 @@ def _find_below(folder: Path) -> list[str]:
     waiting = [(folder, 0)]
     while waiting:
         place, depth = waiting.pop()
-        below = [path for path in place.iterdir() if path.is_dir() and path.name[:1] != "."]
+        found_here = list_folder(place, DataError)
+        below = [path for path in found_here if path.is_dir() and path.name[:1] != "."]
         for path in below if depth < _DEEPEST else ():
             if path.resolve() not in seen:  # links may lead in circles
                 seen.add(path.resolve())

@@ -24,7 +24,7 @@ from mlx_vits.preprocessing.cues import is_timed
 from mlx_vits.preprocessing.languages import LANGUAGES, find_language
 from mlx_vits.preprocessing.listed import Recordings
 from mlx_vits.preprocessing.tables import Row, has_header, read_table
-from mlx_vits.system.files import atomic_write
+from mlx_vits.system.files import atomic_write, list_folder
 from mlx_vits.system.text_files import read_text
 
 Fault = Callable[[str], None]
@@ -60,7 +60,8 @@ def find_transcripts(folder: Path) -> Path | None:
     Raises:
         DataError: there are several, so that it is not clear which counts.
     """
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    found_here = list_folder(folder, DataError)
+    files = [path for path in found_here if not path.name.startswith(".")]
     found = [path for suffix in _TABLES for path in files if path.suffix.lower() == suffix]
     found += [path for path in files if path.name.lower() == TRANSCRIPTS and path.is_file()]
     if not found:
@@ -120,7 +121,7 @@ def _once(rows: Iterable[Transcript], fault: Fault | None) -> list[Transcript]:
     seen: dict[str, Transcript] = {}
     for row in rows:
         if row.listed in seen:
-            reason = f"{row.where} lists {row.name} a second time"
+            reason = f"{row.where} lists {row.name} a second time; take one of the lines out"
             if fault is None:
                 raise DataError(reason)
             fault(reason)
@@ -134,14 +135,16 @@ def _transcript(row: Row, is_list: bool) -> Transcript:
     name = listed.rpartition("/")[2]
     # Of a path in a list only the name counts; in a table one may name a sub-folder.
     if name in ("", ".", "..") or (not is_list and ".." in PurePosixPath(listed).parts):
-        raise DataError(f"{row.where} does not name a file of the folder itself")
+        raise DataError(
+            f"{row.where} does not name a file of the folder itself; write the file's name alone"
+        )
     language = find_language(row.language) if row.language or is_list else None
     if language is None and (row.language or is_list):
         raise DataError(
             f"{row.where}: the language {row.language!r} is not one of {', '.join(LANGUAGES)}"
         )
     if not row.text:
-        raise DataError(f"{row.where} gives no text for {name}")
+        raise DataError(f"{row.where} gives no text for {name}; write what is said in it")
     return Transcript(name, row.text, language, row.where, listed)
 
 
@@ -195,10 +198,8 @@ def find_beside(clips: Sequence[Path], suffixes: Sequence[str] = BESIDE) -> dict
     found: dict[Path, Path] = {}
     for folder in sorted({clip.parent for clip in clips}):
         recordings = Recordings(clip.name for clip in clips if clip.parent == folder)
-        try:
-            texts = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        found_here = list_folder(folder, DataError)
+        texts = [path for path in found_here if path.suffix.lower() in suffixes]
         exact = {clip.stem for clip in clips if clip.parent == folder}
         texts.sort(key=lambda p: (p.stem not in exact, suffixes.index(p.suffix.lower()), p.name))
         for path in texts:

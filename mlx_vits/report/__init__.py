@@ -1,0 +1,1 @@
+"""The report on a run, its verdict, and the terminal output of the commands."""

@@ -1,7 +1,7 @@
-"""Curves as inline SVG, drawn here so that the page needs no library and prints sharply.
+"""Draw curves as inline SVG, so that the page needs no library and prints sharply.
 
-Colours come from the page's style sheet through class names, so that one drawing serves light,
-dark and paper. Lengths are in units of the viewBox, which at the usual column width are pixels.
+Colours come from the page's style sheet through class names, so that one drawing serves light and
+dark themes and print. Lengths are in viewBox units, which are pixels at the usual column width.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from mlx_vits.report.curves import (
 WIDTH, HEIGHT = 372, 210
 _LEFT, _TOP, _BOTTOM = 50, 15, 36
 _RIGHT, _RIGHT_WITH_MARKS = 14, 76
-_LINE_HEIGHT = 13  # least distance of two labels beside each other
+_LINE_HEIGHT = 13  # least distance between two labels
 _HALF_DIGIT = 3.4
 _MOST_DOTS = 40
-_DENSE = 300  # points from which on a raw line is a cloud
+_DENSE = 300  # from so many points on, a raw line is a cloud
 
 LineKind = Literal["noisy", "plain", "dots", "faint"]
 
@@ -45,8 +45,8 @@ class Line(NamedTuple):
         label: its name.
         colour: "a" to "d", a class of the style sheet.
         steps, values: `(K,)`.
-        kind: "noisy" thin and, on top, a thick smoothed one; "plain" as it is; "dots" with a dot at
-            each point; "faint" in the background and not in the legend.
+        kind: "noisy": a thin line with a thick smoothed one on top; "plain": as it is; "dots": with
+            a dot at each point; "faint": in the background, not in the legend.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A horizontal line to compare with; `style` is a class of the style sheet."""
+    """A horizontal reference line; `style` is a class of the style sheet."""
 
     value: float
     label: str
@@ -65,15 +65,15 @@ class Mark(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A drawing and what to say about it.
+    """A drawing and its explanation.
 
     Attributes:
         title: what is drawn.
         logged: its names in the log, "" for none.
-        meaning: what a newcomer should know: what it is, and where it should go.
+        meaning: an explanation for newcomers: what it is, and where it should go.
         lines: at least one.
-        marks: values to compare with.
-        band: range of values that is shaded.
+        marks: reference values.
+        band: shaded range of values.
         log: whether the vertical axis is logarithmic.
         from_zero: whether the vertical axis begins at 0.
     """
@@ -89,7 +89,7 @@ class Chart(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """Values from `low` to `high` on the way from `start` to `end`."""
+    """A linear or logarithmic map of values `low` to `high` onto `start` to `end`."""
 
     low: float
     high: float
@@ -98,19 +98,19 @@ class _Axis(NamedTuple):
     log: bool = False
 
     def at(self, values: np.ndarray) -> np.ndarray:
-        """Places of values."""
+        """Map values."""
         low, high = self.low, self.high
         if self.log:
             values, low, high = np.log10(values), math.log10(low), math.log10(high)
         return self.start + (values - low) / (high - low) * (self.end - self.start)
 
     def one(self, value: float) -> float:
-        """Place of one value."""
+        """Map one value."""
         return float(self.at(np.array([value]))[0])
 
 
 def draw_chart(chart: Chart) -> str:
-    """The chart as an `<svg>` element that takes its column's width."""
+    """Draw a chart as an `<svg>` element that fills its column."""
     drawn = [
         (line, finite_points(line.steps, line.values, positive=chart.log)) for line in chart.lines
     ]
@@ -122,14 +122,14 @@ def draw_chart(chart: Chart) -> str:
         return f'{opening}{words}">{middle}nothing to draw</text></svg>'
     x, y = _axes(chart, [points for _, points in drawn])
     parts = [_band(chart.band, x, y), _grid(x, y), _marks(chart.marks, x, y)]
-    # Faint lines first, so that the main ones lie on top.
+    # Faint lines first, below the main ones.
     for line, points in sorted(drawn, key=lambda pair: pair[0].kind != "faint"):
         parts.append(_line(line, points, x, y))
     return f'{opening}{escape(_summary(chart, drawn))}">{"".join(parts)}</svg>'
 
 
 def swatch(colour: str) -> str:
-    """A short piece of a line for a legend."""
+    """Draw a legend's short piece of a line."""
     return (
         '<svg class="swatch" viewBox="0 0 22 8" aria-hidden="true">'
         f'<path class="line {colour}" d="M1 4H21"/></svg>'
@@ -160,7 +160,7 @@ def _axes(chart: Chart, drawn: list[Points]) -> tuple[_Axis, _Axis]:
 
 
 def _padded(low: float, high: float, chart: Chart) -> tuple[float, float]:
-    """A range with some air around; a constant gets a range of its own size."""
+    """Pad a range; a constant gets a range of its own magnitude."""
     if chart.log:
         ratio = max(high / low, 1.5) ** 0.06
         return low / ratio, high * ratio
@@ -191,7 +191,7 @@ def _grid(x: _Axis, y: _Axis) -> str:
     for tick in nice_ticks(x.low, x.high, whole=True):
         place = x.one(tick)
         label = signed(f"{tick:,.0f}")
-        text_x = min(place, WIDTH - _HALF_DIGIT * len(label))  # stays inside the drawing
+        text_x = min(place, WIDTH - _HALF_DIGIT * len(label))  # keeps it inside the drawing
         parts.append(f'<path class="frame" d="M{place:.1f} {bottom:.1f}v4"/>')
         parts.append(
             f'<text class="axis" x="{text_x:.1f}" y="{bottom + 15:.1f}" '
@@ -205,7 +205,7 @@ def _grid(x: _Axis, y: _Axis) -> str:
 
 
 def _tick_labels(ticks: list[float], log: bool) -> tuple[list[str], str]:
-    """Labels of vertical ticks, and the factor they all share ("" for none)."""
+    """Label vertical ticks; the second value is their common factor ("" for none)."""
     if log:
         plain = all(1e-3 < tick < 1e5 for tick in ticks)
         return [f"{tick:,g}" if plain else _power_label(tick) for tick in ticks], ""

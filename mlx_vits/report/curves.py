@@ -1,4 +1,4 @@
-"""The arithmetic of curves: smoothing, thinning out, ticks and numbers in words.
+"""Arithmetic of curves: smoothing, decimation, ticks and number formats.
 
 Axes: K points of a curve.
 """
@@ -13,18 +13,18 @@ import numpy as np
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MINUS = "\u2212"
-_RELATIVE_NOISE = 1e-6  # a series that moves by less is drawn as constant
+_RELATIVE_NOISE = 1e-6  # a series that varies by less is drawn as constant
 
 
 class Points(NamedTuple):
-    """A curve: `x` and `y` `(K,)` float64, finite."""
+    """A curve: `x` and `y`, `(K,)` float64, finite."""
 
     x: np.ndarray
     y: np.ndarray
 
 
 def finite_points(x: np.ndarray, y: np.ndarray, *, positive: bool = False) -> Points:
-    """The points that can be drawn; on a logarithmic axis only the positive ones."""
+    """Keep the points that can be drawn; on a logarithmic axis only the positive ones."""
     keep = np.isfinite(x) & np.isfinite(y)
     if positive:
         keep &= y > 0
@@ -32,16 +32,16 @@ def finite_points(x: np.ndarray, y: np.ndarray, *, positive: bool = False) -> Po
 
 
 def smoothing_window(count: int) -> int:
-    """Odd number of steps that the thick line averages over: a tenth of the run, at most 201."""
+    """Odd number of steps that the smoothed line averages over: a tenth of the run, at most 201."""
     return 2 * min(count // 20, 100) + 1
 
 
 def smooth(points: Points, window: int, *, log: bool = False) -> Points:
-    """Mean over the `window` points around each; at the ends over as many as there are.
+    """Average over the `window` points around each, over fewer at the ends.
 
     Args:
         window: odd.
-        log: average logarithms, as fits a logarithmic axis.
+        log: average logarithms, for a logarithmic axis.
     """
     if window <= 1 or not len(points.y):
         return points
@@ -55,7 +55,7 @@ def smooth(points: Points, window: int, *, log: bool = False) -> Points:
 
 
 def decimate(points: Points, buckets: int = 300) -> Points:
-    """At most `2 * buckets` points: the lowest and the highest of each bucket, so peaks survive."""
+    """Keep at most `2 * buckets` points, the extremes of each bucket, so that peaks survive."""
     count = len(points.y)
     if count <= 2 * buckets:
         return points
@@ -69,12 +69,12 @@ def decimate(points: Points, buckets: int = 300) -> Points:
 
 
 def is_constant(low: float, high: float) -> bool:
-    """Whether a range is nothing but rounding."""
+    """Tell whether a range is no wider than rounding error."""
     return high - low <= _RELATIVE_NOISE * max(abs(low), abs(high))
 
 
 def nice_ticks(low: float, high: float, count: int = 6, *, whole: bool = False) -> list[float]:
-    """About `count` round numbers within [low, high]; `whole` for integers only."""
+    """Choose about `count` round numbers within [low, high]; `whole` for integers only."""
     if not high > low:
         return [low]
     raw = (high - low) / max(1, count - 1)
@@ -87,7 +87,7 @@ def nice_ticks(low: float, high: float, count: int = 6, *, whole: bool = False) 
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Powers of ten within [low, high], low > 0; 1-2-5 steps where those are fewer than two."""
+    """Choose powers of ten within [low, high], low > 0; 1-2-5 steps if those are fewer than two."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     stride = max(1, math.ceil((last - first + 1) / count))
     decades = [10.0**power for power in range(first, last + 1) if power % stride == 0]
@@ -100,12 +100,12 @@ def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 
 def power_of_ten(exponent: int) -> str:
-    """10⁻⁷ and the like."""
+    """Format a power of ten, such as 10⁻⁷."""
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number for people: `digits` significant ones, thousands apart, 1.2×10⁻⁷ where tiny."""
+    """Format a number: `digits` significant digits, thousands separated, 1.2×10⁻⁷ if tiny."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{'' if value > 0 else _MINUS}∞"
     if value == 0:
@@ -119,12 +119,12 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def percent(value: float, *, sign: bool = False) -> str:
-    """A share as 12.3 %, with a narrow space that does not break; `sign` writes a plus."""
+    """Format a share as 12.3 %, with a narrow no-break space; `sign` writes a plus."""
     if not math.isfinite(value):
         return number(value)
     return signed(f"{value:{'+' if sign else ''}.1%}".replace("%", "\u202f%"))
 
 
 def signed(text: str) -> str:
-    """A number's hyphen as a minus sign."""
+    """Replace a number's hyphen by a minus sign."""
     return text.replace("-", _MINUS, 1) if text.startswith("-") else text

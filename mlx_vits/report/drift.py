@@ -1,4 +1,4 @@
-"""How far the weights went from the base, layer by layer."""
+"""How far each layer's weights moved from the base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTS = {
 
 
 class PartDrift(NamedTuple):
-    """A part of the model: its name, number of layers, mean and largest relative distance."""
+    """Drift of one part of the model: mean and largest relative distance of its layers."""
 
     name: str
     layers: int
@@ -27,7 +27,7 @@ class PartDrift(NamedTuple):
 
 
 def drift_by_part(drift: dict[str, float]) -> list[PartDrift]:
-    """Relative distances `{layer path: ‖w − w0‖ / ‖w0‖}`, gathered by the path's first name."""
+    """Group relative distances `{layer path: ‖w − w0‖ / ‖w0‖}` by the path's first component."""
     parts: dict[str, list[float]] = {name: [] for name in _PARTS}
     for layer, distance in drift.items():
         parts.setdefault(layer.split(".", 1)[0], []).append(distance)
@@ -39,7 +39,7 @@ def drift_by_part(drift: dict[str, float]) -> list[PartDrift]:
 
 
 def drift_section(drift: dict[str, float]) -> str:
-    """The section's HTML."""
+    """Build the section's HTML."""
     if not drift:
         return '<section id="drift"><h2>Drift of the weights</h2><p>None was trained.</p></section>'
     parts = "".join(
@@ -48,7 +48,7 @@ def drift_section(drift: dict[str, float]) -> str:
         f"<td>{part.layers}</td><td>{_share(part.mean)}</td><td>{_share(part.largest)}</td></tr>"
         for part in drift_by_part(drift)
     )
-    # Equal distances in the order of their names, so that the page is the same every time.
+    # Ties are ordered by name, so that the page is reproducible.
     most = sorted(drift.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
     scale = most[0][1] or 1.0
     layers = "".join(
@@ -72,7 +72,7 @@ first when a voice breaks.</p>
 
 
 def _breakable(layer: str) -> str:
-    """A layer's path that breaks after its dots."""
+    """Allow line breaks after the dots of a layer's path."""
     return escape(layer).replace(".", ".<wbr>")
 
 

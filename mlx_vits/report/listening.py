@@ -1,4 +1,4 @@
-"""What can be heard: recording, base and fine-tuned beside each other, with their spectrograms."""
+"""The audio section: recording, base and fine-tuned side by side, with spectrograms."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _FREQUENCIES = (500, 1000, 2000, 4000, 8000)  # Hz
 
 
 class Take(NamedTuple):
-    """One of a clip's three sounds.
+    """One of the three versions of a clip.
 
     Attributes:
         kind: one of `TAKES`.
-        pcm: `(N,)` int16, the file's samples.
+        pcm: `(N,)` int16 samples of the file.
         rate: Hz.
         mel: `(T, M)` in dB.
     """
@@ -44,7 +44,7 @@ class Take(NamedTuple):
 
 
 def read_take(path: Path, kind: str) -> Take:
-    """Reads a 16-bit wav file and takes its spectrogram.
+    """Read a 16-bit WAV file and compute its spectrogram.
 
     Raises:
         DataError: the file is missing, damaged or too short to draw.
@@ -59,14 +59,14 @@ def read_take(path: Path, kind: str) -> Take:
 
 
 def flac(pcm: np.ndarray, rate: int) -> bytes:
-    """Samples `(N,)` int16 as FLAC: lossless, half of wav's size, played by every browser."""
+    """Encode `(N,)` int16 samples as FLAC: lossless, half of WAV, played by all browsers."""
     file = io.BytesIO()
     soundfile.write(file, pcm, rate, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
 
 def listening_section(results: RunResults) -> str:
-    """The section's HTML.
+    """Build the section's HTML.
 
     Raises:
         DataError: a sample is missing or damaged.
@@ -144,7 +144,7 @@ src="data:audio/flac;base64,{sound}"></audio>
 
 
 def _spectrogram(take: Take, name: str, top: float, longest: float) -> str:
-    """The picture with its axes; the time axis is as long as the clip's longest take."""
+    """Build the picture with its axes; the time axis spans the clip's longest take."""
     data = DataSection()
     picture = base64.b64encode(paint(take.mel, top)).decode()
     rows = frequency_rows(_FREQUENCIES, data)

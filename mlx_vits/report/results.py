@@ -1,7 +1,7 @@
-"""What a finished run left in its folder, read and checked.
+"""Read and check the results of a finished run.
 
-`verdict.json` is written by `mlx_vits.finetune`, `losses.jsonl` and `scores.jsonl` line by line by
-`mlx_vits.training.log`.
+`mlx_vits.finetune` writes `verdict.json`; `mlx_vits.training.log` writes `losses.jsonl` and
+`scores.jsonl` line by line.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ class LossRecord(TypedDict):
 
 
 class RunResults(NamedTuple):
-    """A finished run.
+    """The results of a finished run.
 
     Attributes:
         folder: the run's.
         verdict: `verdict.json`.
-        losses: by name, `(steps,)` float64 each, among them "step".
+        losses: `(steps,)` float64 by name, including "step".
         scores: the lines of `scores.jsonl`, by step.
     """
 
@@ -109,12 +109,12 @@ class RunResults(NamedTuple):
     scores: list[dict[str, Any]]
 
     def sample(self, clip: str, take: str) -> Path:
-        """The wav file of a clip's take, one of `TAKES`."""
+        """Path of a clip's WAV file; `take` is one of `TAKES`."""
         return self.folder / SAMPLES / f"{Path(clip).stem}_{take}.wav"
 
 
 def read_results(folder: Path) -> RunResults:
-    """Reads what the report shows, except the sound.
+    """Read everything that the report shows, except the sound.
 
     Raises:
         DataError: a file is missing or damaged; one sentence that names it.
@@ -125,7 +125,7 @@ def read_results(folder: Path) -> RunResults:
     for score in ("base_score", "final_score"):
         if len(verdict[score]["clips"]) != len(verdict["clips"]):
             raise DataError(f"{path}: {score} and clips differ in length; {cure}")
-    # Strict where a resumed run forgives: a finished one has no half line.
+    # Stricter than a resumed run: a finished one has no incomplete last line.
     losses: Any = read_json_lines(folder / LOSSES, LossRecord, error=DataError, cure=cure)
     columns = {
         name: np.array([record[name] for record in losses], dtype=np.float64)

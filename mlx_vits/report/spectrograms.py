@@ -1,4 +1,4 @@
-"""Log-mel spectrograms as PNG, in colours that are evenly spaced to the eye.
+"""Log-mel spectrograms as PNG, in a perceptually uniform colour map.
 
 Axes: N samples, T frames, M mel bands (the lowest first; a picture has it at the bottom).
 """
@@ -47,7 +47,7 @@ _LMS_TO_RGB = np.array(
 
 @cache
 def colour_map() -> np.ndarray:
-    """`(256, 3)` uint8 sRGB, dark to bright."""
+    """The colour map, `(256, 3)` uint8 sRGB, dark to bright."""
     anchors = np.array(_ANCHORS)
     at = np.linspace(0, len(anchors) - 1, 256)
     lightness, chroma, hue = (np.interp(at, np.arange(len(anchors)), c) for c in anchors.T)
@@ -59,7 +59,7 @@ def colour_map() -> np.ndarray:
 
 
 def log_mel(wav: np.ndarray, data: DataSection) -> np.ndarray:
-    """Log-mel `(T, M)` in dB of a waveform `(N,)` at `data.sampling_rate`.
+    """Compute the log-mel `(T, M)` in dB of a waveform `(N,)` at `data.sampling_rate`.
 
     Raises:
         ValueError: the waveform is too short.
@@ -69,10 +69,10 @@ def log_mel(wav: np.ndarray, data: DataSection) -> np.ndarray:
 
 
 def paint(mel: np.ndarray, top: float) -> bytes:
-    """A log-mel `(T, M)` in dB as PNG, T pixels wide and M high, one colour map entry a pixel.
+    """Encode a log-mel `(T, M)` in dB as a PNG, T pixels wide and M high.
 
     Args:
-        top: dB of the brightest colour; what lies more than `DECIBELS` below is darkest.
+        top: dB of the brightest colour; anything more than `DECIBELS` below is darkest.
     """
     shade = np.clip((mel - top + DECIBELS) / DECIBELS, 0, 1)
     pixels = np.round(shade * 255).astype(np.uint8)
@@ -80,10 +80,10 @@ def paint(mel: np.ndarray, top: float) -> bytes:
 
 
 def frequency_rows(frequencies: tuple[int, ...], data: DataSection) -> list[float]:
-    """Height of frequencies (Hz) in a spectrogram's picture, from 0 (bottom) to 1 (top).
+    """Locate frequencies (Hz) in a spectrogram's picture, from 0 (bottom) to 1 (top).
 
-    Found by asking the filterbank in which band a pure tone lands, so that it stays right whatever
-    the bands are; below the Nyquist frequency only.
+    Each is the band that a pure tone falls into, so this holds for any filterbank.
+    Frequencies must be below Nyquist.
     """
     bins = [round(hz * data.filter_length / data.sampling_rate) for hz in frequencies]
     tones = np.eye(data.spec_channels, dtype=np.float32)[bins]
@@ -92,7 +92,7 @@ def frequency_rows(frequencies: tuple[int, ...], data: DataSection) -> list[floa
 
 
 def gradient() -> str:
-    """The colour map as a CSS gradient, left to right."""
+    """Format the colour map as a CSS gradient, left to right."""
     stops = colour_map()[np.linspace(0, 255, 17).astype(int)]
     return f"linear-gradient(90deg,{','.join(f'#{r:02x}{g:02x}{b:02x}' for r, g, b in stops)})"
 

@@ -1,4 +1,4 @@
-"""What the command lines print: a progress bar on a terminal, plain lines elsewhere."""
+"""Terminal output of the commands: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from mlx_vits.system.signals import handle_signals, raise_interrupted
 from mlx_vits.training.vits_trainer import StepRecord
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_SIGNALLED = 128  # and the signal's number is what a shell reports: 130 for Ctrl-C
+_SIGNALLED = 128  # plus the signal's number is what a shell reports: 130 for Ctrl-C
 _NO_MEMORY = "memory ran out; close other programs, or give shorter recordings"
-_RATE_STEPS = 20  # the rate is that of the last so many
+_RATE_STEPS = 20  # that the shown rate is measured over
 
 
 def report_errors(command: Command) -> Command:
-    """A user's mistake becomes one sentence on standard error and exit status 1.
+    """Turn a user's mistake into one sentence on standard error and exit status 1.
 
-    SIGTERM and SIGHUP end the command as Ctrl-C does, with exit status 143, 129 and 130.
+    SIGTERM and SIGHUP end the command as Ctrl-C does; the exit status is 143, 129 and 130.
+    Options that are paths are checked first.
     """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # the names of files may be in any encoding
+            if isinstance(stream, io.TextIOWrapper):  # file names may be in any encoding
                 stream.reconfigure(errors="backslashreplace")
         try:
             with handle_signals(raise_interrupted):
@@ -54,7 +55,7 @@ def report_errors(command: Command) -> Command:
         except OSError as error:
             if error.filename is None:
                 raise
-            # Whatever a disk or a changing folder can do that was not foreseen where it happens.
+            # A fault of the disk that nothing closer to it has foreseen.
             fault = UserError(f"{error.filename}: {error.strerror}; check the path and its disk")
             _complain(f"error: {fault}")
             raise typer.Exit(1) from error
@@ -73,12 +74,12 @@ def _complain(text: str) -> None:
 
 
 class _Console(Console):
-    """Goes silent where nobody reads on, as after SIGHUP, instead of ending the work."""
+    """A console that goes silent when its reader is gone, as after SIGHUP, and lets work go on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
         with contextlib.suppress(OSError, ValueError):
-            # What Python still has to write at its exit goes nowhere, too.
+            # What Python writes at exit goes nowhere, too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     @contextlib.contextmanager
@@ -90,14 +91,14 @@ class _Console(Console):
 
 
 def _given(value: Any) -> Any:
-    """An option's value, its paths checked."""
+    """Check the paths in an option's value."""
     if isinstance(value, list):
         return [_given(item) for item in value]
     return given_path(value) if isinstance(value, Path) else value
 
 
 class TerminalScreen:
-    """Says what a run does.
+    """Report what a command does; a `Screen` of a fine-tune.
 
     Args:
         log_every: steps between two lines.
@@ -182,7 +183,7 @@ class TerminalScreen:
             self.close()
 
     def close(self) -> None:
-        """Takes the progress bar away."""
+        """Remove the progress bar."""
         if self._progress is not None:
             with self._console.writing():
                 self._progress.stop()

@@ -1,4 +1,4 @@
-"""Which curves the report shows, and what it says about each."""
+"""The curves that the report shows, and the explanation of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDS = 20
 
 
 class _Text(NamedTuple):
-    """A curve's name in the log, its title and what it means."""
+    """A curve's name in the log, its title and its explanation."""
 
     name: str
     title: str
@@ -66,7 +66,7 @@ _LOSSES = (
 
 
 def curves_section(results: RunResults) -> str:
-    """The section's HTML: scores, losses, and what moves the weights."""
+    """Build the section's HTML: scores, losses, and what moves the weights."""
     count = len(results.losses["step"])
     window = smoothing_window(count)
     how = (
@@ -110,7 +110,7 @@ def _figure(chart: Chart) -> str:
 
 
 def _readout(line: Line, several: bool) -> str:
-    """From what to what a curve went, in numbers."""
+    """Format the first and last values of a curve."""
     values = finite_points(line.steps, line.values).y
     name = f"{escape(line.label)} " if several else ""
     if not len(values):
@@ -120,13 +120,13 @@ def _readout(line: Line, several: bool) -> str:
     ends = _ends(len(values)) if line.kind == "noisy" else 1
     first, last = float(values[:ends].mean()), float(values[-ends:].mean())
     change = last / first - 1 if first > 0 and not several else math.inf
-    # Beside a start near 0 a share says nothing.
+    # A relative change means nothing if the start is near 0.
     share = f" ({percent(change, sign=True)})" if abs(change) < 1 else ""
     return f"{name}<b>{number(first)} → {number(last)}</b>{share}"
 
 
 def _ends(count: int) -> int:
-    """Steps at either end of a run that the numbers above a curve are means of."""
+    """Number of steps at either end of a run that the numbers above a curve average over."""
     return 1 if smoothing_window(count) == 1 else min(_ENDS, count // 2)
 
 

@@ -1,4 +1,4 @@
-"""Was it worth it: the fine-tuned voice against its base, in words and in numbers."""
+"""Compare a fine-tuned voice with its base, in words and in numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ COLLAPSE_RATIO = 0.3
 
 
 class Finding(NamedTuple):
-    """One question and its answer.
+    """The result of one comparison.
 
     Attributes:
-        name: what was asked.
-        passed: the answer.
+        name: what was compared.
+        passed: whether it turned out well.
         words: a sentence with the numbers.
     """
 
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 
 def judge_loudness(base: Score, tuned: Score) -> Finding:
-    """Whether the voice kept its loudness."""
+    """Check that the voice kept its loudness."""
     ratio = _ratio(tuned.largest_sample, base.largest_sample)
     kept = abs(ratio - 1) <= LOUDNESS_MARGIN
     words = (
@@ -38,14 +38,14 @@ def judge_loudness(base: Score, tuned: Score) -> Finding:
 
 
 def judge_level(tuned: Score) -> Finding:
-    """Whether the voice is loud at all."""
+    """Check that the voice is loud enough in absolute terms."""
     loud = tuned.largest_sample > LEAST_LARGEST_SAMPLE
     words = f"The largest sample is {'above' if loud else 'NOT above'} {LEAST_LARGEST_SAMPLE:,}."
     return Finding("loud enough", loud, words)
 
 
 def judge_mel_distance(base: Score, tuned: Score, are_held_out: bool) -> Finding:
-    """Whether the voice came nearer to the recordings."""
+    """Check that the voice came nearer to the recordings."""
     change = _ratio(tuned.mel_distance, base.mel_distance) - 1
     clips = "held-out clips" if are_held_out else "training clips, as none was held out"
     words = (
@@ -56,7 +56,7 @@ def judge_mel_distance(base: Score, tuned: Score, are_held_out: bool) -> Finding
 
 
 def judge_drift(drift: dict[str, float]) -> Finding:
-    """How far the weights went, which is for information."""
+    """Describe how far the weights moved; for information, always passed."""
     largest = max(drift, key=lambda layer: drift[layer])
     mean = sum(drift.values()) / len(drift)
     words = (
@@ -67,7 +67,7 @@ def judge_drift(drift: dict[str, float]) -> Finding:
 
 
 def conclude(findings: list[Finding]) -> str:
-    """The verdict in one sentence."""
+    """Sum up the findings in one sentence."""
     faults = {
         "mel distance": "it is no nearer to the recordings",
         "loudness kept": "its loudness changed",
@@ -80,7 +80,7 @@ def conclude(findings: list[Finding]) -> str:
 
 
 def score_record(step: int, score: Score) -> dict[str, Any]:
-    """A score for `scores.jsonl` and `verdict.json`; the waveforms are left out."""
+    """Convert a score for `scores.jsonl` and `verdict.json`, without the waveforms."""
     return {
         "step": step,
         "largest_sample": score.largest_sample,

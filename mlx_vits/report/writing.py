@@ -1,7 +1,7 @@
-"""`report.html`: a finished run on one page that needs nothing but itself.
+"""Write `report.html`, a self-contained page on a finished run.
 
-Everything is inside the file: sound and pictures as data, curves as SVG, style and script as text.
-A content security policy in the page forbids the browser every request, so that it stays that way.
+Sound and pictures are embedded as data, curves as SVG, style and script as text. A content security
+policy in the page forbids any request, so that it stays self-contained.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _FOR_INFORMATION = ("drift",)  # findings that cannot fail
 
 
 def write_report(folder: Path) -> Path:
-    """Writes a finished run's `report.html`.
+    """Write a finished run's `report.html`.
 
     Args:
         folder: the run's, with `verdict.json`, `losses.jsonl`, `scores.jsonl` and `samples/`.
 
     Returns:
-        The page, which is the same for the same run.
+        Path of the page, whose content depends on the run alone.
 
     Raises:
         UserError: a file of the run is missing or damaged, or the page cannot be written.
@@ -48,14 +48,14 @@ def write_report(folder: Path) -> Path:
 
 
 def build_page(results: RunResults) -> str:
-    """The page's HTML.
+    """Build the page's HTML.
 
     Raises:
         DataError: a sample of the run is missing or damaged.
     """
     verdict = results.verdict
     script = _resource("script.js")
-    # With its hash in the policy this script may run, and no other.
+    # The policy allows the script with this hash and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()
     return Template(_resource("template.html")).substitute(
         title=escape(f"{verdict['voice']}: fine-tune report"),
@@ -77,7 +77,7 @@ def _resource(name: str) -> str:
 
 def _header(verdict: dict[str, Any]) -> str:
     warning = verdict["base_warning"]
-    # An option is only readable in one piece.
+    # Options must not be broken across lines.
     words = re.sub(r"--[\w-]+", r'<span class="option">\g<0></span>', escape(warning))
     loud = f'<p class="warning" role="note"><b>{words}</b></p>' if warning else ""
     return f"""<header><p class="kind">Fine-tuned voice</p><h1>{escape(verdict["voice"])}</h1>
@@ -173,7 +173,7 @@ def _count(count: float, unit: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Format seconds for people."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

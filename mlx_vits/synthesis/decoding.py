@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_vits.models.vits import SynthesizerTrn
+from mlx_vits.models.text_encoder import Tail
+from mlx_vits.models.vits import Decoded, SynthesizerTrn
 
 
 class Request(NamedTuple):
@@ -23,6 +24,7 @@ class Request(NamedTuple):
         noise_scale: `()`.
         specs: of each reference `(B, T, F)`; of its own length, without padding.
         vectors: of each reference `(B, V)`, or none at all.
+        before: the encoding `(B, N, C)` that a streamed chunk fades from, or none at all.
     """
 
     codes: mx.array
@@ -31,10 +33,28 @@ class Request(NamedTuple):
     noise_scale: mx.array
     specs: list[mx.array]
     vectors: list[mx.array]
+    before: tuple[mx.array, ...] = ()
 
 
 def decode(model: SynthesizerTrn, request: Request, speed: float) -> mx.array:
     """Synthesize a waveform `(B, N, 1)`; see `SynthesizerTrn.decode`."""
+    return _decode(model, request, speed, None).wav
+
+
+class Chunk(NamedTuple):
+    """A streamed chunk: its waveform `(B, N, 1)` and its encoding, for the next to fade from."""
+
+    wav: mx.array
+    encoded: mx.array
+
+
+def decode_chunk(model: SynthesizerTrn, request: Request, speed: float, frames: int) -> Chunk:
+    """Synthesize the last `frames` frames (before the change of speed) of what the codes say."""
+    decoded = _decode(model, request, speed, Tail(frames, *request.before))
+    return Chunk(decoded.wav, decoded.encoded)
+
+
+def _decode(model: SynthesizerTrn, request: Request, speed: float, tail: Tail | None) -> Decoded:
     styles = []
     for index, spec in enumerate(request.specs):
         vector = request.vectors[index] if request.vectors else None
@@ -46,4 +66,5 @@ def decode(model: SynthesizerTrn, request: Request, speed: float) -> mx.array:
         noise=request.noise,
         noise_scale=request.noise_scale,
         speed=speed,
-    ).wav
+        tail=tail,
+    )

@@ -10,12 +10,15 @@ from mlx_vits.checkpoints.base import (
     load_generator,
     weights_home,
 )
+from mlx_vits.checkpoints.gpt_file import find_gpt
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
-from mlx_vits.checkpoints.voice_file import read_voice
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.prepared import read_speaker_vector
+from mlx_vits.synthesis.companions import Companions, read_stored_reference
+from mlx_vits.synthesis.gpt import find_gpt_path
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.system.files import given_path
 
@@ -24,15 +27,23 @@ SPEAKER_VECTOR = "reference_sv.pt"  # of a v2Pro or v2ProPlus run
 
 
 @on_lasting_thread
-def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None) -> Voice:
-    """Loads a voice.
+def load(
+    name_or_path: str | Path,
+    *,
+    content_encoder: str | Path | None = None,
+    gpt: str | Path | None = None,
+) -> Voice:
+    """Load a voice.
 
     Args:
         name_or_path: the name of a base under `weights/` ("demo"), a run's folder (its fine-tuned
             voice), a `.pth` of GPT-SoVITS, a `.safetensors` with metadata, or a folder of
             `config.json` and `weights.safetensors`.
         content_encoder: a folder in Hugging Face's form; by default the base's own, or the one
-            that the run was prepared with. Only `Voice.convert` needs it.
+            that the run was prepared with. `Voice.convert` and `Voice.speak` need it.
+        gpt: a T2S model, in any form that `load_gpt` takes; by default the run's own, or that of
+            the base that the run names, or for a `.pth` that of a downloaded base of its version.
+            It is read by the first `Voice.speak`.
 
     Returns:
         The voice.
@@ -47,16 +58,19 @@ def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None)
         ('v2', 32000)
     """
     path = given_path(name_or_path, CheckpointError)
-    encoder = None
-    if content_encoder is not None:
-        encoder = given_path(content_encoder, CheckpointError)
+    given = Companions(
+        gpt=find_gpt_path(gpt) if gpt is not None else None,
+        content_encoder=(
+            given_path(content_encoder, CheckpointError) if content_encoder is not None else None
+        ),
+    )
     if is_run(path):
-        return _load_run(path, encoder)
+        return _load_run(path, given)
     is_name = len(path.parts) == 1 and not path.suffix
     if is_name and (weights_home() / path).is_dir():
-        return _load_base(str(name_or_path), encoder)
-    if path.is_dir() and (path / "generator.safetensors").is_file():
-        return _load_base(str(path), encoder)
+        return _load_base(str(name_or_path), given)
+    if path.is_dir() and (path / GENERATOR_FILE).is_file():
+        return _load_base(str(path), given)
     if not path.exists():
         if str(path) in VERSIONS:
             find_base(str(path))  # says how to download it
@@ -64,26 +78,48 @@ def load(name_or_path: str | Path, *, content_encoder: str | Path | None = None)
             f"{name_or_path}: there is no such voice; give a name under {weights_home()}, a run's "
             "folder or a file"
         )
-    return _load_file(path, path.stem, encoder)
+    voice = _load_file(path, path.stem, given)
+    _complete(voice, of_base(voice.version))
+    return voice
 
 
-def _load_file(path: Path, name: str, encoder: Path | None, reference: Path | None = None) -> Voice:
+def _load_file(path: Path, name: str, given: Companions, reference: Path | None = None) -> Voice:
     file = read_voice(path)
+    encoder = given.content_encoder
     return Voice(
         load_generator(file, consume=True),
         info=file.info,
         name=name,
         content_encoder=load_content_encoder(encoder) if encoder is not None else None,
         reference=reference,
+        companions=given,
     )
 
 
-def _load_base(name: str, encoder: Path | None) -> Voice:
+def _complete(voice: Voice, found: Companions) -> None:
+    """Take what was found for what was not given."""
+    voice.speaker.companions = voice.speaker.companions.completed_by(found)
+
+
+def of_base(name: str) -> Companions:
+    """Return what a base has for its voices to speak with; nothing where there is no such base."""
+    try:
+        base = find_base(name)
+    except CheckpointError:
+        return Companions()
+    return Companions(base.gpt, base.content_encoder, base.speaker_encoder)
+
+
+def _load_base(name: str, given: Companions) -> Voice:
     base = find_base(name)
-    return _load_file(base.generator, Path(name).name, encoder or base.content_encoder)
+    given = given.completed_by(Companions(content_encoder=base.content_encoder))
+    voice = _load_file(base.generator, Path(name).name, given)
+    _complete(voice, of_base(name))
+    _complete(voice, Companions(reference=read_stored_reference(base.generator)))
+    return voice
 
 
-def _load_run(folder: Path, encoder: Path | None) -> Voice:
+def _load_run(folder: Path, given: Companions) -> Voice:
     info = RunInfo.read(folder)
     voice = folder / f"{info.voice}.safetensors"
     if not voice.is_file():
@@ -91,11 +127,15 @@ def _load_run(folder: Path, encoder: Path | None) -> Voice:
             f"{folder}: the run has not written its voice yet; finish it with --resume {folder}"
         )
     kept = Path(info.content_encoder) if info.content_encoder else None
-    if encoder is None and kept is not None and kept.is_dir():
-        encoder = kept
+    if kept is not None and kept.is_dir():
+        given = given.completed_by(Companions(content_encoder=kept))
     reference = folder / REFERENCE
-    loaded = _load_file(voice, info.voice, encoder, reference if reference.is_file() else None)
+    loaded = _load_file(voice, info.voice, given, reference if reference.is_file() else None)
     vector = folder / SPEAKER_VECTOR
     if vector.is_file():
         loaded.speaker_vector = read_speaker_vector(vector, loaded.config.reduced_dims.sv_dim)[None]
+    _complete(loaded, Companions(gpt=find_gpt(folder), reference=read_stored_reference(folder)))
+    for base in (info.base, info.generator, loaded.version):
+        if base:
+            _complete(loaded, of_base(base))
     return loaded

@@ -6,9 +6,9 @@ K semantic codes, L phonemes, T spectrogram frames, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -19,21 +19,32 @@ from mlx_vits.audio.spectrogram import spectrogram
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import write_voice
 from mlx_vits.config import Config
-from mlx_vits.errors import CheckpointError, DataError
+from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layout import channels_last
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.features import speech_features
-from mlx_vits.synthesis.decoding import Request, decode
+from mlx_vits.synthesis.arguments import Array, floats, integers
+from mlx_vits.synthesis.companions import Companions
+from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
+from mlx_vits.synthesis.request import SpeechRequest
+from mlx_vits.synthesis.speaking import Speaker, Speech, speak, stored_reference, stream
 from mlx_vits.text import clean_text, phonemes_to_ids
 
-Array = np.ndarray | mx.array
 Reference = str | Path | Array
 
 _DEFAULT_SEED = 0
+
 _features = on_lasting_thread(speech_features)
+
+
+class Chunk(NamedTuple):
+    """A decoded chunk: samples `(N,)` float32, and the encoding that the next one fades from."""
+
+    wav: np.ndarray
+    encoded: mx.array
 
 
 class Voice:
@@ -48,6 +59,7 @@ class Voice:
         content_encoder: needed by `convert` alone.
         reference: a recording of the voice, the default style of `convert`.
         speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
+        companions: what `speak` needs beside all that.
 
     Example:
         >>> import mlx_vits, soundfile
@@ -67,12 +79,15 @@ class Voice:
         content_encoder: HubertModel | None = None,
         reference: Path | None = None,
         speaker_vector: np.ndarray | None = None,
+        companions: Companions | None = None,
     ):
         mx.eval(model.parameters())  # for other threads
         self.model, self.info, self.name = model, info, name
-        self._folding, self._decode = Folding(model), accel.inference(decode)
+        self._folding = Folding(model)
+        self._decode, self._decode_chunk = accel.inference(decode), accel.inference(decode_chunk)
         self.content_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
+        self.speaker = Speaker(self, companions or Companions())
 
     @property
     def config(self) -> Config:
@@ -122,26 +137,80 @@ class Voice:
         Raises:
             ValueError: an array has another shape, or a code or phoneme does not exist.
         """
-        dims = self.config.reduced_dims
-        codes = _integers(codes, (1, 1, None), "codes", dims.codebook_size)
-        text = _integers(text, (1, None), "text", dims.text_vocab)
+        frames = self._frames(codes, speed)
+        request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
+        wav = self._decode(self._folding.model(), request, speed)
+        return np.array(wav[0, :, 0], dtype=np.float32)
+
+    @on_lasting_thread
+    def decode_chunk(
+        self,
+        codes: Array,
+        text: Array,
+        refer: Array | Sequence[Array],
+        *,
+        tail_codes: int,
+        before: mx.array | None = None,
+        sv_emb: Array | Sequence[Array] | None = None,
+        noise: Array | None = None,
+        noise_scale: float = 0.5,
+        speed: float = 1.0,
+    ) -> Chunk:
+        """Decode the end of an utterance that is still growing.
+
+        Args:
+            codes: [1, 1, K] integers, all so far.
+            text, refer, sv_emb, noise_scale, speed: see `decode`.
+            tail_codes: how many of the last codes are decoded.
+            before: `(1, N, hidden)`, the last frames of the former chunk's `encoded`, with which
+                this one begins; None for the first.
+            noise: [1, inter_channels, frames] of what is decoded; drawn from a fixed seed if None.
+
+        Returns:
+            `wav` `(N,)` float32, neither normalised nor clipped, and `encoded`, `(1, F, hidden)`,
+            two frames a code.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        kept = self.model.decoded_frames(tail_codes)
+        frames = self.model.decoded_frames(tail_codes, speed)
+        request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
+        request = request._replace(before=() if before is None else (before,))
+        wav, encoded = self._decode_chunk(self._folding.model(), request, speed, kept)
+        mx.eval(wav, encoded)
+        return Chunk(np.array(wav[0, :, 0], dtype=np.float32), encoded)
+
+    def _frames(self, codes: Array, speed: float) -> int:
         if not speed > 0:
             raise ValueError(f"speed is {speed}; it has to be above 0")
-        frames = self.model.decoded_frames(codes.shape[-1], speed)
+        return self.model.decoded_frames(codes.shape[-1], speed)
+
+    def _request(
+        self,
+        codes: Array,
+        text: Array,
+        refer: Any,
+        sv_emb: Any,
+        noise: Array | None,
+        noise_scale: float,
+        frames: int,
+    ) -> Request:
+        dims = self.config.reduced_dims
+        codes = integers(codes, (1, 1, None), "codes", dims.codebook_size)
+        text = integers(text, (1, None), "text", dims.text_vocab)
         shape = (1, self.config.model.inter_channels, frames)
         if noise is None:
             noise = mx.random.normal(shape, key=mx.random.key(_DEFAULT_SEED))
         specs, vectors = self._styles(refer, sv_emb)
-        request = Request(
+        return Request(
             codes[0],
             text,
-            channels_last(_floats(noise, shape, "noise")),
+            channels_last(floats(noise, shape, "noise")),
             mx.array(noise_scale, mx.float32),
             specs,
             vectors,
         )
-        wav = self._decode(self._folding.model(), request, speed)
-        return np.array(wav[0, :, 0], dtype=np.float32)
 
     def _styles(self, refer: Any, sv_emb: Any) -> tuple[list[mx.array], list[mx.array]]:
         """Spectrograms `(1, T, 1025)`, and as many speaker vectors where the version has them."""
@@ -156,9 +225,9 @@ class Voice:
             if len(given) != len(references):
                 raise ValueError(f"{len(references)} references but {len(given)} speaker vectors")
             shape = (1, self.config.reduced_dims.sv_dim)
-            vectors = [_floats(vector, shape, "sv_emb") for vector in given]
+            vectors = [floats(vector, shape, "sv_emb") for vector in given]
         bins = self.config.data.spec_channels
-        specs = [channels_last(_floats(one, (1, bins, None), "refer")) for one in references]
+        specs = [channels_last(floats(one, (1, bins, None), "refer")) for one in references]
         return specs, vectors
 
     @on_lasting_thread
@@ -174,7 +243,7 @@ class Voice:
         Raises:
             ValueError: the features have another shape.
         """
-        features = _floats(ssl, (None, self.config.reduced_dims.ssl_dim, None), "ssl")
+        features = floats(ssl, (None, self.config.reduced_dims.ssl_dim, None), "ssl")
         codes = self.model.extract_latent(channels_last(features))
         return np.array(codes, dtype=np.int32)[:, None]
 
@@ -280,6 +349,123 @@ class Voice:
             speed=speed,
         )
 
+    @on_lasting_thread
+    def speak(
+        self,
+        text: str,
+        *,
+        language: str = "en",
+        reference: str | Path | None = None,
+        reference_text: str | None = None,
+        reference_language: str | None = None,
+        aux_references: Sequence[str | Path] = (),
+        top_k: int = 15,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        repetition_penalty: float = 1.35,
+        speed: float = 1.0,
+        pause: float = 0.3,
+        split: str = "cut5",
+        batch_size: int = 1,
+        seed: int = 0,
+        compat: bool = False,
+    ) -> Speech:
+        """Read a text aloud.
+
+        Args:
+            text: of any length; `[pause 0.8s]` within it is a silence.
+            language: "en", "zh", "ja", "ko", "yue"; "all_zh" and its like where English words stand
+                in the text; "auto" or "auto_yue" where the language changes.
+            reference: a recording of 3 to 10 s to speak like; by default the voice's own.
+            reference_text: what it says; without it only its timbre is used.
+            reference_language: by default that of the text.
+            aux_references: further recordings, whose timbre is averaged with the reference's.
+            top_k, top_p, temperature, repetition_penalty: of the draws, see `Sampling`.
+            speed: 2.0 halves the length.
+            pause: seconds of silence after each sentence.
+            split: "cut0" to "cut5", how the text is cut into sentences; see `text_split`.
+            batch_size: sentences whose codes are drawn at once.
+            seed: the same seed gives the same sound.
+            compat: give upstream's result, faults included; see `synthesis/pipeline.py`.
+
+        Raises:
+            UserError: something that is needed is missing or damaged, or the text cannot be
+                spoken; the message names it and the cure.
+        """
+        given = stored_reference(reference, reference_text, reference_language or language)
+        request = SpeechRequest(
+            text=text,
+            text_lang=language,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            repetition_penalty=repetition_penalty,
+            speed_factor=speed,
+            fragment_interval=pause,
+            text_split_method=split,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        return speak(self.speaker, request, given, aux_references, compat=compat)
+
+    def stream(
+        self,
+        text: str,
+        *,
+        language: str = "en",
+        reference: str | Path | None = None,
+        reference_text: str | None = None,
+        reference_language: str | None = None,
+        aux_references: Sequence[str | Path] = (),
+        top_k: int = 15,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        repetition_penalty: float = 1.35,
+        speed: float = 1.0,
+        pause: float = 0.3,
+        split: str = "cut5",
+        seed: int = 0,
+        chunk: Literal["pause", "fixed"] = "pause",
+        min_chunk: int = 16,
+        overlap: int = 2,
+        compat: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """Read a text aloud, each sentence while it is being made.
+
+        Args:
+            chunk: "pause" cuts where speech is most like silence, "fixed" every `min_chunk` codes.
+            min_chunk: codes of a chunk, at least; 25 are a second.
+            overlap: codes that are decoded again to join two chunks.
+            (others): see `speak`.
+
+        Yields:
+            `(N,)` float32 at `sample_rate`.
+
+        Raises:
+            UserError: as `speak`.
+        """
+        if chunk not in ("pause", "fixed"):
+            raise UserError(f"chunk is {chunk!r}; it has to be 'pause' or 'fixed'")
+        request = SpeechRequest(
+            text=text,
+            text_lang=language,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            repetition_penalty=repetition_penalty,
+            speed_factor=speed,
+            fragment_interval=pause,
+            text_split_method=split,
+            seed=seed,
+            streaming_mode=True,
+            fixed_length_chunk=chunk == "fixed",
+            min_chunk_length=min_chunk,
+            overlap_length=overlap,
+        )
+        given = stored_reference(reference, reference_text, reference_language or language)
+        for piece in stream(self.speaker, request, given, aux_references, compat=compat):
+            yield piece.wav
+
     def _own_vector(self, refer: Any) -> Array:
         if refer is None and self.reference is not None and self.speaker_vector is not None:
             return self.speaker_vector
@@ -342,30 +528,3 @@ class Voice:
         path = Path(path)
         write_voice(path, state_of(self.model), self.config, info=self.info, name=self.name)
         return path
-
-
-def _floats(array: Array, shape: tuple[int | None, ...], name: str) -> mx.array:
-    result = array if isinstance(array, mx.array) else mx.array(np.asarray(array))
-    _check_shape(result, shape, name)
-    return result.astype(mx.float32)
-
-
-def _integers(array: Array, shape: tuple[int | None, ...], name: str, count: int) -> mx.array:
-    values = np.array(array)
-    _check_shape(values, shape, name)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{name} holds {values.dtype}; integers are needed")
-    if values.size and not (values.min() >= 0 and values.max() < count):
-        raise ValueError(
-            f"{name} reaches from {values.min()} to {values.max()}; only 0 to {count - 1} exist"
-        )
-    return mx.array(values.astype(np.int32))
-
-
-def _check_shape(array: Array, shape: tuple[int | None, ...], name: str) -> None:
-    fits = len(array.shape) == len(shape) and all(
-        wish in (None, size) for size, wish in zip(array.shape, shape, strict=True)
-    )
-    if not fits or 0 in array.shape:
-        wished = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has shape {list(array.shape)}; [{wished}] is needed")

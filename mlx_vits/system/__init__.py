@@ -1,1 +1,1 @@
-"""Files, locks, signals and memory: what the package asks of the operating system."""
+"""Everything that depends on the operating system: files, locks, signals and memory."""

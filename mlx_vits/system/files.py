@@ -1,13 +1,12 @@
-"""Files and folders that are written whole or not at all, and only where they belong.
+"""Atomic writes of files and folders, confined to where they belong.
 
-A killed process may leave temporary files behind. Those carry names of ours and are held (see
-`locks.py`) while their writer lives, so that `sweep` and `tidy` can tell which may go.
+A killed process may leave temporary files behind. They have recognisable names and are locked (see
+`locks.py`) while their writer lives, so that `sweep` and `tidy` know which may be removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlx_vits.errors import UserError
+from mlx_vits.system.faults import unreadable, unwritable
 from mlx_vits.system.locks import Held, unheld
 
 _TEMPORARY = re.compile(r"\.mlx_vits-[0-9a-f]{16}\.tmp")
@@ -25,32 +25,16 @@ _LONGEST_NAME = 230  # bytes: file systems allow 255, and endings are added
 _LONGEST_SHOWN = 40
 LARGEST_BYTES = 64 << 20  # of a text or JSON file
 
-_CURES = {
-    errno.ENOSPC: "free some space or write elsewhere",
-    errno.EDQUOT: "free some space or write elsewhere",
-    errno.EFBIG: "write where larger files are allowed",
-    errno.ENOENT: "make the folder first or write elsewhere",
-    errno.ENOTDIR: "make the folder first or write elsewhere",
-    errno.EISDIR: "name a file, not a folder",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-def _describe(path: Path, error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    cure = _CURES.get(error.errno or 0, "write elsewhere")
-    return f"{path}: cannot be written ({reason}); {cure}"
-
 
 @contextlib.contextmanager
 def atomic_write(
     path: str | os.PathLike[str], *, error: type[UserError] = UserError
 ) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears under its name only when it is complete.
+    """Open a file for writing that appears under its name only when it is complete.
 
-    The bytes go to a temporary file in the same folder, which is flushed to the disk and then
-    takes the name. If anything is raised before that, the temporary file is removed and whatever
-    was at `path` stays as it was.
+    The bytes go to a temporary file in the same folder, which is flushed to disk and then renamed.
+    If anything is raised before that, the temporary file is removed and whatever was at `path`
+    stays as it was.
 
     Args:
         path: the file to write; its folder must exist.
@@ -63,9 +47,9 @@ def atomic_write(
         UserError: the file cannot be written; one sentence with the path, the reason and the cure.
     """
     path = Path(path)
-    temporary = path.parent / f".mlx_vits-{secrets.token_hex(8)}.tmp"
+    temporary = temporary_path(path.parent)
     try:
-        # Held until it has its name, lest another process sweeps it away.
+        # Locked until it is renamed, lest another process sweeps it away.
         held = Held(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(held.fd, "wb") as file:
             yield file
@@ -73,11 +57,11 @@ def atomic_write(
             os.fsync(file.fileno())
             temporary.replace(path)
     except OSError as fault:
-        # The body may also have failed to open a file of its own; that error names the file, while
-        # those of our writes carry no name.
+        # The body may also have failed to open a file of its own. Such an error names the file;
+        # those of our writes name none.
         if fault.filename is not None and Path(fault.filename) != temporary:
             raise
-        raise error(_describe(path, fault)) from fault
+        raise error(unwritable(path, fault)) from fault
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -99,17 +83,20 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def read_utf8(path: Path) -> str:
-    """Read a UTF-8 text file, with or without a byte order mark, of any system's line ends.
+def list_folder(folder: Path, error: type[UserError] = UserError) -> list[Path]:
+    """List what a folder holds, in order of names.
 
     Raises:
-        OSError, ValueError: as `read_bytes`, or it is not UTF-8.
+        UserError: it cannot be listed.
     """
-    return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        return sorted(folder.iterdir())
+    except OSError as fault:
+        raise error(unreadable(folder, fault)) from fault
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; one that is there already is kept.
+    """Make a folder and its parents; an existing one is kept.
 
     Raises:
         UserError: it cannot be made.
@@ -117,11 +104,11 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise UserError(_describe(path, fault)) from fault
+        raise UserError(unwritable(path, fault)) from fault
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file; one that is not there is fine.
+    """Remove a file if it exists.
 
     Raises:
         UserError: it cannot be removed.
@@ -133,7 +120,7 @@ def remove_file(path: Path) -> None:
 
 
 def move_folder(folder: Path, to: Path) -> None:
-    """Gives a folder another name on the same disk; an empty folder of that name is replaced.
+    """Rename a folder on the same disk; an empty folder of that name is replaced.
 
     Raises:
         UserError: it cannot be done; both are as they were.
@@ -143,11 +130,11 @@ def move_folder(folder: Path, to: Path) -> None:
             to.rmdir()
         folder.rename(to)
     except OSError as fault:
-        raise UserError(_describe(to, fault)) from fault
+        raise UserError(unwritable(to, fault)) from fault
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Gives a finished folder its name; what was there before goes only when that is done.
+    """Rename a finished folder to `path`; what was there before is deleted only afterwards.
 
     Raises:
         UserError: it cannot be done; what was there before still is.
@@ -159,8 +146,8 @@ def replace_folder(new: Path, path: Path) -> None:
     try:
         before = contextlib.nullcontext() if path.is_symlink() else Held(path)
     except OSError as fault:
-        raise UserError(_describe(path, fault)) from fault
-    with before:  # lest another process takes it for a killed one's
+        raise UserError(unwritable(path, fault)) from fault
+    with before:  # lest another process takes it for a left-over
         move_folder(path, aside)
         try:
             move_folder(new, path)
@@ -171,7 +158,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Delete what `tidy` could take for a folder set aside, under a name that says otherwise."""
+    """Delete a folder under a name that `tidy` does not take for one set aside."""
     doomed = folder.with_suffix(".new")
     with contextlib.suppress(OSError):
         folder.rename(doomed)
@@ -182,10 +169,10 @@ def _discard(folder: Path) -> None:
 
 @contextlib.contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """Make a hidden folder beside `path`, to be filled and then given that name.
+    """Make a hidden folder beside `path`, to be filled and then renamed to it.
 
-    It is removed at the end, unless it was renamed. What killed processes left of theirs is put
-    right first.
+    It is removed at the end unless it was renamed. Left-overs of killed processes are tidied up
+    first.
 
     Raises:
         UserError: it cannot be made.
@@ -196,10 +183,10 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         make_folder(fresh)
         try:
             held = Held(fresh)
-        except (FileNotFoundError, BlockingIOError):  # another process tidied up just now
+        except (FileNotFoundError, BlockingIOError):  # another process has just tidied up
             continue
         except OSError as fault:
-            raise UserError(_describe(fresh, fault)) from fault
+            raise UserError(unwritable(fresh, fault)) from fault
         break
     with held:
         try:
@@ -213,10 +200,10 @@ def _sibling(path: Path, kind: str) -> Path:
 
 
 def tidy(path: Path) -> None:
-    """Put right what killed processes left beside a folder while they made or replaced it.
+    """Clean up what killed processes left beside a folder while making or replacing it.
 
-    A folder that was set aside and whose successor is missing gets its name back. What a living
-    process holds stays.
+    A folder that was set aside gets its name back if its successor is missing. What a living
+    process has locked stays.
     """
     name = re.compile(re.escape(f".{path.name}-") + r"[0-9a-f]{8}\.(new|old)")
     with contextlib.suppress(OSError):
@@ -232,11 +219,16 @@ def tidy(path: Path) -> None:
                     _discard(left)
 
 
+def temporary_path(folder: Path) -> Path:
+    """Return a name in a folder for a file that is being written, which `sweep` knows."""
+    return folder / f".mlx_vits-{secrets.token_hex(8)}.tmp"
+
+
 def sweep(folder: Path, *, below: bool = True) -> None:
     """Remove temporary files that killed processes left in a folder.
 
     Args:
-        below: whether to look into the folders within, too; links are not followed.
+        below: whether to descend into sub-folders; links are not followed.
     """
     for parent, folders, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
@@ -249,15 +241,15 @@ def sweep(folder: Path, *, below: bool = True) -> None:
 
 
 def single_name(name: str, where: str, error: type[UserError] = UserError) -> str:
-    """Return a name that is to become part of a path, if it cannot lead anywhere else.
+    """Check a name that becomes part of a path, so that it cannot lead elsewhere.
 
     Args:
         name: from a file or the command line.
-        where: it comes from, for the message.
+        where: its origin, for the message.
         error: the kind of `UserError` to raise.
 
     Raises:
-        UserError: it is empty, has several components, or is no text of bearable length.
+        UserError: it is empty, too long, not UTF-8, or has several components.
     """
     try:
         is_short = len(name.encode()) <= _LONGEST_NAME
@@ -273,7 +265,7 @@ def single_name(name: str, where: str, error: type[UserError] = UserError) -> st
 
 
 def inside(folder: Path, *names: str, error: type[UserError] = UserError) -> Path:
-    """Return a path within a folder, if neither a name nor a link on it leads out of that folder.
+    """Join names to a folder, and check that neither they nor a link lead out of it.
 
     Raises:
         UserError: one does.
@@ -288,11 +280,11 @@ def inside(folder: Path, *names: str, error: type[UserError] = UserError) -> Pat
 
 
 def given_path(path: str | os.PathLike[str], error: type[UserError] = UserError) -> Path:
-    """Return a path that a user gave, with `~` expanded, whether or not anything is there.
+    """Expand `~` in a path from a user, whether or not the path exists.
 
     Raises:
-        UserError: it cannot be looked at: its name is too long or not UTF-8, a link on it leads in
-            a circle, a folder on it is closed, or `~NAME` is nobody.
+        UserError: it cannot be inspected: its name is too long or not UTF-8, a link on it is
+            circular, a folder on it is not readable, or `~NAME` does not exist.
     """
     try:
         found = Path(path).expanduser()

@@ -1,7 +1,7 @@
-"""JSON of our own, read within bounds and checked against the types that it is declared with.
+"""JSON files, read within bounds and checked against declared types.
 
-A file may be cut short, hand-edited, from another version or a stranger's: whatever it holds, its
-reader gets values of the declared types or one sentence that names the file, the key and the cure.
+A file may be cut short, hand-edited, malicious or from another version: whatever it holds, its
+reader gets values of the declared types, or one sentence that names the file, the key and the cure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlx_vits.errors import UserError
 from mlx_vits.system.files import LARGEST_BYTES, read_bytes
 
 _DEEPEST = 32
-_MOST_DIGITS = 19  # a whole number then fits a float, and 64 bits but for the last digit
+_MOST_DIGITS = 19  # so that a whole number fits a float, and nearly fits 64 bits
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def read_json(path: Path, kind: type[T], *, error: type[UserError], cure: str) -
         path: the file, UTF-8.
         kind: what it holds, see `check_json`.
         error: the kind of `UserError` to raise.
-        cure: the end of its sentence.
+        cure: what helps, the end of its sentence.
 
     Raises:
         UserError: the file cannot be read, is not JSON, or holds something else.
@@ -49,7 +49,7 @@ def read_json(path: Path, kind: type[T], *, error: type[UserError], cure: str) -
 def parse_json(
     text: str | bytes, kind: type[T], where: str, *, error: type[UserError], cure: str
 ) -> T:
-    """Like `read_json`, of a text; `where` begins the sentence, as in "FILE: its metadata"."""
+    """Like `read_json` for a text; `where` begins the sentence, as in "FILE: its metadata"."""
     try:
         value = _parse(text)
     except ValueError as fault:
@@ -58,7 +58,7 @@ def parse_json(
 
 
 def build_record(kind: type[T], value: Any, where: str, *, error: type[UserError], cure: str) -> T:
-    """Like `parse_json`, of a value that was read before."""
+    """Like `parse_json` for a value that is already parsed."""
     try:
         return check_json(kind, value)
     except ValueError as fault:
@@ -68,13 +68,13 @@ def build_record(kind: type[T], value: Any, where: str, *, error: type[UserError
 def read_json_lines(
     path: Path, kind: type[T], *, error: type[UserError], cure: str, may_be_cut: bool = False
 ) -> list[T]:
-    """Read a file of one JSON value a line.
+    """Read a file with one JSON value per line.
 
     Args:
-        may_be_cut: whether a last line without its end is left out instead of refused.
+        may_be_cut: whether to skip a last line without its end, instead of refusing it.
 
     Raises:
-        UserError: as `read_json`; the line is named.
+        UserError: as for `read_json`; the line is named.
     """
     records: list[T] = []
     try:
@@ -100,11 +100,11 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _parse(text: str | bytes) -> Any:
-    """Parse JSON that every consumer can hold, print and write again.
+    """Parse JSON whose values can be computed with, printed and written again.
 
     Raises:
-        ValueError: it is not JSON, too deep, states a key twice, or holds a number or a character
-            that has no place in a file name, a calculation or UTF-8.
+        ValueError: it is not JSON, too deep, has a duplicate key, or holds a number that is too
+            large or not finite, or text that is not valid UTF-8.
     """
     try:
         if isinstance(text, bytes):
@@ -156,7 +156,7 @@ def _check_scalar(value: Any) -> None:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8; a file name of another encoding cannot."""
+    """Tell whether a text can be written as UTF-8; a file name in another encoding cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -165,17 +165,17 @@ def _is_utf8(text: str) -> bool:
 
 
 def check_json(kind: type[T], value: Any, key: str = "") -> T:
-    """Check a value from JSON against a type, and make it one of that type.
+    """Check a value from JSON against a type, and convert it.
 
     Args:
-        kind: a dataclass, whose keys are its fields and no others; a `TypedDict`, which leaves
-            further keys alone; or `dict[str, X]`, `list[X]`, `tuple[X, ...]`, `X | None`,
+        kind: a dataclass, which allows no keys but its fields; a `TypedDict`, which ignores
+            further keys; or `dict[str, X]`, `list[X]`, `tuple[X, ...]`, `X | None`,
             `Literal`, `bool`, `int`, `float`, `str`, `Any` of these.
         value: from JSON.
-        key: the value's place in its file, for messages.
+        key: the value's path within its file, for messages.
 
     Raises:
-        ValueError: it does not fit, or the dataclass itself refuses it.
+        ValueError: it does not fit, or the dataclass itself rejects it.
     """
     checked: Any = _check(kind, value, key)
     return checked
@@ -253,13 +253,13 @@ def _shown(value: Any) -> str:
 
 
 def check_ranges(record: Any, **limits: tuple[float, float]) -> None:
-    """Check numbers of a dataclass; one that is None is not given.
+    """Check the numbers of a dataclass; None passes.
 
     Args:
-        limits: smallest and largest value by field; whole numbers where the limits are.
+        limits: smallest and largest value by field; if they are integers, so must the value be.
 
     Raises:
-        ValueError: a value is outside, not whole, or no number.
+        ValueError: a value is out of range, not whole, or no number.
     """
     for name, (least, most) in limits.items():
         value = getattr(record, name)

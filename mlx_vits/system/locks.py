@@ -1,7 +1,7 @@
-"""Advisory locks that end with the process that holds them, however it ends.
+"""Advisory locks that are released when their process ends, however it ends.
 
-They are `flock`'s, so that what a killed process leaves behind locks nobody out. Where a file
-system has none, a `WriterLock` goes by the process id and the start time in its file instead.
+They use `flock`, so a lock file that a killed process leaves behind locks nobody out. On a file
+system without locks, a `WriterLock` relies on the process id and start time in its file instead.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vits.errors import UserError
+from mlx_vits.system.faults import unwritable
 
-LOCK_FILE = ".mlx_vits.lock"  # within the folder that is being written
+LOCK_FILE = ".mlx_vits.lock"  # in the folder that is being written
 
 
 class Held:
-    """An open file or folder that no other process can hold.
+    """An open file or folder, locked exclusively.
 
     Args:
-        path: what to open.
-        flags: as of `os.open`.
+        path: what to open; a link is not followed.
+        flags: of `os.open`.
 
     Attributes:
-        fd: its descriptor.
-        is_locked: False where the file system has no locks.
+        fd: the file descriptor.
+        is_locked: False if the file system has no locks.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -43,7 +44,7 @@ class Held:
             self.fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
                 self.is_locked = _lock(self.fd)
-                # Between the two calls it may have been taken away, or replaced.
+                # It may have been removed or replaced between the two calls.
                 if os.path.samestat(os.fstat(self.fd), path.stat()):
                     return
             except FileNotFoundError:
@@ -71,23 +72,22 @@ def _lock(fd: int) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # NFS, FUSE and others may have no locks, or none for folders
+    except OSError:  # NFS, FUSE and others may support no locks, or none on folders
         return False
     return True
 
 
 class WriterLock:
-    """Makes this process the only one that writes into a folder.
+    """A lock that makes this process the only writer of a folder.
 
     Args:
-        folder: which must exist.
+        folder: must exist.
 
     Attributes:
-        folder: to be set anew where the folder is given another name.
+        folder: set this when the folder is renamed.
 
     Raises:
-        UserError: another process writes there, named with its host and start; or the folder
-            cannot be written.
+        UserError: another process, which is named, writes there; or the folder cannot be written.
     """
 
     def __init__(self, folder: Path):
@@ -98,7 +98,7 @@ class WriterLock:
         except BlockingIOError as error:
             raise _taken(folder, _read_holder(path)) from error
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+            raise UserError(unwritable(folder, error)) from error
         try:
             holder = _read_holder(path)
             if not self._held.is_locked and _may_live(holder):
@@ -121,10 +121,10 @@ class WriterLock:
 
 
 def check_is_free(folder: Path) -> None:
-    """Checks that no process writes into a folder, and changes nothing in it.
+    """Check that no process writes into a folder, without changing anything in it.
 
     Raises:
-        UserError: one does; the sentence names it.
+        UserError: one does; it is named.
     """
     path = folder / LOCK_FILE
     try:
@@ -169,11 +169,11 @@ def _write_holder(fd: int, path: Path) -> None:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder).encode(), 0)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(unwritable(path, error)) from error
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
-    """Whether the process that a lock file names may still run; of another host it may."""
+    """Tell whether the process named in a lock file may still run; on another host it may."""
     if not holder:
         return False
     if holder["host"] != socket.gethostname():
@@ -183,7 +183,7 @@ def _may_live(holder: dict[str, Any]) -> bool:
 
 
 def _start_of(pid: Any) -> str:
-    """When a process of this machine started, in the system's own form; "" without one."""
+    """Look up when a local process started, in the system's own format; "" if there is none."""
     if not isinstance(pid, int):
         return ""
     if Path("/proc/self/stat").exists():
@@ -201,11 +201,11 @@ def _start_of(pid: Any) -> str:
 
 @contextlib.contextmanager
 def unheld(path: Path, unsure_seconds: float = 86400) -> Iterator[bool]:
-    """Whether no living process holds a file or folder, which none can begin to meanwhile.
+    """Tell whether no living process has locked a file or folder, and lock it meanwhile.
 
     Args:
-        path: which is not followed where it is a link.
-        unsure_seconds: where there are no locks, nobody is believed to hold what is older.
+        path: a link is not followed.
+        unsure_seconds: on a file system without locks, anything older counts as not locked.
     """
     try:
         held = Held(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

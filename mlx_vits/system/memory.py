@@ -1,9 +1,9 @@
-"""How much memory there is, how much is in use, and how much of it MLX may keep to itself.
+"""How much memory there is, how much is in use, and how much MLX may cache.
 
-MLX keeps freed arrays for the next ones. On a GPU it keeps, unless told otherwise, as many as fit,
-and a training that meets clips of ever new lengths ends up with all of the machine's memory; a
-quarter of it holds what one step frees. On a CPU it keeps 32 MB, and `_backend.tune_allocator` has
-the C library keep the rest. `MLX_VITS_CACHE_GB` sets another limit, on any device.
+MLX caches freed arrays for reuse. On a GPU the cache is unbounded by default, and training on clips
+of ever new lengths would fill all of the machine's memory; a quarter of it suffices for what one
+step frees. On a CPU MLX caches 32 MB, and `_backend.tune_allocator` has the C library keep the
+rest. `MLX_VITS_CACHE_GB` sets another limit, on any device.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import mlx.core as mx
 
 CACHE_VARIABLE = "MLX_VITS_CACHE_GB"
 _CACHE_SHARE = 0.25
-_MAC_SHARE = 0.75  # of a Mac's memory, about what the system grants its GPU
+_MAC_SHARE = 0.75  # of a Mac's memory; about what the system grants its GPU
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _UNLIMITED = 1 << 60
-# What MLX's backends say when an array cannot be had: Metal, CUDA, CPU.
+# What MLX's backends (Metal, CUDA, CPU) say when an allocation fails.
 _OUT_OF_MEMORY = (
     "unable to allocate",
     "out of memory",
@@ -36,7 +36,7 @@ _OUT_OF_MEMORY = (
 
 
 def total_memory() -> int:
-    """Bytes of memory that the GPU has, or the machine without one; 0 where nobody knows."""
+    """Bytes of the GPU's memory, or of the machine's without one; 0 if unknown."""
     info = _gpu_info()
     found = info.get("memory_size") or info.get("total_memory")
     if found:
@@ -45,7 +45,7 @@ def total_memory() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take for arrays; 0 where nobody knows."""
+    """Bytes that this process may still allocate for arrays; 0 if unknown."""
     info = _gpu_info()
     if "free_memory" in info:  # CUDA
         return int(info["free_memory"])
@@ -59,14 +59,14 @@ def free_memory() -> int:
 
 
 def _gpu_info() -> dict[str, Any]:
-    """What MLX says of the GPU that it computes on; empty where that is the CPU."""
+    """MLX's description of the GPU that it computes on; empty on a CPU."""
     if mx.default_device().type != mx.DeviceType.gpu:
         return {}
     return dict(mx.device_info(mx.gpu))
 
 
 def resident_bytes() -> int:
-    """What this process holds now, mapped files included; 0 where the system does not say."""
+    """Bytes that this process holds now, including mapped files; 0 if unknown."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -79,10 +79,10 @@ def resident_bytes() -> int:
 
 
 def limit_cache() -> int | None:
-    """Sets how much freed memory MLX keeps.
+    """Limit the memory of freed arrays that MLX caches.
 
     Returns:
-        Bytes; None where MLX's own limit stays.
+        The limit in bytes; None if MLX's own is kept.
     """
     limit = _wished_cache()
     if limit is None:
@@ -94,7 +94,7 @@ def limit_cache() -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of MLX says that there was no memory left."""
+    """Tell whether an error says that memory ran out."""
     if isinstance(error, MemoryError):
         return True
     words = str(error).lower()
@@ -116,7 +116,7 @@ def _wished_cache() -> int | None:
 
 
 def machine_memory() -> int:
-    """Bytes of the machine's memory, whatever it computes on; 0 where nobody knows."""
+    """Bytes of the machine's memory, whatever MLX computes on; 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -124,7 +124,7 @@ def machine_memory() -> int:
 
 
 def _available_on_linux() -> int:
-    """As the kernel reckons it, caches that it would give up included."""
+    """Bytes available by the kernel's estimate, including caches that it would give up."""
     try:
         for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -135,7 +135,7 @@ def _available_on_linux() -> int:
 
 
 def _container_limit() -> int:
-    """Of the control group; 0 without one."""
+    """Limit of the control group in bytes; 0 without one."""
     return _number_in("memory.max") or _number_in("memory/memory.limit_in_bytes")
 
 
@@ -148,7 +148,7 @@ def _left_in_container() -> int:
 
 
 def address_limit() -> int:
-    """Bytes of addresses that this process may use on Linux (`ulimit -v`); 0 for no limit."""
+    """Bytes of address space that this process may use on Linux (`ulimit -v`); 0 for no limit."""
     if not sys.platform.startswith("linux"):
         return 0
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -167,7 +167,7 @@ def _left_of_addresses() -> int:
 
 
 def _number_in(name: str) -> int:
-    """0 for a file that is not there or says that there is no limit."""
+    """Read a control group's number; 0 if the file is missing or states no limit."""
     try:
         number = int((_CGROUP / name).read_text())
     except (OSError, ValueError):

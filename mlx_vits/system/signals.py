@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: all three ask a command to end in good order."""
+"""Ctrl-C, SIGTERM and SIGHUP, all of which ask a command to end cleanly."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have signals that ask to end call a function.
+    """Call `handler` on the signals that ask a process to end.
 
-    Those that are ignored, as SIGHUP is under nohup, stay ignored. Outside the main thread, which
-    alone can handle signals, nothing changes.
+    Ignored signals, such as SIGHUP under nohup, stay ignored. Outside the main thread, the only one
+    that can handle signals, this does nothing.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -33,5 +33,5 @@ def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator
 
 
 def raise_interrupted(number: int, frame: FrameType | None) -> None:
-    """The handler that ends what is going on as Ctrl-C does, so that it can tidy up."""
+    """Signal handler that raises, as Ctrl-C does, so that cleanup runs."""
     raise Interrupted(number=number)

@@ -1,4 +1,4 @@
-"""Text files as editors and spreadsheets save them: UTF-8, or UTF-16 with its byte order mark."""
+"""Text files as saved by editors and spreadsheets: UTF-8, or UTF-16 with a byte order mark."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from pathlib import Path
 from mlx_vits.errors import DataError
 from mlx_vits.system.files import read_bytes
 
-_DOUBLE_BYTE = {"gb2312": "GBK", "shift_jis": "Shift-JIS", "gbk": "GBK"}  # in the order of trial
+_DOUBLE_BYTE = {"gb2312": "GBK", "shift_jis": "Shift-JIS", "gbk": "GBK"}  # in the order to try
 
 
-def read_text(path: Path) -> str:
-    r"""Read a text file; line ends become `\n`.
+def read_text(path: Path, *, cure: str = "check the path") -> str:
+    r"""Read a text file; line endings become `\n`.
+
+    Args:
+        cure: the end of the sentence for a file that cannot be read.
 
     Raises:
-        DataError: the file cannot be read, or has another encoding. The sentence names the
-            encoding that it looks like; it is not guessed, as a wrong guess would be taught.
+        DataError: the file cannot be read, or has another encoding. The sentence names the likely
+            encoding, which is not used: a wrong guess would be trained on.
     """
     try:
         data = read_bytes(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error
+        raise DataError(f"{path}: cannot be read ({reason}); {cure}") from error
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
@@ -41,7 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def _likely(data: bytes) -> str:
-    """The encoding that a file looks like, in words."""
+    """Name the likely encoding of a file, for a message."""
     if not re.search(rb"[\x80-\xff]{2}", data):  # single accents between plain letters
         return " (probably Windows-1252)"
     for codec, name in _DOUBLE_BYTE.items():

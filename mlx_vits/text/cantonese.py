@@ -24,6 +24,7 @@ from mlx_vits.text.chinese_marks import (
 from mlx_vits.text.chinese_normalizer import spell_numbers
 from mlx_vits.text.cleaner import UNKNOWN, CleanText
 from mlx_vits.text.extras import load_package
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 from mlx_vits.text.symbols import symbols_for
 
 # The initials of Jyutping, and the vowel that stands for one where a syllable has none.
@@ -36,7 +37,7 @@ _NEAREST_FINAL = {"eu": "iu", "ep": "ip", "et": "it", "em": "im", "en": "in", "o
 _SYLLABLE = re.compile("([a-z]+)([1-6])")
 
 
-def clean(text: str, version: str) -> CleanText:
+def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
     """What `mlx_vits.text.clean_text` calls; every version that has Cantonese has it alike.
 
     Raises:
@@ -50,17 +51,28 @@ def clean(text: str, version: str) -> CleanText:
     word2ph: list[int] = []
     unknown = marked.unknown
     readings = load_package("ToJyutping", "yue").get_jyutping_list(marked.text)
-    for character, reading in readings:
+    given = _given(marked.text, lexicon)
+    for (character, reading), own in zip(readings, given, strict=True):
         if character in MARKS:
             symbols = [character]
         else:
-            symbols = [s for syllable in (reading or "").split() for s in _symbols(syllable)]
+            read = [s for syllable in (reading or "").split() for s in _symbols(syllable)]
+            symbols = own or read
             if not symbols:
                 symbols = [UNKNOWN]
                 unknown.append(character)
         phonemes += symbols
         word2ph.append(len(symbols))
     return CleanText(phonemes, word2ph, marked.text, tuple(unknown))
+
+
+def _given(text: str, lexicon: Lexicon) -> list[list[str]]:
+    """The lexicon's two symbols of each character, none where it has no word."""
+    given: list[list[str]] = []
+    for piece in lexicon.cut(text, "yue"):
+        symbols = list(piece.phonemes or ())
+        given += [symbols[2 * i : 2 * i + 2] for i in range(len(piece.text))]
+    return given
 
 
 def normalize(text: str) -> Marked:

@@ -9,8 +9,9 @@ are in `mixed`.
 from __future__ import annotations
 
 import re
-from functools import cache
-from itertools import groupby
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import groupby, islice
 from typing import Any
 
 from mlx_vits.errors import DataError
@@ -23,9 +24,10 @@ from mlx_vits.text.chinese_marks import (
 )
 from mlx_vits.text.chinese_normalizer import spell_numbers
 from mlx_vits.text.chinese_sandhi import change_tones
-from mlx_vits.text.chinese_words import Word, pinyin_table, read_words
+from mlx_vits.text.chinese_words import Word, pinyin_table, read_words, split_reading
 from mlx_vits.text.cleaner import UNKNOWN, CleanText
 from mlx_vits.text.extras import load_package
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
 # Upstream's own marks of longer silence; the first that a text has turns all its commas into it.
 _SILENCES = (("￥", "SP2"), ("^", "SP3"))
@@ -33,8 +35,10 @@ _REPLACED = str.maketrans({"嗯": "恩", "呣": "母"})
 _PARTICLE = re.compile("(?<![名专原编显巨土论卓昭合所遗拙译撰])著(?![名作者书述称录])")
 
 
-def clean(text: str, version: str) -> CleanText:
+def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
     """What `mlx_vits.text.clean_text` calls.
+
+    Words of the lexicon have its tones, whatever stands beside them.
 
     Raises:
         DataError: no character of the text is Chinese.
@@ -51,7 +55,7 @@ def clean(text: str, version: str) -> CleanText:
     phonemes: list[str] = []
     word2ph: list[int] = []
     unknown = marked.unknown
-    for word in pronounce(marked.text, version):
+    for word in pronounce(marked.text, version, _given(marked.text, lexicon)):
         for character, symbols in zip(word.text, _symbols(word), strict=True):
             phonemes += [comma if symbol == "," else symbol for symbol in symbols]
             word2ph.append(len(symbols))
@@ -65,14 +69,49 @@ def normalize(text: str) -> Marked:
     return keep_marks(text.translate(_REPLACED))
 
 
-def pronounce(text: str, version: str) -> list[Word]:
-    """The words of a normalized text with their readings and the tones they have together."""
+def pronounce(text: str, version: str, given: Sequence[str | None] | None = None) -> list[Word]:
+    """The words of a normalized text with their readings and the tones they have together.
+
+    Args:
+        text: what `normalize` gives.
+        version: v1 reads each word by itself.
+        given: a reading for each character that stays as it is, None where there is none.
+    """
     words: list[Word] = []
-    read = read_words(text, in_context=version != "v1")
+    read = read_words(text, version != "v1", given)
     for is_mark, group in groupby(read, key=lambda word: word.text in MARKS):
         clause = list(group)
         words += clause if is_mark else change_tones(clause, merge_er=version != "v1")
+    if given is not None:
+        _keep_tones(words, given)
     return words
+
+
+def _keep_tones(words: list[Word], given: Sequence[str | None]) -> None:
+    """Gives back the tones that came with a reading."""
+    readings = iter(given)
+    for word in words:
+        for i, reading in enumerate(islice(readings, len(word.text))):
+            if reading:
+                word.syllables[i], word.tones[i] = split_reading(reading)
+
+
+def _given(text: str, lexicon: Lexicon) -> list[str | None] | None:
+    """A reading for each character of a word of the lexicon; None if it has no Chinese word."""
+    if not lexicon.words("zh"):
+        return None
+    readings: list[str | None] = []
+    for piece in _simplified(lexicon).cut(text, "zh"):
+        readings += piece.phonemes or [None] * len(piece.text)
+    return readings
+
+
+@lru_cache(maxsize=4)
+def _simplified(lexicon: Lexicon) -> Lexicon:
+    """A lexicon whose Chinese words are as `normalize` writes them."""
+    words = {normalize(word).text: given for word, given in lexicon.words("zh").items()}
+    # A word that another number of characters stands for could not be aligned with its syllables.
+    return Lexicon({"zh": {w: given for w, given in words.items() if len(w) == len(given)}})
 
 
 def _symbols(word: Word) -> list[list[str]]:

@@ -56,12 +56,15 @@ class Word:
         )
 
 
-def read_words(text: str, in_context: bool) -> list[Word]:
+def read_words(
+    text: str, in_context: bool, given: Sequence[str | None] | None = None
+) -> list[Word]:
     """The words of a text of Chinese characters and marks, in order.
 
     Args:
         text: what `chinese_marks.keep_marks` gives.
         in_context: whether the sentence decides between readings, or the word alone.
+        given: a reading for each character that goes before any other, None where there is none.
 
     Raises:
         UserError: the packages of the extra `zh` are not installed.
@@ -83,7 +86,9 @@ def read_words(text: str, in_context: bool) -> list[Word]:
         if in_context and written == "重" and cut[i + 1 : i + 2] and cut[i + 1][1] == "m":
             readings[-1] = "zhong4"  # what something weighs, which g2pM takes for "again"
         readings = _replace(readings, listed[here])
-        pairs = [_split_reading(reading) for reading in readings]
+        if given is not None:
+            readings = _replace(readings, given[here])
+        pairs = [split_reading(reading) for reading in readings]
         words.append(Word(written, tag, [p[0] for p in pairs], [p[1] for p in pairs]))
         start = here.stop
     return words
@@ -195,8 +200,8 @@ def _context_readings(text: str) -> list[str | None]:
     return [r if _SYLLABLE.fullmatch(r.replace("u:", "v")) else None for r in readings]
 
 
-def _split_reading(reading: str) -> tuple[str | None, int]:
-    """The syllable of the table and its tone."""
+def split_reading(reading: str) -> tuple[str | None, int]:
+    """The syllable of the table and its tone, as in "zhong1"; None where it is no such syllable."""
     match = re.fullmatch(r"(.+)([1-5])", reading.replace("u:", "v").replace("ü", "v"))
     if not match:
         return None, 0

@@ -1,9 +1,9 @@
 """The door to the front ends: a transcript and its language in, phonemes of a version out.
 
 A language is one module of this package, named in `_FRONT_ENDS` and imported when it is first
-asked for, like the packages that it needs. It offers `clean(text, version) -> CleanText`; phonemes
-outside the version's symbols become "UNK" here, for every language alike. A text of several
-languages goes through `mixed`, which cuts it and comes back here with each part.
+asked for, like the packages that it needs. It offers `clean(text, version, lexicon) -> CleanText`;
+phonemes outside the version's symbols become "UNK" here, for every language alike. A text of
+several languages goes through `mixed`, which cuts it and comes back here with each part.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from mlx_vits.errors import DataError
 from mlx_vits.text.extras import LANGUAGE_NAMES
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 from mlx_vits.text.symbols import symbols_for
 
 UNKNOWN = "UNK"
@@ -72,7 +73,9 @@ def supported_languages(version: str = "v2") -> tuple[str, ...]:
     return tuple(c for c, main in codes.items() if not (version == "v1" and main in _NOT_IN_V1))
 
 
-def clean_text(text: str, language: str, version: str = "v2") -> CleanText:
+def clean_text(
+    text: str, language: str, version: str = "v2", lexicon: Lexicon = NO_WORDS
+) -> CleanText:
     """The phonemes of a transcript, as GPT-SoVITS's `text.cleaner.clean_text` gives them.
 
     Args:
@@ -81,6 +84,7 @@ def clean_text(text: str, language: str, version: str = "v2") -> CleanText:
             text as that language alone; "all_zh" and its like read Latin letters in it as English;
             "auto" tells the languages apart. See `mixed`.
         version: the model version whose symbols are wanted; see `symbols_for`.
+        lexicon: the user's own pronunciations, which go before every dictionary.
 
     Raises:
         DataError: the text is empty or has nothing to speak, has a word of more than 500
@@ -99,8 +103,8 @@ def clean_text(text: str, language: str, version: str = "v2") -> CleanText:
     if code in _MIXED:
         from mlx_vits.text.mixed import clean_mixed
 
-        return clean_mixed(text, code, version)
-    cleaned: CleanText = import_module(_FRONT_ENDS[code]).clean(text, version)
+        return clean_mixed(text, code, version, lexicon)
+    cleaned: CleanText = import_module(_FRONT_ENDS[code]).clean(text, version, lexicon)
     if code == "en":
         cleaned = cleaned._replace(unknown=tuple(filter(_is_strange_to_english, text)))
     known_symbols = frozenset(symbols_for(version))

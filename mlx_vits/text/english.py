@@ -25,6 +25,7 @@ from mlx_vits.text.english_abbreviations import expand_abbreviations
 from mlx_vits.text.english_amounts import spell_amounts
 from mlx_vits.text.english_marks import plain_characters, tidy_marks
 from mlx_vits.text.english_words import is_known, pronounce
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
 # Short words that are written in capitals for emphasis more often than as letters.
 _EMPHASISED_WORDS = """
@@ -46,27 +47,28 @@ class Phonemized(NamedTuple):
     unknown: list[str]
 
 
-def clean(text: str, version: str) -> CleanText:
+def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
     """What `mlx_vits.text.clean_text` calls; English is the same in every version.
 
     Raises:
         DataError: nothing in the text can be spoken in English.
     """
-    spoken = phonemize(text)
+    spoken = phonemize(text, lexicon)
     return CleanText(spoken.phonemes, None, spoken.normalized, guessed=tuple(spoken.unknown))
 
 
-def normalize(text: str) -> str:
+def normalize(text: str, lexicon: Lexicon = NO_WORDS) -> str:
     """The text as it is read aloud: words, `, . ! ?` and " - "; empty if there is no word.
 
-    Case is kept. Letters that are read by their names stand alone, as in "the F B I".
+    Case is kept. Letters that are read by their names stand alone, as in "the F B I", but for words
+    of the lexicon.
     """
     text = expand_abbreviations(plain_characters(text))
-    text = _spell_capitals(spell_amounts(text))
+    text = _spell_capitals(spell_amounts(text), lexicon)
     return _drop_outer_apostrophes(tidy_marks(text))
 
 
-def phonemize(text: str) -> Phonemized:
+def phonemize(text: str, lexicon: Lexicon = NO_WORDS) -> Phonemized:
     """The phonemes of an English text, each in the symbols of every version.
 
     Fewer than four are led by a ",", as upstream does.
@@ -74,7 +76,7 @@ def phonemize(text: str) -> Phonemized:
     Raises:
         DataError: nothing in the text can be spoken in English.
     """
-    normalized = normalize(text)
+    normalized = normalize(text, lexicon)
     phonemes: list[str] = []
     unknown: list[str] = []
     previous = ""
@@ -83,7 +85,7 @@ def phonemize(text: str) -> Phonemized:
             phonemes.append(token)
             previous = ""
             continue
-        spoken = pronounce(token, previous)
+        spoken = pronounce(token, previous, lexicon)
         phonemes += spoken.phonemes
         unknown += [token] if spoken.guessed else []
         previous = token
@@ -94,12 +96,17 @@ def phonemize(text: str) -> Phonemized:
     return Phonemized(phonemes, normalized, unknown)
 
 
-def _spell_capitals(text: str) -> str:
+def _spell_capitals(text: str, lexicon: Lexicon) -> str:
     """Letters apart where capitals are read one by one, and mixed case as separate words."""
     shouted = text.upper() == text and any(
         len(word) > 3 and is_known(word) for word in _WORD.findall(text)
     )
-    return _WORD.sub(lambda m: _spell_if_letters(m[0], shouted), text)
+
+    def spelled(match: re.Match[str]) -> str:
+        word = match[0]
+        return word if lexicon.get(word, "en") else _spell_if_letters(word, shouted)
+
+    return _WORD.sub(spelled, text)
 
 
 def _spell_if_letters(word: str, shouted: bool) -> str:

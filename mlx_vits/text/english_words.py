@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mlx_vits.text.data_files import read_data
 from mlx_vits.text.english_heteronyms import heteronym
 from mlx_vits.text.letter_to_sound import english_letter_to_sound
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
 
 class Pronunciation(NamedTuple):
@@ -65,26 +66,29 @@ def is_known(word: str) -> bool:
     return word.lower() in dictionary()
 
 
-def pronounce(word: str, previous: str = "") -> Pronunciation:
+def pronounce(word: str, previous: str = "", lexicon: Lexicon = NO_WORDS) -> Pronunciation:
     """The phonemes of one word, with stress digits.
 
     Args:
         word: letters, with apostrophes and hyphens inside it, or an apostrophe before it.
         previous: the word before; tells apart some words that are spelled alike.
+        lexicon: goes before the dictionary, also for the parts of a word.
     """
+    if own := lexicon.get(word, "en"):
+        return Pronunciation(list(own))
     if word == "A":  # upstream's rule: a capital A is the letter, also as the article
         return Pronunciation(["EY1"])
     lower = word.lower()
     known = heteronym(lower, previous.lower()) or dictionary().get(lower)
-    return Pronunciation(known.split()) if known else _take_apart(lower)
+    return Pronunciation(known.split()) if known else _take_apart(lower, lexicon)
 
 
 @lru_cache(maxsize=4096)
-def _take_apart(word: str) -> Pronunciation:
+def _take_apart(word: str, lexicon: Lexicon) -> Pronunciation:
     if "-" in word:
-        return _join(*(pronounce(part) for part in word.split("-") if part))
+        return _join(*(pronounce(part, lexicon=lexicon) for part in word.split("-") if part))
     if "'" in word:
-        return _at_apostrophe(word)
+        return _at_apostrophe(word, lexicon)
     if len(word) <= _LONGEST_SPELLED:
         return spell(word)
     return _with_ending(word) or _guess(word)
@@ -101,14 +105,16 @@ def spell(word: str) -> Pronunciation:
     return Pronunciation([phoneme for name in names for phoneme in name])
 
 
-def _at_apostrophe(word: str) -> Pronunciation:
+def _at_apostrophe(word: str, lexicon: Lexicon) -> Pronunciation:
     if word.endswith("'s") and len(word) > 2:
-        owner = pronounce(word[:-2])
+        owner = pronounce(word[:-2], lexicon=lexicon)
         return _join(owner, Pronunciation(_plural(owner.phonemes)))
     for enclitic, phonemes in _ENCLITICS.items():
         if word.endswith(enclitic) and len(word) > len(enclitic):
-            return _join(pronounce(word[: -len(enclitic)]), Pronunciation(phonemes))
-    return pronounce(word.replace("'", ""))
+            return _join(
+                pronounce(word[: -len(enclitic)], lexicon=lexicon), Pronunciation(phonemes)
+            )
+    return pronounce(word.replace("'", ""), lexicon=lexicon)
 
 
 def _plural(stem: list[str]) -> list[str]:

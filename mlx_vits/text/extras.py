@@ -27,10 +27,25 @@ def load_package(name: str, language: str) -> ModuleType:
         UserError: it is not installed; one sentence with the command that installs it. No
             `DataError`, which would be taken for the fault of one clip.
     """
+    return load_extra(name, language, LANGUAGE_NAMES[language])
+
+
+def load_extra(name: str, extra: str, purpose: str) -> ModuleType:
+    """A module that an extra installs.
+
+    Args:
+        name: of the module.
+        extra: the extra's name.
+        purpose: what needs it, as a sentence begins.
+
+    Raises:
+        UserError: as for `load_package`.
+    """
     try:
         return import_module(name)
     except ImportError as error:
+        package = name.partition(".")[0]
         raise UserError(
-            f"{LANGUAGE_NAMES[language]} needs the Python package {name} ({error}); "
-            f"install it with `pip install 'mlx-vits[{language}]'`."
+            f"{purpose} needs the Python package {package} ({error}); "
+            f"install it with `pip install 'mlx-vits[{extra}]'`."
         ) from error

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
@@ -29,6 +30,7 @@ from mlx_vits.errors import DataError, UserError
 from mlx_vits.text.chinese_marks import MARKS, is_silent
 from mlx_vits.text.cleaner import UNKNOWN, CleanText
 from mlx_vits.text.extras import load_package
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon, Piece
 from mlx_vits.text.symbols import symbols_for
 
 _SPOKEN = "A-Za-z0-9々〆\u3041-\u3096\u309d\u309e\u30a1-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
@@ -56,7 +58,7 @@ _LABEL = re.compile(
 )
 
 
-def clean(text: str, version: str) -> CleanText:
+def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
     """What `mlx_vits.text.clean_text` calls.
 
     Raises:
@@ -67,8 +69,11 @@ def clean(text: str, version: str) -> CleanText:
     phonemes: list[str] = []
     unknown: list[str] = []
     spoken = False
-    for piece in _PIECE.findall(normalized):
-        if re.match(f"[{_SPOKEN}]", piece):
+    for piece, given in _pieces(normalized, lexicon):
+        if given:
+            spoken = True
+            phonemes += given
+        elif re.match(f"[{_SPOKEN}]", piece):
             sounds = accented_phonemes(piece)
             spoken = spoken or bool(sounds)
             unknown += [] if sounds else [piece]
@@ -83,6 +88,15 @@ def clean(text: str, version: str) -> CleanText:
     known = frozenset(symbols_for(version))
     phonemes = [phoneme if phoneme in known else UNKNOWN for phoneme in phonemes]
     return CleanText(phonemes, None, normalized, tuple(unknown))
+
+
+def _pieces(text: str, lexicon: Lexicon) -> Iterator[Piece]:
+    """Words of the lexicon, and what OpenJTalk reads at once between them."""
+    for piece in lexicon.cut(text, "ja"):
+        if piece.phonemes:
+            yield piece
+        else:
+            yield from map(Piece, _PIECE.findall(piece.text))
 
 
 def normalize(text: str) -> str:

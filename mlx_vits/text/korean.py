@@ -22,6 +22,7 @@ from mlx_vits.text.data_files import read_data
 from mlx_vits.text.extras import load_package
 from mlx_vits.text.korean_numbers import spell_numbers
 from mlx_vits.text.korean_sounds import Syllable, pronounce, split_syllable
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
 SPACE, UNREAD = "空", "停"
 _DIVIDED = {
@@ -55,7 +56,7 @@ _MARK_OF = {
 _STEM_CODAS = frozenset("ㄴㄵㅁㄻㄺㄼㄾ")
 
 
-def clean(text: str, version: str) -> CleanText:
+def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
     """What `mlx_vits.text.clean_text` calls; every version that has Korean has it alike.
 
     Raises:
@@ -67,21 +68,27 @@ def clean(text: str, version: str) -> CleanText:
         raise DataError(f"The transcript {text.strip()[:40]!r} has no word that Korean can read.")
     phonemes: list[str] = []
     unknown: list[str] = []
-    for syllable in _pronounced(normalized):
-        if not syllable.other:
-            phonemes += _jamo(syllable.onset, syllable.vowel, syllable.coda)
-        elif "ㄱ" <= syllable.other <= "ㅣ":
-            phonemes += _jamo(syllable.other)
-        elif syllable.other == " ":
-            phonemes.append(SPACE)
-        elif syllable.other in MARKS:
-            phonemes.append(syllable.other)
-        else:
-            phonemes.append(UNREAD)
-            unknown += [] if is_silent(syllable.other) else [syllable.other]
+    for piece in lexicon.cut(normalized, "ko"):
+        if piece.phonemes:
+            phonemes += piece.phonemes
+            continue
+        for syllable in _pronounced(piece.text):
+            phonemes += _symbols(syllable)
+            if phonemes[-1] == UNREAD and not is_silent(syllable.other):
+                unknown.append(syllable.other)
     if "ㄱ" <= phonemes[-1] <= "ㅣ":
         phonemes.append(".")
     return CleanText(phonemes, None, normalized, tuple(unknown))
+
+
+def _symbols(syllable: Syllable) -> list[str]:
+    if not syllable.other:
+        return _jamo(syllable.onset, syllable.vowel, syllable.coda)
+    if "ㄱ" <= syllable.other <= "ㅣ":
+        return _jamo(syllable.other)
+    if syllable.other == " ":
+        return [SPACE]
+    return [syllable.other if syllable.other in MARKS else UNREAD]
 
 
 def normalize(text: str) -> str:

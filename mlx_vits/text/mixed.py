@@ -23,6 +23,7 @@ from typing import NamedTuple
 from mlx_vits.errors import DataError
 from mlx_vits.text.chinese_marks import MARKS, is_silent
 from mlx_vits.text.cleaner import CleanText, clean_text, resolve_language
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
 _LATIN = "A-Za-z\u00c0-\u024f\uff21-\uff3a\uff41-\uff5a"
 _KANA = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f"
@@ -53,7 +54,9 @@ class Part(NamedTuple):
     text: str
 
 
-def clean_mixed(text: str, language: str, version: str = "v2") -> CleanText:
+def clean_mixed(
+    text: str, language: str, version: str = "v2", lexicon: Lexicon = NO_WORDS
+) -> CleanText:
     """The phonemes of a text's parts one after the other, as GPT-SoVITS reads a text to speak.
 
     `word2ph` is None as soon as one part has none.
@@ -61,7 +64,7 @@ def clean_mixed(text: str, language: str, version: str = "v2") -> CleanText:
     Args:
         text: as for `clean_text`.
         language: a code of the table above.
-        version: as for `clean_text`.
+        version, lexicon: as for `clean_text`.
 
     Raises:
         DataError: no part can be spoken, or the version lacks a language of the text.
@@ -72,7 +75,7 @@ def clean_mixed(text: str, language: str, version: str = "v2") -> CleanText:
     failure: DataError | None = None
     for part in split_languages(text, language, version):
         try:
-            cleaned.append(clean_text(part.text, part.language, version))
+            cleaned.append(clean_text(part.text, part.language, version, lexicon))
         except DataError as error:  # nothing in it is spoken; the others may be
             failure = error
             unread += [c for c in part.text if not is_silent(c) and c not in MARKS]

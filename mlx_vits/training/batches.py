@@ -85,16 +85,14 @@ class PreparedVoice:
         self.items = _read_items(folder, config, self.dropped)
         self._spectrograms = SpectrogramStore(folder, config.data)
 
-    def repeated(self) -> list[Item]:
-        """The items of one epoch: fewer than 100 are repeated toward that number."""
-        count = len(self.items)
-        if count >= _FEWEST_ITEMS:
-            return list(self.items)
-        return self.items * max(2, _FEWEST_ITEMS // count)
+    def move(self, folder: Path) -> None:
+        """Follow the prepared folder to where it was moved."""
+        self.folder = folder
+        self._spectrograms = SpectrogramStore(folder, self.config.data)
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> list[list[Item]]:
         """The batches of one epoch, from 1, not yet read."""
-        return epoch_batches(self.repeated(), batch_size, seed, epoch)
+        return epoch_batches(repeat_items(self.items), batch_size, seed, epoch)
 
     def largest_batch(self, batch_size: int) -> Clips:
         """The shape of the largest batch that may come."""
@@ -182,6 +180,11 @@ def _read_items(folder: Path, config: Config, dropped: list[str]) -> list[Item]:
         # In a folder of ours all files belong together; GPT-SoVITS leaves lines of clips out.
         raise DataError(f"{folder}: {dropped[0]}; take it out and prepare the voice again")
     return sorted(items)
+
+
+def repeat_items(items: list[Item]) -> list[Item]:
+    """The items of one epoch: fewer than 100 are repeated toward that number."""
+    return items * max(2, _FEWEST_ITEMS // len(items)) if len(items) < _FEWEST_ITEMS else items
 
 
 def epoch_batches(

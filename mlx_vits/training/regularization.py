@@ -14,7 +14,7 @@ strength on it acts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -65,18 +65,29 @@ def relative_drift(model: nn.Module, anchor: Anchor) -> dict[str, float]:
     return {path: float(distance) for path, distance in drift.items()}
 
 
-def pretrained_regularization(anchor: Anchor, strength: float) -> Callable[[nn.Module], mx.array]:
-    """Build the pull, a function of a model to `loss_reg`; 0 where nothing is anchored."""
-    scales = {
-        path: strength / len(anchor) / total(mx.square(origin)) for path, origin in anchor.items()
-    }
-    mx.eval(scales)
+class PretrainedRegularization:
+    """The pull, a function of a model to `loss_reg`; 0 where nothing is anchored.
 
-    def loss_reg(model: nn.Module) -> mx.array:
+    Attributes:
+        anchor: the weights to be pulled toward.
+        scales: what each squared distance is multiplied by.
+    """
+
+    def __init__(self, anchor: Anchor, strength: float):
+        self.anchor = anchor
+        self.scales = {
+            path: strength / len(anchor) / float(total(mx.square(origin)))
+            for path, origin in anchor.items()
+        }
+
+    def __call__(self, model: nn.Module) -> mx.array:
         weights = effective_weights(model)
         return added(
-            scales[path] * total(mx.square(weights[path] - origin))
-            for path, origin in anchor.items()
+            self.scales[path] * total(mx.square(weights[path] - origin))
+            for path, origin in self.anchor.items()
         )
 
-    return loss_reg
+
+def pretrained_regularization(anchor: Anchor, strength: float) -> PretrainedRegularization:
+    """Build the pull toward an anchor."""
+    return PretrainedRegularization(anchor, strength)

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.config import Config
-from mlx_vits.models.discriminator import SubDiscriminator
+from mlx_vits.models.discriminator import DiscriminatorOutput, SubDiscriminator
 from mlx_vits.models.vits import (
     MultiPeriodDiscriminator,
     SynthesizerOutput,
@@ -93,6 +93,25 @@ def draw_step(key: mx.array, batch: Batch, config: Config) -> Draws:
     )
 
 
+class Penalized(NamedTuple):
+    """Gradients with a penalty's.
+
+    Attributes:
+        loss: the penalty.
+        norm: of its own gradient.
+        grads: the tree of both.
+    """
+
+    loss: mx.array
+    norm: mx.array
+    grads: Any
+
+
+def judged(net: SubDiscriminator, real: mx.array, fake: mx.array) -> list[DiscriminatorOutput]:
+    """What a sub-discriminator says of real and of generated audio; only the latter learns."""
+    return [net(real), net(fake)]
+
+
 class GANStep:
     """The step over both nets and both optimizers.
 
@@ -105,10 +124,14 @@ class GANStep:
 
     Attributes:
         state: everything that a step changes.
-        global_norm, feature_loss: may be replaced by equivalents, see `accel.optimize`.
+        global_norm, judged, discriminator_loss, generator_loss, feature_loss, penalized: may be
+            replaced by equivalents, see `accel.optimize`.
     """
 
     global_norm: Callable[[Any], mx.array] = staticmethod(global_norm)
+    discriminator_loss: Callable[..., mx.array] = staticmethod(losses.discriminator_loss)
+    judged: Callable[..., list[DiscriminatorOutput]] = staticmethod(judged)
+    generator_loss: Callable[..., mx.array] = staticmethod(losses.generator_loss)
     feature_loss: Callable[..., mx.array] = staticmethod(losses.feature_loss)
 
     def __init__(
@@ -202,13 +225,13 @@ class GANStep:
     def loss_of(self, net: SubDiscriminator, both: mx.array) -> mx.array:
         """A sub-discriminator's own loss on real and generated audio, one after the other."""
         real, fake = mx.split(net(both).score, 2)
-        return losses.discriminator_loss([real], [fake])
+        return self.discriminator_loss([real], [fake])
 
     def judge(self, net: SubDiscriminator, real: mx.array, fake: mx.array) -> list[mx.array]:
         """A sub-discriminator's part of the generator's adversarial and feature losses."""
-        on_real, on_fake = net(real), net(fake)
+        on_real, on_fake = self.judged(net, real, fake)
         return [
-            losses.generator_loss([on_fake.score]),
+            self.generator_loss([on_fake.score]),
             self.feature_loss([on_real.features], [on_fake.features]),
         ]
 
@@ -244,11 +267,14 @@ class GANStep:
         norm, loss_reg, norm_reg = self.global_norm(grads), mx.array(0.0), mx.array(0.0)
         norms = {"grad_norm_g": norm, "grad_norm_task": norm, "grad_norm_reg": norm_reg}
         if self.penalty is not None:
-            loss_reg, grads_reg = nn.value_and_grad(self.generator, self.penalty)(self.generator)
-            grads = add_gradients(grads, grads_reg)
+            loss_reg, norms["grad_norm_reg"], grads = self.penalized(self.penalty, grads)
             norms["grad_norm_g"] = self.global_norm(grads)
-            norms["grad_norm_reg"] = self.global_norm(grads_reg)
         self.optimizers.generator.update(self.generator, grads)
         norms["grad_norm_d"] = self.global_norm(grads_d)
         totals = {"loss_reg": loss_reg, "loss_total": loss + loss_reg}
         return StepResult(terms | totals | norms, grads, grads_d)
+
+    def penalized(self, penalty: Penalty, grads: Any) -> Penalized:
+        """Add a penalty's gradient to gradients of the generator."""
+        loss, own = nn.value_and_grad(self.generator, penalty)(self.generator)
+        return Penalized(loss, self.global_norm(own), add_gradients(grads, own))

@@ -26,8 +26,7 @@ from mlx_vits.checkpoints.base import find_base, load_generator
 from mlx_vits.config import Config
 from mlx_vits.errors import TrainingStopped, UserError
 from mlx_vits.system.files import atomic_write, make_folder
-from mlx_vits.finetune import read_base
-from mlx_vits.finetune.run import FinetuneOptions, load_nets
+from mlx_vits.finetune.nets import load_nets, read_base
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
@@ -216,9 +215,8 @@ def _fine_tune(settings: Settings, run: Run, prepared: Path) -> tuple[list[Speec
     """Trains one cell; a voice that breaks speaks nothing, and says at which step it broke."""
     recipe = choose_recipe(settings, run, find_base(str(settings.base)))
     training = recipe.training
-    options = FinetuneOptions(run.name, prepared, recipe.base, prepared.parent, training)
-    file = read_base(options)
-    nets = load_nets(options, file)
+    file = read_base(recipe.base, training.segment_size)
+    nets = load_nets(recipe.base, file, training)
     freeze_for(nets.generator, training.train)
     anchor = take_anchor(nets.generator)
     voice = PreparedVoice(prepared, file.config)

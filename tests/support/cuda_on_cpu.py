@@ -20,10 +20,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_vits.accel.cuda import kernels, many
+from mlx_vits.accel.cuda import kernels, many, rows
 
 _THREADS = 64
-_KERNELS = kernels._kernel, many._sums, many._adamw, many._fold, many._fold_gradient
+_KERNELS = (
+    kernels._kernel,
+    many._sums,
+    many._graded,
+    many._adamw,
+    rows._fold,
+    rows._fold_gradient,
+    rows._pull,
+)
 _C_TYPES = {
     mx.float32: "float",
     mx.int32: "int",
@@ -78,7 +86,7 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]
 
     with monkeypatch.context() as patch:
         patch.setattr(mx.fast, "cuda_kernel", compiled)
-        for module in (kernels, many):
+        for module in (kernels, many, rows):
             patch.setattr(module, "THREADS", _THREADS)
         for kernel in _KERNELS:
             kernel.cache_clear()

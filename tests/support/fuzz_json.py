@@ -14,10 +14,10 @@ import numpy as np
 from mlx_vits.checkpoints.run import Place, read_place
 from mlx_vits.checkpoints.run_info import RunInfo, RunOptions
 from mlx_vits.config import Config, read_json_table
+from mlx_vits.finetune.options import suggested_options
 from mlx_vits.models.hubert import HubertConfig
 from mlx_vits.preprocessing.prepared import DroppedClip, Manifest, SourceClip, read_text_lines
 from mlx_vits.report.results import LossRecord, read_results
-from mlx_vits.train import suggested_options
 from mlx_vits.training.log import read_lines
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 from tests.support.fuzzing import Kind

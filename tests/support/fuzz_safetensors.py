@@ -35,10 +35,10 @@ from mlx_vits.checkpoints.run import Place, read_run_state, write_run_state
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.voice_file import read_voice
 from mlx_vits.errors import CheckpointError
-from mlx_vits.tools.inspect.as_json import as_json
-from mlx_vits.tools.inspect.facts import gather
+from mlx_vits.tools.inspect.gather import gather
 from mlx_vits.tools.inspect.reading import read_subject
 from mlx_vits.tools.inspect.show import show
+from mlx_vits.tools.pages import plain
 from tests.support.fuzz_archives import damage, pick
 from tests.support.fuzz_contents import configuration, encoder, weights
 from tests.support.fuzzing import Kind, check_sentence
@@ -174,7 +174,7 @@ def _mutated(content: bytes, draw: np.random.Generator) -> bytes:
 
 def _look(path: Path) -> None:
     facts = gather(read_subject(str(path)))
-    json.dumps(as_json(facts), allow_nan=False)
+    json.dumps(plain(facts), allow_nan=False)
     show(facts, Console(file=io.StringIO(), width=100))
 
 

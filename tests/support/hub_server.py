@@ -23,11 +23,17 @@ import numpy as np
 from mlx_vits.checkpoints.download import REPOSITORY
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
+from tests.support.bert import bert_tensors, write_bert
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SPEAKER = "sv/pretrained_eres2netv2w24s4ep4.ckpt"
 ENCODER = "chinese-hubert-base/pytorch_model.bin"
 GENERATORS = {"v2": "gsv-v2final-pretrained/s2G2333k.pth", "v2Pro": "v2Pro/s2Gv2Pro.pth"}
+GPTS = {
+    "v2": "gsv-v2final-pretrained/s1bert25hz-5kh-longer-epoch=12-step=369668.ckpt",
+    "v2Pro": "s1v3.ckpt",
+}
+BERT = "chinese-roberta-wwm-ext-large/pytorch_model.bin"
 DISCRIMINATORS = {"v2": "gsv-v2final-pretrained/s2D2333k.pth", "v2Pro": "v2Pro/s2Dv2Pro.pth"}
 
 
@@ -51,6 +57,12 @@ def upstream_files(base: Path, version: str) -> dict[str, bytes]:
         "chinese-hubert-base/config.json": (base / "content_encoder/config.json").read_bytes(),
         ENCODER: archive(halves("content_encoder/weights.safetensors")),
     }
+    table = np.zeros((732, 4), np.float16)
+    gpt = {"weight": {"model.ar_text_embedding.word_embeddings.weight": table}, "config": {}}
+    files[GPTS[version]] = archive(gpt)
+    bert = write_bert(base / "bert", vocabulary_file="tokenizer.json")
+    files |= {f"{Path(BERT).parent}/{path.name}": path.read_bytes() for path in bert.iterdir()}
+    files[BERT] = archive({n: array.astype(np.float16) for n, array in bert_tensors().items()})
     if version == "v2Pro":
         files[SPEAKER] = np.random.default_rng(0).bytes(5000)
     return files

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
 from mlx_vits.models.vits import SynthesizerTrn
-from mlx_vits.tools.inspect.as_json import as_json
-from mlx_vits.tools.inspect.facts import gather
+from mlx_vits.tools.inspect.gather import gather
 from mlx_vits.tools.inspect.reading import read_subject
 from mlx_vits.tools.inspect.show import show
+from mlx_vits.tools.pages import plain
 from tests.support.goldens import golden
 
 
@@ -34,7 +34,7 @@ def look_at(path: Any, against: Any = None) -> Look:
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= 100 or "/" in line for line in text.splitlines())  # a path is not cut
     # Through the text, to be sure that it is JSON.
-    values = json.loads(json.dumps(as_json(facts), allow_nan=False))
+    values = json.loads(json.dumps(plain(facts), allow_nan=False))
     return Look(values, values["nets"][0], text)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_vits.accel.cuda import many
+from mlx_vits.accel.cuda import many, rows
 
 
 def leaky_relu(
@@ -121,6 +121,21 @@ def attention_gradient(
     return of_scores, narrow(of_scores, band.shape[-1] // 2)
 
 
+def stacked(first: mx.array, second: mx.array, third: mx.array) -> mx.array:
+    return mx.concatenate([first, second, third])
+
+
+def heads(x: mx.array, count: int, scale: float) -> mx.array:
+    batch, length, channels = x.shape
+    parts = x.reshape(batch, length, 3, count, channels // 3 // count).transpose(2, 0, 3, 1, 4)
+    return mx.concatenate([scale * parts[:1], parts[1:]])
+
+
+def heads_gradient(query: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    parts = mx.stack([scale * query, k, v]).transpose(1, 3, 0, 2, 4)
+    return parts.reshape(query.shape[0] * query.shape[2], -1)
+
+
 def windows(
     x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
 ) -> mx.array:
@@ -130,9 +145,20 @@ def windows(
     return padded[:, places].reshape(-1, kernel * x.shape[2])
 
 
-def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
+def dropout(
+    x: mx.array,
+    mask: mx.array,
+    p: float,
+    key: mx.array,
+    to: mx.array | None = None,
+    bias: mx.array | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> mx.array:
+    x, mask = x.reshape(shape or x.shape), mask.reshape(-1, 1) if x.ndim == 2 else mask
     keep = mx.random.bernoulli(1 - p, x.shape, key=key)
-    return mx.where(keep, x * mask / (1 - p), 0.0)
+    x = x if bias is None else x + bias
+    dropped = mx.where(keep, x * mask / (1 - p), 0.0)
+    return dropped if to is None else to + dropped
 
 
 def fold(g: Sequence[mx.array], v: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
@@ -155,8 +181,59 @@ def _sum_of_rows(x: mx.array) -> mx.array:
     return mx.sum(x, axis=list(range(1, x.ndim)), keepdims=True)
 
 
-def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
-    return mx.sign(y - x) * cotangent * weight
+def distance_gradients(
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    of_each = zip(arrays, others, weights, strict=True)
+    return [mx.sign(y - x) * cotangent * weight for x, y, weight in of_each]
+
+
+def sum_of_squares(
+    arrays: Sequence[mx.array], targets: Sequence[float], weights: Sequence[float]
+) -> mx.array:
+    of_each = zip(arrays, targets, weights, strict=True)
+    return sum(mx.sum(mx.square(a - target)) * weight for a, target, weight in of_each)
+
+
+def square_gradients(
+    arrays: Sequence[mx.array],
+    targets: Sequence[float],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    of_each = zip(arrays, targets, weights, strict=True)
+    return [2 * (a - target) * weight * cotangent for a, target, weight in of_each]
+
+
+def pull(
+    v: Sequence[mx.array],
+    origins: Sequence[mx.array],
+    grads: Sequence[mx.array],
+    g: Sequence[mx.array | None],
+    grads_g: Sequence[mx.array | None],
+    scales: Sequence[float],
+) -> rows.Pull:
+    loss, squares, of_g, of_v = mx.array(0.0), mx.array(0.0), [], []
+    layers = zip(v, origins, grads, g, grads_g, scales, strict=True)
+    for direction, origin, grad, norms, grad_g, scale in layers:
+        if norms is None or grad_g is None:
+            loss += scale * mx.sum(mx.square(direction - origin))
+            own = [2 * scale * (direction - origin)]
+            of_g.append(mx.zeros((1,)))
+        else:
+            size = norms.reshape(-1, *[1] * (direction.ndim - 1))
+            ((weight,), lengths) = fold([size], [direction])
+            loss += scale * mx.sum(mx.square(weight - origin))
+            of_weight = [2 * scale * (weight - origin)]
+            ((of_size,), (of_direction,)) = fold_gradient([size], [direction], lengths, of_weight)
+            own = [of_direction, of_size]
+            of_g.append(grad_g + of_size.reshape(norms.shape))
+        of_v.append(grad + own[0])
+        squares += sum(mx.sum(mx.square(one)) for one in own)
+    return rows.Pull(loss, mx.sqrt(squares), of_g, of_v)
 
 
 def sum_of_products(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:

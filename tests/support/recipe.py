@@ -29,6 +29,11 @@ def make_tensor(name: str, shape: Sequence[int], seed: int, rules: list[Any]) ->
     return (np.float32(offset) + np.float32(scale) * x).astype(np.float32)
 
 
+def array_by_name(name: str, seed: int, shape: Sequence[int]) -> np.ndarray:
+    """An input that is not stored: standard normal, drawn from its name."""
+    return make_tensor(name, shape, seed, [[".*", "normal", 0.0, 1.0]])
+
+
 def make_weights(
     state_dict: Path, seed: int, rules: list[Any], *, own_seed: bool = True
 ) -> dict[str, np.ndarray]:

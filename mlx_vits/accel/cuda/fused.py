@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_vits.accel.cuda import kernels, many
+from mlx_vits.accel.cuda import kernels
+from mlx_vits.accel.cuda import rows as row_kernels
 from mlx_vits.accel.custom_vjp import custom_vjp, sum_to
 
 _MOST = 2**31 - 1  # elements that a kernel counts
@@ -110,6 +111,29 @@ def added_leaky_convolution(at: Geometry, slope: float) -> Callable[..., Sequenc
         rows = kernels.sum_and_leaky_relu_gradient(of_sum, of_leaky, total, slope, shape)
         of_to = rows.reshape(total.shape)
         return [of_to, *at.gradients(x, w, rows), sum_to(bias, rows)]
+
+    return custom_vjp(forward, gradient)
+
+
+def leaky_of_both(linear: Callable[..., mx.array], slope: float) -> Callable[..., Any]:
+    """The leaky ReLU of a linear function of a batch, of whose last half a gradient is asked for.
+
+    A function of that half of x, of all of x, a weight and a bias, to all of y and its last half.
+    The gradient is in the half of x alone, and computed of that half alone.
+
+    Args:
+        linear: of x and the weight.
+    """
+
+    def forward(half: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> Any:
+        y = kernels.leaky_relu(linear(x, w), bias, slope)
+        return y, mx.split(y, 2)[1]
+
+    def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
+        half, x, w, bias = primals
+        of_y = kernels.leaky_relu_gradient(cotangents[1], outputs[1], slope)
+        (of_half,) = mx.vjp(lambda half: linear(half, w), [half], [of_y])[1]
+        return [of_half, mx.zeros_like(x), mx.zeros_like(w), mx.zeros_like(bias)]
 
     return custom_vjp(forward, gradient)
 
@@ -218,6 +242,52 @@ def attention(hidden: float) -> Callable[..., mx.array]:
     return custom_vjp(forward, gradient)
 
 
+# A function of three arrays of one shape to one, see `kernels.stacked`.
+stacked = custom_vjp(
+    lambda *arrays: kernels.stacked(*arrays),
+    lambda primals, cotangent, output: mx.split(cotangent, 3),
+)
+
+
+@cache
+def projected_heads(count: int) -> Callable[..., Sequence[mx.array]]:
+    """To the queries, keys and values of so many heads, each `(B, H, T, C / H)`, queries scaled.
+
+    A function of x `(B, T, C)`, a weight `(3 C, C)` and a bias `(3 C,)`, the queries' first.
+    """
+
+    def forward(x: mx.array, w: mx.array, bias: mx.array) -> Any:
+        found = kernels.heads(mx.addmm(bias, x, w.T), count, _head_scale(w, count))
+        return [part.squeeze(0) for part in mx.split(found, 3)]
+
+    def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
+        (x, w, bias), (of_query, of_k, of_v) = primals, cotangents
+        rows = kernels.heads_gradient(of_query, of_k, of_v, _head_scale(w, count))
+        of_w = rows.T @ x.reshape(-1, x.shape[-1])
+        return [(rows @ w).reshape(x.shape), of_w, sum_to(bias, rows)]
+
+    return custom_vjp(forward, gradient)
+
+
+def _head_scale(w: mx.array, count: int) -> float:
+    width: int = w.shape[1] // count
+    return width**-0.5
+
+
+def _joined(x: mx.array) -> mx.array:
+    return mx.contiguous(x.swapaxes(1, 2)).flatten(2)
+
+
+def _joined_gradient(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    batch, heads, length, width = x.shape
+    return mx.contiguous(cotangent.reshape(batch, length, heads, width).swapaxes(1, 2))
+
+
+# A function of heads `(B, H, T, D)` to `(B, T, H D)`; each of the products that read its gradient
+# would copy a view of it.
+joined_heads = custom_vjp(_joined, _joined_gradient)
+
+
 @cache
 def narrow(reach: int) -> Callable[[mx.array], mx.array]:
     """A function of a square to its band, see `kernels.narrow`."""
@@ -242,16 +312,52 @@ def dropout(p: float) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
     return custom_vjp(run, gradient)
 
 
+@cache
+def added_dropout(p: float) -> Callable[..., mx.array]:
+    """A function of an array and x, and of a mask and a key, to the sum with dropout of x."""
+
+    def forward(to: mx.array, x: mx.array, mask: mx.array, key: mx.array) -> mx.array:
+        return kernels.dropout(x, mask, p, key, to)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        _, _, mask, key = primals
+        of_x = kernels.dropout(cotangent, mask, p, key)
+        return [cotangent, of_x, mx.zeros_like(mask), mx.zeros_like(key)]
+
+    return custom_vjp(forward, gradient)
+
+
+@cache
+def added_dropped_convolution(at: Geometry, p: float) -> Callable[..., mx.array]:
+    """A function of an array, x, w and a bias, and of a mask and a key.
+
+    To the sum of the array and dropout of y with the bias.
+    """
+
+    def forward(
+        to: mx.array, x: mx.array, w: mx.array, bias: mx.array, mask: mx.array, key: mx.array
+    ) -> mx.array:
+        return kernels.dropout(at.convolve(x, w), mask, p, key, to, bias, to.shape)
+
+    def gradient(primals: Primals, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        _, x, w, bias, mask, key = primals
+        rows = kernels.dropout(cotangent.flatten(0, -2), mask, p, key)
+        parameters = [*at.gradients(x, w, rows), sum_to(bias, rows)]
+        return [cotangent, *parameters, mx.zeros_like(mask), mx.zeros_like(key)]
+
+    return custom_vjp(forward, gradient)
+
+
 def _fold(*arrays: mx.array) -> list[mx.array]:
     count = len(arrays) // 2
-    weights, norms = many.fold(arrays[:count], arrays[count:])
+    weights, norms = row_kernels.fold(arrays[:count], arrays[count:])
     return [*weights, *norms]
 
 
 def _fold_gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
     count = len(primals) // 2
     parts = primals[:count], primals[count:], outputs[count:], cotangents[:count]
-    of_g, of_v = many.fold_gradient(*parts)
+    of_g, of_v = row_kernels.fold_gradient(*parts)
     return [*of_g, *of_v]
 
 

@@ -199,6 +199,36 @@ def narrow(square: mx.array, reach: int) -> mx.array:
     return _run("narrow", {"a": square}, shape, sizes=sizes)
 
 
+def stacked(first: mx.array, second: mx.array, third: mx.array) -> mx.array:
+    """Three arrays of one shape, one after the other along the first axis."""
+    inputs, shape = {"a": first, "b": second, "c": third}, (3 * len(first), *first.shape[1:])
+    return _run("stacked", inputs, shape, sizes=[first.size])
+
+
+def heads(x: mx.array, count: int, scale: float) -> mx.array:
+    """Queries, keys and values of each head, queries times `scale`.
+
+    Args:
+        x: `(B, T, 3 C)`, all queries first, then all keys.
+        count: H, of heads.
+
+    Returns:
+        `(3, B, H, T, C / H)`.
+    """
+    batch, length, channels = x.shape
+    width = channels // 3 // count
+    sizes, shape = [length, count, width, batch], (3, batch, count, length, width)
+    return _run("heads", {"a": x}, shape, sizes=sizes, numbers=[scale])
+
+
+def heads_gradient(query: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """In x, `(B T, 3 C)`, from the three cotangents `(B, H, T, C / H)`."""
+    batch, count, length, width = query.shape
+    inputs, sizes = {"a": query, "b": k, "c": v}, [length, count, width]
+    shape = (batch * length, 3 * count * width)
+    return _run("heads_gradient", inputs, shape, sizes=sizes, numbers=[scale])
+
+
 def windows(
     x: mx.array, kernel: int, steps: int, stride: int, dilation: int, padding: int
 ) -> mx.array:
@@ -212,24 +242,32 @@ def windows(
     return _run("windows", {"a": x}, (batch * steps, kernel * channels), sizes=sizes)
 
 
-def dropout(x: mx.array, mask: mx.array, p: float, key: mx.array) -> mx.array:
-    """Dropout of `x * mask`, with the elements that `nn/dropout.py` keeps.
+def dropout(
+    x: mx.array,
+    mask: mx.array,
+    p: float,
+    key: mx.array,
+    to: mx.array | None = None,
+    bias: mx.array | None = None,
+    shape: Shape | None = None,
+) -> mx.array:
+    """`to` plus dropout of `(x + bias) * mask`, with the elements that `nn/dropout.py` keeps.
 
     Args:
         x: `(..., C)`.
         mask: `(..., 1)`, or one number.
+        p: 0 keeps all, whatever the key.
         key: `(2,)`.
+        to: as `x`, or None for 0.
+        bias: `(C,)`, or None for 0.
     """
+    to = zero(x.dtype) if to is None else to
+    bias = zero(x.dtype) if bias is None else bias
     top = np.nextafter(np.float32(2**32), np.float32(np.inf))
     numbers = [float(np.float32(1.0 - p) * top), 1.0 / (1.0 - p)]
-    sizes = [x.shape[-1], int(mask.size > 1)]
-    return _run("dropout", {"a": x, "b": mask}, x.shape, sizes=sizes, numbers=numbers, key=key)
-
-
-def distance_gradient(x: mx.array, y: mx.array, cotangent: mx.array, weight: float) -> mx.array:
-    """In y, of `weight * |x - y|`, from the cotangent `()` of the sum over all elements."""
-    inputs = {"a": x, "b": y, "c": cotangent}
-    return _run("distance_gradient", inputs, y.shape, numbers=[weight])
+    sizes = [x.shape[-1], int(mask.size > 1), to.size, bias.size]
+    inputs, shape = {"a": x, "b": mask, "c": to, "d": bias}, shape or x.shape
+    return _run("dropout", inputs, shape, sizes=sizes, numbers=numbers, key=key)
 
 
 def _run(name: str, inputs: dict[str, mx.array], shape: Shape, **given: Any) -> mx.array:
@@ -259,8 +297,8 @@ def _launch(
     given = [inputs.get(letter, zero(dtype)) for letter in "abcde"]
     others = [
         _sizes((branch, count, *sizes)),
-        _numbers(tuple(numbers) or (0.0,)),
-        _key() if key is None else key,
+        constants(tuple(numbers) or (0.0,)),
+        any_key() if key is None else key,
     ]
     found: list[mx.array] = _kernel(dtype, len(shapes) > 1)(
         inputs=[*given, *others],
@@ -274,12 +312,12 @@ def _launch(
 
 def zero(dtype: mx.Dtype) -> mx.array:
     """A number for where there is none to add, `(1,)`."""
-    return _numbers((0.0,), dtype)
+    return constants((0.0,), dtype)
 
 
 def one(dtype: mx.Dtype) -> mx.array:
     """A number for where there is no mask, `(1,)`."""
-    return _numbers((1.0,), dtype)
+    return constants((1.0,), dtype)
 
 
 @cache
@@ -288,12 +326,13 @@ def _sizes(values: tuple[int, ...]) -> mx.array:
 
 
 @cache
-def _numbers(values: tuple[float, ...], dtype: mx.Dtype = mx.float32) -> mx.array:
+def constants(values: tuple[float, ...], dtype: mx.Dtype = mx.float32) -> mx.array:
     return mx.array(values, dtype)
 
 
 @cache
-def _key() -> mx.array:
+def any_key() -> mx.array:
+    """For where none is needed."""
     return mx.array((0, 0), mx.uint32)
 
 

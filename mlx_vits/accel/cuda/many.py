@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.accel.cuda.kernels import THREADS, short
+from mlx_vits.accel.cuda.kernels import THREADS, constants, short
 from mlx_vits.accel.cuda.source import SUM_OF_BLOCK
 
 _PAIRS = 16  # of arrays that a launch adds up
 _UPDATED = 8  # tensors that a launch updates
-_FOLDED = 8  # layers whose weight norm a launch computes
+_GRADED = 8  # arrays that a launch computes gradients in
 _SEGMENT = 8192  # elements that a block adds up
 
 
@@ -40,6 +40,33 @@ def sum_of_distances(
 ) -> mx.array:
     """Sum of `weight * |x - y|` over the elements of all pairs, a weight a pair: `()`."""
     return _sum_of_pairs(1, arrays, others, weights)
+
+
+def sum_of_squares(
+    arrays: Sequence[mx.array], targets: Sequence[float], weights: Sequence[float]
+) -> mx.array:
+    """Sum of `weight * (x - target)^2` over the elements of all arrays, one of each an array."""
+    return _sum_of_pairs(2, arrays, arrays, weights, targets)
+
+
+def distance_gradients(
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    """Of `sum_of_distances` in the others, from its cotangent `()`."""
+    return _gradients(0, arrays, others, weights, [0.0] * len(arrays), cotangent)
+
+
+def square_gradients(
+    arrays: Sequence[mx.array],
+    targets: Sequence[float],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    """Of `sum_of_squares`, from its cotangent `()`."""
+    return _gradients(1, arrays, arrays, weights, targets, cotangent)
 
 
 def adamw(
@@ -67,7 +94,7 @@ def adamw(
                 *(array for kind in (p, g, m, v) for array in (*kind, *[kind[0]] * missing)),
                 mx.array([*ends, *[ends[-1]] * missing], mx.int32),
                 factors,
-                _constants((betas[0], 1 - betas[0], betas[1], 1 - betas[1], eps)),
+                constants((betas[0], 1 - betas[0], betas[1], 1 - betas[1], eps)),
             ],
             grid=(ends[-1], 1, 1),
             threadgroup=(THREADS, 1, 1),
@@ -79,72 +106,26 @@ def adamw(
     return found
 
 
-Arrays = Sequence[mx.array]
-
-
-def fold(g: Arrays, v: Arrays) -> tuple[list[mx.array], list[mx.array]]:
-    """`g * v / ||v||` of several layers, the norm of each row of v, and the norms.
-
-    Args:
-        g: of one number a row, `(R, 1, ...)`.
-        v: `(R, ...)`.
-    """
-    return _of_rows(_fold(), (g, v), (v, g))
-
-
-def fold_gradient(
-    g: Arrays, v: Arrays, norms: Arrays, cotangents: Arrays
-) -> tuple[list[mx.array], list[mx.array]]:
-    """In g and in v."""
-    return _of_rows(_fold_gradient(), (g, v, norms, cotangents), (g, v))
-
-
-def _of_rows(
-    kernel: Any, kinds: Sequence[Arrays], like: tuple[Arrays, Arrays]
-) -> tuple[list[mx.array], list[mx.array]]:
-    """Two arrays for each layer, of the shapes of those in `like`; a block computes a row."""
-    found: tuple[list[mx.array], list[mx.array]] = ([], [])
-    for start in range(0, len(kinds[0]), _FOLDED):
-        few = slice(start, start + _FOLDED)
-        directions = kinds[1][few]
-        count = len(directions)
-        missing = _FOLDED - count
-        ends = np.cumsum([len(v) for v in directions]).tolist()
-        widths = [v.size // len(v) for v in directions] + [0] * missing
-        outputs = kernel(
-            inputs=[
-                *(array for kind in kinds for array in (*kind[few], *[kind[start]] * missing)),
-                mx.array([*ends, *[ends[-1]] * missing, *widths], mx.int32),
-            ],
-            grid=(ends[-1] * THREADS, 1, 1),
-            threadgroup=(THREADS, 1, 1),
-            output_shapes=[
-                shape
-                for kind in like
-                for shape in (*(a.shape for a in kind[few]), *[(1,)] * missing)
-            ],
-            output_dtypes=[mx.float32] * 2 * _FOLDED,
-        )
-        for so_far, first in zip(found, (0, _FOLDED), strict=True):
-            so_far += outputs[first : first + count]
-    return found
-
-
 def _sum_of_pairs(
-    branch: int, arrays: Sequence[mx.array], others: Sequence[mx.array], weights: Sequence[float]
+    branch: int,
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    targets: Sequence[float] = (),
 ) -> mx.array:
     parts = []
     for start in range(0, len(arrays), _PAIRS):
         few = slice(start, start + _PAIRS)
-        a, b, w = arrays[few], others[few], list(weights[few])
+        a, b = arrays[few], others[few]
         missing = _PAIRS - len(a)
+        factors = *weights[few], *[0.0] * missing, *targets[few]
         sizes = [array.size for array in a] + [0] * missing
         blocks = np.cumsum([-(-size // _SEGMENT) for size in sizes]).tolist()
         (part,) = _sums()(
             inputs=[
                 *(array for kind in (a, b) for array in (*kind, *[kind[0]] * missing)),
                 mx.array([branch, *blocks, *sizes], mx.int32),
-                mx.array([*w, *[0.0] * missing], mx.float32),
+                constants(factors),
             ],
             grid=(blocks[-1] * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),
@@ -152,12 +133,39 @@ def _sum_of_pairs(
             output_dtypes=[mx.float32],
         )
         parts.append(part)
+    if len(parts) == parts[0].size == 1:
+        return parts[0].reshape(())
     return mx.sum(mx.concatenate(parts))
 
 
-@cache
-def _constants(values: tuple[float, ...]) -> mx.array:
-    return mx.array(values, mx.float32)
+def _gradients(
+    branch: int,
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    targets: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    found: list[mx.array] = []
+    for start in range(0, len(arrays), _GRADED):
+        few = slice(start, start + _GRADED)
+        a, b = arrays[few], others[few]
+        missing = _GRADED - len(a)
+        ends = np.cumsum([array.size for array in a]).tolist()
+        outputs = _graded()(
+            inputs=[
+                *(array for kind in (a, b) for array in (*kind, *[kind[0]] * missing)),
+                mx.array([branch, *ends, *[ends[-1]] * missing], mx.int32),
+                constants((*weights[few], *[0.0] * missing, *targets[few], *[0.0] * missing)),
+                cotangent,
+            ],
+            grid=(ends[-1], 1, 1),
+            threadgroup=(THREADS, 1, 1),
+            output_shapes=[*(array.shape for array in b), *[(1,)] * missing],
+            output_dtypes=[mx.float32] * _GRADED,
+        )
+        found += outputs[: len(a)]
+    return found
 
 
 @cache
@@ -180,74 +188,41 @@ def _sums() -> Any:
             const int first = (block - (pair > 0 ? sizes[pair] : 0)) * {_SEGMENT};
             const int size = sizes[1 + {_PAIRS} + pair];
             const int last = first + {_SEGMENT} < size ? first + {_SEGMENT} : size;
+            const float target = sizes[0] == 2 ? weights[{_PAIRS} + pair] : 0.0f;
             float total = 0;
             for (int at = first + threadIdx.x; at < last; at += blockDim.x)
-                total += sizes[0] == 0 ? a[at] * b[at] : fabsf(a[at] - b[at]);
+                total += sizes[0] == 0 ? a[at] * b[at]
+                    : sizes[0] == 1 ? fabsf(a[at] - b[at])
+                    : (a[at] - target) * (a[at] - target);
             total = sum_of_block(total);
             if (threadIdx.x == 0) out[block] = total * weights[pair];
         """),
     )
 
 
-# A block finds its layer and its row in that.
-_ROW = f"""
-    int layer = 0;
-    while (blockIdx.x >= ends[layer]) ++layer;
-    const long row = blockIdx.x - (layer > 0 ? ends[layer - 1] : 0);
-    const int width = ends[{_FOLDED} + layer];
-    const long start = row * width;
-"""
-
-
-def _chosen(inputs: str, outputs: Sequence[str]) -> str:
-    """Pointers to a layer's arrays, by the letters of the inputs and the names of the outputs."""
-    declared = "".join(f"const float* {letter} = {letter}0;" for letter in inputs)
-    declared += "".join(f"float* {name} = {name}0;" for name in outputs)
-    names = [*inputs, *outputs]
-    cases = "".join(
-        f"case {n}: {''.join(f'{name} = {name}{n};' for name in names)} break;"
-        for n in range(_FOLDED)
-    )
-    return f"{declared} switch (layer) {{ {cases} }}"
-
-
-def _row_kernel(name: str, inputs: str, outputs: Sequence[str], body: str) -> Any:
+@cache
+def _graded() -> Any:
+    """A thread computes the gradient in one element."""
+    cases = "".join(f"case {n}: a = a{n}; b = b{n}; to = to{n}; break;" for n in range(_GRADED))
+    names = [f"{kind}{n}" for kind in "ab" for n in range(_GRADED)]
     return mx.fast.cuda_kernel(
-        name=name,
-        input_names=[*(f"{letter}{n}" for letter in inputs for n in range(_FOLDED)), "ends"],
-        output_names=[f"{output}{n}" for output in outputs for n in range(_FOLDED)],
-        header=short(SUM_OF_BLOCK),
-        source=short(_ROW + _chosen(inputs, outputs) + body),
+        name="vits_graded",
+        input_names=[*names, "ends", "weights", "cotangent"],
+        output_names=[f"to{n}" for n in range(_GRADED)],
+        source=short(f"""
+            const int place = blockIdx.x * blockDim.x + threadIdx.x;
+            if (place >= ends[{_GRADED}]) return;
+            int pair = 0;
+            while (place >= ends[1 + pair]) ++pair;
+            const float *a = a0, *b = b0;
+            float* to = to0;
+            switch (pair) {{ {cases} }}
+            const int i = place - (pair > 0 ? ends[pair] : 0);
+            const float scale = weights[pair] * cotangent[0], x = b[i] - a[i];
+            if (ends[0] == 0) to[i] = ((x > 0) - (x < 0)) * scale;
+            else to[i] = 2 * (a[i] - weights[{_GRADED} + pair]) * scale;
+        """),
     )
-
-
-@cache
-def _fold() -> Any:
-    body = """
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += v[start + at] * v[start + at];
-        const float norm = sqrtf(sum_of_block(total)), scale = g[row] / norm;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            to_w[start + at] = v[start + at] * scale;
-        if (threadIdx.x == 0) to_n[row] = norm;
-    """
-    return _row_kernel("vits_fold", "gv", ("to_w", "to_n"), body)
-
-
-@cache
-def _fold_gradient() -> Any:
-    body = """
-        float total = 0;
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            total += c[start + at] * v[start + at];
-        const float along = sum_of_block(total) / n[row], scale = g[row] / n[row];
-        const float share = along / n[row];
-        for (int at = threadIdx.x; at < width; at += blockDim.x)
-            to_v[start + at] = scale * (c[start + at] - v[start + at] * share);
-        if (threadIdx.x == 0) to_g[row] = along;
-    """
-    return _row_kernel("vits_fold_gradient", "gvnc", ("to_g", "to_v"), body)
 
 
 @cache

@@ -81,6 +81,24 @@ BRANCHES = {
         int at = row % length + i % (2 * reach + 1) - reach;
         out[i] = at >= 0 && at < length ? a[long(row) * length + at] : 0.0f;
     """,
+    "stacked": """
+        int size = sizes[2];
+        out[i] = i < size ? a[i] : i < 2 * size ? b[i - size] : c[i - 2 * size];
+    """,
+    "heads": """
+        int length = sizes[2], heads = sizes[3], width = sizes[4], clips = sizes[5];
+        int row = i / width, part = row / (length * heads * clips);
+        int head = row / length % heads, clip = row / (length * heads) % clips;
+        long from = (long(clip) * length + row % length) * 3 + part;
+        out[i] = a[(from * heads + head) * width + i % width] * (part == 0 ? numbers[0] : 1.0f);
+    """,
+    "heads_gradient": """
+        int length = sizes[2], heads = sizes[3], width = sizes[4];
+        int row = i / width, head = row % heads, part = row / heads % 3, step = row / (3 * heads);
+        long from = (long(step / length) * heads + head) * length + step % length;
+        from = from * width + i % width;
+        out[i] = part == 0 ? a[from] * numbers[0] : part == 1 ? b[from] : c[from];
+    """,
     "windows": """
         int channels = sizes[2], kernel = sizes[3], length = sizes[4], steps = sizes[5];
         int tap = i / channels % kernel, row = i / channels / kernel;
@@ -107,11 +125,8 @@ BRANCHES = {
             y += keys[(lap + 2) % 3] + lap + 1;
         }
         bool is_kept = float(place < middle ? x : y) < numbers[0];
-        out[i] = is_kept ? a[i] * b[i / sizes[2] * sizes[3]] * numbers[1] : 0.0f;
-    """,
-    "distance_gradient": """
-        float x = b[i] - a[i];
-        out[i] = ((x > 0) - (x < 0)) * (c[0] * numbers[0]);
+        float scale = is_kept ? b[i / sizes[2] * sizes[3]] * numbers[1] : 0.0f;
+        out[i] = c[i % sizes[4]] + (a[i] + d[i % sizes[5]]) * scale;
     """,
 }
 

@@ -83,7 +83,35 @@ def _distance(real: Sequence[mx.array]) -> Callable[..., mx.array]:
     def gradient(
         primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
     ) -> list[mx.array]:
-        of_each = zip(real, primals, weights, strict=True)
-        return [kernels.distance_gradient(r, g, cotangent, weight) for r, g, weight in of_each]
+        return many.distance_gradients(real, primals, weights, cotangent)
 
     return custom_vjp(forward, gradient)
+
+
+def discriminator_loss(real: Sequence[mx.array], generated: Sequence[mx.array]) -> mx.array:
+    """Least squares: real scores to 1, generated ones to 0, summed over sub-discriminators."""
+    if not _are_taken(*real, *generated):
+        return losses.discriminator_loss(real, generated)
+    return _squares([1.0] * len(real) + [0.0] * len(generated), [*real, *generated])
+
+
+def generator_loss(generated: Sequence[mx.array]) -> mx.array:
+    """Least squares: generated scores to 1, summed over sub-discriminators."""
+    if not _are_taken(*generated):
+        return losses.generator_loss(generated)
+    return _squares([1.0] * len(generated), generated)
+
+
+def _squares(targets: Sequence[float], scores: Sequence[mx.array]) -> mx.array:
+    """Mean squared distances of scores from their targets, summed."""
+    weights = [1 / score.size for score in scores]
+
+    def forward(*scores: mx.array) -> mx.array:
+        return many.sum_of_squares(scores, targets, weights)
+
+    def gradient(primals: Any, cotangent: mx.array, output: mx.array) -> list[mx.array]:
+        primals = [primals] if isinstance(primals, mx.array) else primals
+        return many.square_gradients(primals, targets, weights, cotangent)
+
+    loss: mx.array = custom_vjp(forward, gradient)(*scores)
+    return loss

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 
-from mlx_vits.tools.check.as_json import as_json
 from mlx_vits.tools.check.gather import gather
-from mlx_vits.tools.check.show import reading_progress, show
+from mlx_vits.tools.check.show import follow_reading, show
 from mlx_vits.tools.check.subject import CheckOptions, find_subject
 from mlx_vits.tools.check.verdict import judge
+from mlx_vits.tools.pages import plain
 
 
 def check_voice(voice: str, options: CheckOptions, *, for_machines: bool) -> int:
-    """Prints what is to be said of a voice's data.
+    """Print what is to be said of a voice's data.
 
     Args:
         voice: see `find_subject`.
@@ -25,12 +25,10 @@ def check_voice(voice: str, options: CheckOptions, *, for_machines: bool) -> int
     Raises:
         UserError: it cannot be read at all.
     """
-    subject = find_subject(voice, options)
-    with reading_progress() as progress:
-        facts = gather(subject, progress)
+    facts = gather(find_subject(voice, options), follow_reading)
     verdict = judge(facts)
     if for_machines:
-        print(json.dumps(as_json(facts, verdict), indent=1))
+        print(json.dumps(plain(facts) | {"verdict": plain(verdict)}, indent=1))
     else:
         show(facts, verdict)
     return verdict.status

@@ -1,4 +1,8 @@
-"""What was found out about a voice's data, as plain values."""
+"""What was found out about a voice's data, as plain values.
+
+The JSON output has the attributes of these classes for keys, which stay as they are; new ones may
+come. Names are those of clips.
+"""
 
 from __future__ import annotations
 
@@ -8,112 +12,79 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mlx_vits.tools.check.sound import SoundFacts
+from mlx_vits.tools.pages import Remark
 
-Level = Literal["problem", "note"]
 Word = Literal["good", "usable", "too little", "broken"]
 
 
 class Spread(NamedTuple):
-    """Of one number per clip."""
+    """How one number varies over the clips."""
 
     lowest: float
     median: float
     highest: float
 
     @classmethod
-    def of(cls, values: list[float]) -> Spread | None:
-        """None where there are no values."""
-        if not values:
-            return None
+    def of(cls, values: list[float]) -> Spread:
         return cls(min(values), float(np.median(values)), max(values))
 
 
 class FeatureFacts(NamedTuple):
-    """The SSL features of one clip.
+    """The SSL features of one clip."""
 
-    Attributes:
-        width: channels.
-        frames: of the features.
-        spec_frames: of the spectrogram that they go with.
-        is_finite: whether all are numbers.
-    """
-
-    width: int
+    width: int  # channels
     frames: int
-    spec_frames: int
+    spec_frames: int  # of the spectrogram that they go with
     is_finite: bool
 
     @property
     def is_aligned(self) -> bool:
-        """GPT-SoVITS's features have as many frames, or one fewer."""
+        """GPT-SoVITS's features have as many frames as the spectrogram, or one fewer."""
         return self.spec_frames - self.frames in (0, 1)
 
 
 class LeftOut(NamedTuple):
-    """A clip that is not trained on.
+    """A clip that is not trained on."""
 
-    Attributes:
-        name: of the clip, or of the line.
-        rule: that decided it, in a few words; clips are counted by it.
-        words: the reason.
-    """
-
-    name: str
-    rule: str
-    words: str
+    name: str  # of the clip, or of its line
+    rule: str  # that decided it, in a few words; clips are counted by it
+    words: str  # the reason
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClipFacts:
-    """One clip.
+    """One clip, filled in as it is read."""
 
-    Attributes:
-        name: of the file.
-        held_out: whether it is only listened to.
-        text: what is said; as it is read aloud where the clip is prepared.
-        language: its code, "" where it is not known.
-        seconds: its length, 0 where it cannot be read.
-        phonemes: how many, marks included, as GPT-SoVITS counts them.
-        unknown: how many of them are UNK.
-        guessed: words whose sound neither dictionary nor rules know.
-        unspoken: parts of the text that the phonemes do not say; known before it is prepared.
-        sound: None where the recording cannot be read.
-        features: None where there are none, or they cannot be read.
-        vector_width: of the speaker vector; None where there is none, or it cannot be read.
-        vector_fault: what is wrong with it, or "".
-        sampler_frames: as the sampler counts them, from the size of the prepared file.
-        digest: of the samples.
-        left_out: why it is not trained on; None where it is.
-        faults: what stops training when it comes to the clip, in sentences.
-        likeness: cosine of its speaker vector and the mean of all, None where there is none.
-    """
-
-    name: str
-    held_out: bool
-    text: str
-    language: str
-    seconds: float = 0.0
-    phonemes: int = 0
-    unknown: int = 0
-    guessed: tuple[str, ...] = ()
-    unspoken: tuple[str, ...] = ()
-    sound: SoundFacts | None = None
-    features: FeatureFacts | None = None
-    vector_width: int | None = None
-    vector_fault: str = ""
-    sampler_frames: int = 0
-    digest: str = ""
-    left_out: LeftOut | None = None
-    faults: tuple[str, ...] = ()
-    likeness: float | None = None
+    name: str  # of the file
+    held_out: bool  # whether it is only listened to
+    text: str  # what is said; normalised where the clip is prepared
+    language: str  # its code, "" where it is not known
+    seconds: float = 0.0  # 0 where it cannot be read
+    phonemes: int = 0  # marks included, as GPT-SoVITS counts them
+    unknown: int = 0  # phonemes that are UNK
+    guessed: tuple[str, ...] = ()  # words that neither dictionary nor rules can pronounce
+    unspoken: tuple[str, ...] = ()  # parts of the text without phonemes; "()" once prepared
+    sound: SoundFacts | None = None  # None where the recording cannot be read
+    features: FeatureFacts | None = None  # None where there are none, or they cannot be read
+    vector_width: int | None = None  # of the speaker vector; None as above
+    vector_fault: str = ""  # what is wrong with it
+    sampler_frames: int = 0  # as the sampler counts them, from the size of the prepared file
+    digest: str = ""  # of the samples
+    left_out: LeftOut | None = None  # why it is not trained on
+    faults: tuple[str, ...] = ()  # what training would stop at
+    likeness: float | None = None  # cosine of its speaker vector and the mean of all
 
     @property
     def phonemes_per_second(self) -> float:
         return self.phonemes / self.seconds if self.seconds else 0.0
 
+    @property
+    def is_trained_on(self) -> bool:
+        return not self.held_out and self.left_out is None
+
 
 class Bin(NamedTuple):
-    """Of a histogram: how many clips have lengths of such a range."""
+    """How many clips have a length within a range."""
 
     label: str
     clips: int
@@ -121,83 +92,47 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True)
 class PartFacts:
-    """The clips to train on, or those only to listen to.
-
-    Attributes:
-        clips: how many.
-        seconds: in all.
-        lengths: of one, in seconds.
-        histogram: of the lengths.
-    """
+    """The clips to train on, or those only to listen to."""
 
     clips: int
-    seconds: float
+    seconds: float  # in all
     lengths: Spread | None
-    histogram: tuple[Bin, ...]
+    histogram: tuple[Bin, ...]  # of the lengths
 
 
 @dataclass(frozen=True)
 class PhonemeFacts:
-    """The phonemes of the clips to train on.
-
-    Attributes:
-        total: how many.
-        symbols: how many different ones.
-        version_symbols: how many different ones the version knows.
-        inventory: how many different phonemes the language has, stress merged; None where that is
-            not known here.
-        missing: those that never occur.
-        rare: those that occur once or twice.
-        unknown: how many are UNK.
-        unknown_in: names of the clips with UNK.
-        guessed: words whose sound was guessed, and how often they occur.
-        unspoken: parts of the texts that the phonemes do not say, and how often they occur.
-    """
+    """The phonemes of the clips to train on."""
 
     total: int
-    symbols: int
-    version_symbols: int
-    inventory: int | None
-    missing: tuple[str, ...]
-    rare: tuple[str, ...]
-    unknown: int
+    symbols: int  # different ones
+    version_symbols: int  # different ones that the version has
+    inventory: int | None  # phonemes of the language, stress merged; None where not known here
+    missing: tuple[str, ...]  # phonemes of it that never occur
+    rare: tuple[str, ...]  # phonemes of it that occur once or twice
+    unknown: int  # UNK among all
     unknown_in: tuple[str, ...]
-    guessed: dict[str, int]
-    unspoken: dict[str, int]
+    guessed: dict[str, int]  # words whose sound was guessed, with their counts
+    unspoken: dict[str, int]  # parts of the texts without phonemes, with their counts
 
 
 @dataclass(frozen=True)
 class RateFacts:
-    """How fast the clips of one language are spoken.
-
-    Attributes:
-        clips: how many.
-        phonemes: a second.
-        characters: a second.
-        correlation: of phonemes and seconds over the clips; None where it says nothing.
-        outliers: names of clips far from the median.
-        outside: names of clips that the GPT stage of GPT-SoVITS drops for their rate.
-    """
+    """How fast the clips of one language are spoken."""
 
     clips: int
-    phonemes: Spread
-    characters: Spread
-    correlation: float | None
-    outliers: tuple[str, ...]
-    outside: tuple[str, ...]
+    phonemes: Spread  # a second
+    characters: Spread  # a second
+    correlation: float | None  # of phonemes and seconds over the clips; None: it says nothing
+    outliers: tuple[str, ...]  # far from the median
+    outside: tuple[str, ...]  # dropped by GPT-SoVITS's GPT stage for their rate
 
 
 @dataclass(frozen=True)
 class SoundSummary:
-    """The recordings to train on.
+    """The recordings to train on; `outliers.py` has the thresholds."""
 
-    Attributes:
-        rates: how many clips have which sample rate.
-        clipped, noisy, narrow, off_level, offset, wrapped: names of clips, see `outliers.py`.
-        one_channel: names of clips of which one channel alone is read.
-    """
-
-    rates: dict[str, int]
+    rates: dict[str, int]  # clips by sample rate
     peak: Spread
     rms_db: Spread
     range_db: Spread
@@ -210,130 +145,70 @@ class SoundSummary:
     off_level: tuple[str, ...]
     offset: tuple[str, ...]
     wrapped: tuple[str, ...]
-    one_channel: tuple[str, ...]
+    one_channel: tuple[str, ...]  # of which one channel alone is read
 
 
 @dataclass(frozen=True)
 class AlignmentFacts:
-    """Features against spectrograms, of a prepared folder.
+    """Features against spectrograms, of a prepared folder."""
 
-    Attributes:
-        widths: how many clips have features how wide.
-        same: clips with as many frames in both.
-        one_more: clips whose spectrogram has one frame more, which is as it should be too.
-        misaligned: names of the others.
-        not_finite: names of clips whose features hold something that is no number.
-        odd_files: names of recordings in another form than 32 kHz mono 16-bit WAV.
-    """
-
-    widths: dict[str, int]
-    same: int
-    one_more: int
-    misaligned: tuple[str, ...]
+    widths: dict[str, int]  # clips by width of their features
+    same: int  # clips with as many frames in both
+    one_more: int  # clips whose spectrogram has one frame more, which is right too
+    misaligned: tuple[str, ...]  # the others
     not_finite: tuple[str, ...]
-    odd_files: tuple[str, ...]
+    odd_files: tuple[str, ...]  # recordings in another form than 32 kHz mono 16-bit WAV
 
 
 @dataclass(frozen=True)
 class VectorSummary:
-    """The speaker vectors of a prepared folder.
+    """The speaker vectors of a prepared folder."""
 
-    Attributes:
-        clips: how many have one.
-        widths: how many clips have vectors how wide.
-        mean_cosine: of all pairs; None with fewer than two.
-        outliers: names of clips unlike the others.
-    """
-
-    clips: int
-    widths: dict[str, int]
-    mean_cosine: float | None
-    outliers: tuple[str, ...]
+    clips: int  # that have one
+    widths: dict[str, int]  # clips by width
+    mean_cosine: float | None  # of all pairs; None with fewer than two
+    outliers: tuple[str, ...]  # unlike the others
 
 
 class Duplicate(NamedTuple):
-    """Clips that are the same.
-
-    Attributes:
-        what: "recording" or "text".
-        names: of the clips.
-        same_text: whether those of one recording also have one text.
-        across: whether some are trained on and some held out.
-    """
+    """Clips that are the same."""
 
     what: Literal["recording", "text"]
     names: tuple[str, ...]
-    same_text: bool
-    across: bool
-
-
-class Remark(NamedTuple):
-    """One or two sentences.
-
-    Attributes:
-        level: a problem makes a worse voice; a note does not, or not by much.
-        words: with what to do.
-    """
-
-    level: Level
-    words: str
+    same_text: bool  # whether those of one recording also have one text
+    across: bool  # whether some are trained on and some held out
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to expect.
-
-    Attributes:
-        word: in one word.
-        status: that the command exits with: 0 where it can be trained on, else 2.
-        summary: a sentence.
-        remarks: problems first.
-    """
+    """What to expect."""
 
     word: Word
-    status: int
-    summary: str
-    remarks: tuple[Remark, ...]
+    status: int  # that the command exits with: 0 where it can be trained on, else 2
+    summary: str  # a sentence
+    remarks: tuple[Remark, ...]  # problems first
 
 
 @dataclass(frozen=True)
 class VoiceFacts:
-    """Everything about a voice's data.
-
-    Attributes:
-        path: as it was found.
-        kind: in words.
-        is_prepared: otherwise features and speaker vectors are still to be made.
-        version: of the phonemes, "" where nothing states it.
-        content_encoder: that made the features, "" where nothing states it.
-        batch_size: clips a step.
-        epoch_steps: steps of one epoch at that batch size.
-        versions: whether each can be trained from the folder: "" or the reason why not.
-        training, held_out: the two parts.
-        sound: None where no recording can be read.
-        alignment, vectors: None where the folder is not prepared.
-        clips: all that were looked at.
-        left_out: those that are not trained on.
-        duplicates: clips that are the same.
-        note: what is to be said of the folder itself, or "".
-    """
+    """Everything about a voice's data."""
 
     path: str
-    kind: str
-    is_prepared: bool
-    version: str
-    content_encoder: str
-    batch_size: int
+    kind: str  # in words
+    is_prepared: bool  # otherwise features and speaker vectors are still to be made
+    version: str  # of the phonemes, "" where nothing states it
+    content_encoder: str  # that made the features, "" where nothing states it
+    batch_size: int  # clips a step
     epoch_steps: int
-    versions: dict[str, str]
+    versions: dict[str, str]  # why each cannot be trained on the folder, "" where it can
     training: PartFacts
     held_out: PartFacts
     phonemes: PhonemeFacts
-    rates: dict[str, RateFacts]
-    sound: SoundSummary | None
-    alignment: AlignmentFacts | None
-    vectors: VectorSummary | None
-    clips: tuple[ClipFacts, ...]
+    rates: dict[str, RateFacts]  # by language
+    sound: SoundSummary | None  # None where no recording can be read
+    alignment: AlignmentFacts | None  # None where the folder is not prepared
+    vectors: VectorSummary | None  # None where the folder is not prepared
+    clips: tuple[ClipFacts, ...]  # all that were looked at
     left_out: tuple[LeftOut, ...]
     duplicates: tuple[Duplicate, ...]
-    note: str = ""
+    note: str  # on the folder itself

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from mlx_vits.config import VERSIONS, Config
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepared import Manifest
-from mlx_vits.tools.check.clips import count_clips, read_clips
+from mlx_vits.tools.check.clips import Reading, count_clips, read_clips
 from mlx_vits.tools.check.facts import (
     AlignmentFacts,
     Bin,
@@ -23,23 +24,23 @@ from mlx_vits.tools.check.facts import (
     Spread,
     VoiceFacts,
 )
-from mlx_vits.tools.check.outliers import summarize_sound
+from mlx_vits.tools.check.outliers import compare_vectors, summarize_sound
 from mlx_vits.tools.check.phonemes import summarize_phonemes, summarize_rates
 from mlx_vits.tools.check.subject import Subject
-from mlx_vits.tools.check.vectors import compare_vectors
-from mlx_vits.training.batches import Item, PreparedVoice
+from mlx_vits.training.batches import Item, PreparedVoice, epoch_batches, repeat_items
 
-Progress = Callable[[int, int, str], None]
+Follow = Callable[[Iterable[Reading], int], Iterable[Reading]]
 
 _EDGES = (2, 4, 6, 8, 10, 15)  # seconds
 
 
-def gather(subject: Subject, progress: Progress | None = None) -> VoiceFacts:
-    """Reads every clip of a voice once, its speaker vector twice.
+def gather(subject: Subject, follow: Follow | None = None) -> VoiceFacts:
+    """Read every clip of a voice once, its speaker vector twice.
 
     Args:
         subject: from `find_subject`.
-        progress: called with clips done, clips in all and the clip's name.
+        follow: passes the clips on as they are read, and knows how many there are; to show how
+            far the work is.
 
     Raises:
         DataError: the texts cannot be read, or list no clip.
@@ -47,25 +48,22 @@ def gather(subject: Subject, progress: Progress | None = None) -> VoiceFacts:
     clips: list[ClipFacts] = []
     symbols: Counter[str] = Counter()
     odd_files = []
-    count = count_clips(subject)
-    for reading in read_clips(subject):
+    readings: Iterable[Reading] = read_clips(subject)
+    if follow is not None:
+        readings = follow(readings, count_clips(subject))
+    for reading in readings:
         clip = reading.clip
         clips.append(clip)
-        if _is_trained_on(clip):
+        if clip.is_trained_on:
             symbols.update(reading.symbols)
         if reading.file_form:
             odd_files.append(f"{clip.name} ({reading.file_form})")
-        if progress:
-            progress(len(clips), count, clip.name)
     if not clips:
         raise DataError(
             f"{subject.folder / layout.TEXT_FILE}: lists no clip; prepare the voice again"
         )
     is_prepared = subject.source is None
-    vectors = None
-    if is_prepared:
-        vectors, clips = compare_vectors(subject.folder, clips)
-    training = [clip for clip in clips if _is_trained_on(clip)]
+    training = [clip for clip in clips if clip.is_trained_on]
     held_out = [clip for clip in clips if clip.held_out and clip.left_out is None]
     manifest = subject.manifest
     version = manifest.version if manifest is not None else ""
@@ -84,7 +82,7 @@ def gather(subject: Subject, progress: Progress | None = None) -> VoiceFacts:
         rates=summarize_rates(training),
         sound=summarize_sound(training),
         alignment=_alignment(clips, odd_files) if is_prepared else None,
-        vectors=vectors,
+        vectors=compare_vectors(subject.folder, clips) if is_prepared else None,
         clips=tuple(clips),
         left_out=tuple(_left_out(subject, clips)),
         duplicates=tuple(_duplicates(clips)),
@@ -92,20 +90,9 @@ def gather(subject: Subject, progress: Progress | None = None) -> VoiceFacts:
     )
 
 
-def _is_trained_on(clip: ClipFacts) -> bool:
-    return not clip.held_out and clip.left_out is None
-
-
-class _PlannedVoice(PreparedVoice):
-    """Clips as the trainer's batches see them, from their lengths alone."""
-
-    def __init__(self, items: list[Item]):
-        self.items = items
-
-
 def _epoch_steps(clips: Sequence[ClipFacts], batch_size: int) -> int:
     items = [Item(clip.name, [], clip.sampler_frames) for clip in clips]
-    return len(_PlannedVoice(items).plan(batch_size, seed=0, epoch=1)) if items else 0
+    return len(epoch_batches(repeat_items(items), batch_size, 0, 1)) if items else 0
 
 
 def _versions(
@@ -152,7 +139,8 @@ def _part(clips: Sequence[ClipFacts]) -> PartFacts:
         Bin(label, sum(low <= seconds < high for seconds in lengths))
         for label, (low, high) in zip(labels, pairwise(edges), strict=True)
     ]
-    return PartFacts(len(clips), sum(lengths), Spread.of(lengths), tuple(bins))
+    spread = Spread.of(lengths) if lengths else None
+    return PartFacts(len(clips), sum(lengths), spread, tuple(bins))
 
 
 def _alignment(clips: Sequence[ClipFacts], odd_files: list[str]) -> AlignmentFacts:
@@ -207,29 +195,31 @@ def _unlisted(folder: Path) -> Iterable[LeftOut]:
 
 
 def _duplicates(clips: Sequence[ClipFacts]) -> Iterable[Duplicate]:
-    by_digest: dict[str, list[ClipFacts]] = {}
-    by_text: dict[str, list[ClipFacts]] = {}
+    """Clips of the same recording, then others of the same text."""
+    recorded = _groups(clips, lambda clip: clip.digest)
+    for names, same in recorded.items():
+        yield _duplicate("recording", names, same)
+    for names, same in _groups(clips, _plain_text).items():
+        if names not in recorded:
+            yield _duplicate("text", names, same)
+
+
+def _groups(
+    clips: Sequence[ClipFacts], key: Callable[[ClipFacts], str]
+) -> dict[tuple[str, ...], list[ClipFacts]]:
+    """Clips that share a key, by their names; "" is no key."""
+    groups: dict[str, list[ClipFacts]] = {}
     for clip in clips:
-        if clip.digest:
-            by_digest.setdefault(clip.digest, []).append(clip)
-        if _plain_text(clip):
-            by_text.setdefault(_plain_text(clip), []).append(clip)
-    for same in by_digest.values():
-        if len(same) > 1:
-            yield _duplicate("recording", same)
-    recorded = {tuple(clip.name for clip in same) for same in by_digest.values()}
-    for same in by_text.values():
-        if len(same) > 1 and tuple(clip.name for clip in same) not in recorded:
-            yield _duplicate("text", same)
+        groups.setdefault(key(clip), []).append(clip)
+    groups.pop("", None)
+    return {tuple(c.name for c in same): same for same in groups.values() if len(same) > 1}
 
 
-def _duplicate(what: str, same: Sequence[ClipFacts]) -> Duplicate:
-    return Duplicate(
-        what="recording" if what == "recording" else "text",
-        names=tuple(clip.name for clip in same),
-        same_text=len({_plain_text(clip) for clip in same}) == 1,
-        across=len({clip.held_out for clip in same}) > 1,
-    )
+def _duplicate(
+    what: Literal["recording", "text"], names: tuple[str, ...], same: list[ClipFacts]
+) -> Duplicate:
+    has_one_text = len({_plain_text(clip) for clip in same}) == 1
+    return Duplicate(what, names, has_one_text, len({clip.held_out for clip in same}) > 1)
 
 
 def _plain_text(clip: ClipFacts) -> str:

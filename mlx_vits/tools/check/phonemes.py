@@ -35,20 +35,20 @@ _LEAST_VARIATION = 0.1  # of lengths: standard deviation over mean; the voices h
 
 
 def is_english(symbols: Sequence[str]) -> bool:
-    """Whether most of a line's phonemes are ARPAbet, which no other language here uses."""
+    """Return whether most of a line's phonemes are ARPAbet, which no other language here uses."""
     letters = [symbol for symbol in symbols if symbol[:1].isalpha() and symbol != UNKNOWN]
     known = sum(merge_stress(symbol) in ARPABET for symbol in letters)
     return known * 2 > len(letters)
 
 
 def merge_stress(symbol: str) -> str:
-    """An ARPAbet vowel without its digit; other symbols stay as they are."""
+    """Return an ARPAbet vowel without its digit; other symbols stay as they are."""
     bare = symbol.rstrip(_STRESS)
     return bare if bare in ARPABET else symbol
 
 
 def guessed_words(text: str) -> tuple[str, ...]:
-    """Words of an English text whose sound neither dictionary nor rules know."""
+    """Return the words of an English text that neither dictionary nor rules can pronounce."""
     try:
         return tuple(phonemize(text).unknown)
     except DataError:
@@ -58,7 +58,7 @@ def guessed_words(text: str) -> tuple[str, ...]:
 def summarize_phonemes(
     counts: Counter[str], clips: Sequence[ClipFacts], version: str
 ) -> PhonemeFacts:
-    """The phonemes of the clips to train on.
+    """Count the phonemes of the clips to train on.
 
     Args:
         counts: of every symbol.
@@ -71,6 +71,7 @@ def summarize_phonemes(
     has_english = any(clip.language == ENGLISH for clip in clips)
     inventory = ARPABET if has_english else ()
     guessed = Counter(word for clip in clips for word in clip.guessed)
+    unspoken = Counter(part for clip in clips for part in clip.unspoken)
     return PhonemeFacts(
         total=counts.total(),
         symbols=len(counts),
@@ -81,12 +82,12 @@ def summarize_phonemes(
         unknown=counts[UNKNOWN],
         unknown_in=tuple(clip.name for clip in clips if clip.unknown),
         guessed=dict(guessed.most_common()),
-        unspoken=dict(Counter(part for clip in clips for part in clip.unspoken).most_common()),
+        unspoken=dict(unspoken.most_common()),
     )
 
 
 def summarize_rates(clips: Sequence[ClipFacts]) -> dict[str, RateFacts]:
-    """How fast clips are spoken, for each language by itself."""
+    """Return how fast clips are spoken, for each language by itself."""
     spoken = [clip for clip in clips if clip.seconds and clip.phonemes]
     return {
         language: _rates([clip for clip in spoken if clip.language == language])
@@ -96,15 +97,11 @@ def summarize_rates(clips: Sequence[ClipFacts]) -> dict[str, RateFacts]:
 
 def _rates(clips: list[ClipFacts]) -> RateFacts:
     rates = [clip.phonemes_per_second for clip in clips]
-    phonemes = Spread.of(rates)
-    characters = Spread.of([len(clip.text) / clip.seconds for clip in clips])
-    assert phonemes is not None
-    assert characters is not None
     far = far_from_median(rates, factor=_RATE_FACTOR)
     return RateFacts(
         clips=len(clips),
-        phonemes=phonemes,
-        characters=characters,
+        phonemes=Spread.of(rates),
+        characters=Spread.of([len(clip.text) / clip.seconds for clip in clips]),
         correlation=_correlation(clips),
         outliers=tuple(clip.name for clip, is_far in zip(clips, far, strict=True) if is_far),
         outside=tuple(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from mlx_vits.config import ReducedDims
 from mlx_vits.text.extras import LANGUAGE_NAMES
+from mlx_vits.tools.check.clips import Reading
 from mlx_vits.tools.check.facts import AlignmentFacts, PartFacts, Spread, Verdict, VoiceFacts
-from mlx_vits.tools.check.gather import Progress as Report
-from mlx_vits.tools.check.verdict import name_some, words_for
-from mlx_vits.tools.pages import pairs, safe_text, standard_output
+from mlx_vits.tools.check.verdict import words_for
+from mlx_vits.tools.pages import count, name_some, pairs, remark_list, safe_text, standard_output
 
 _LABEL_WIDTH = 18
 _BAR = 30  # characters of the longest bar
@@ -35,7 +33,7 @@ _STYLES = {
 
 
 def show(facts: VoiceFacts, verdict: Verdict, console: Console | None = None) -> None:
-    """Prints everything.
+    """Print everything.
 
     Args:
         facts: from `gather`.
@@ -47,7 +45,8 @@ def show(facts: VoiceFacts, verdict: Verdict, console: Console | None = None) ->
     console.print(pairs(_about(facts), _LABEL_WIDTH))
     _section(console, "Clips", _clips(facts))
     _section(console, "Phonemes", _phonemes(facts))
-    _section(console, _sound_title(facts), _sound(facts))
+    levelled = ", as it was levelled" if facts.is_prepared else ""
+    _section(console, f"Sound{levelled}", _sound(facts))
     if facts.is_prepared:
         _section(console, "Features and speaker vectors", _alignment(facts))
     counts = Counter(left_out.rule for left_out in facts.left_out)
@@ -61,39 +60,22 @@ def show(facts: VoiceFacts, verdict: Verdict, console: Console | None = None) ->
     console.print(
         safe_text(f"{verdict.word.capitalize()}: {verdict.summary}", _STYLES[verdict.word])
     )
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for level, words in verdict.remarks:
-        is_problem = level == "problem"
-        style = "bold yellow" if is_problem else ""
-        grid.add_row(safe_text("  !" if is_problem else "  -", style), safe_text(words, style))
     if verdict.remarks:
-        console.print(grid)
+        console.print(remark_list(verdict.remarks))
 
 
-@contextmanager
-def reading_progress() -> Iterator[Report]:
-    """A bar on standard error while many clips are read, where that is a terminal."""
+def follow_reading(readings: Iterable[Reading], count: int) -> Iterator[Reading]:
+    """Show a bar on standard error while many clips are read, where that is a terminal."""
     console = Console(stderr=True)
-    bar = Progress(
+    with Progress(
         TextColumn("reading"),
         BarColumn(),
         MofNCompleteColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
-    )
-
-    def report(done: int, count: int, name: str) -> None:
-        if count < _FEWEST_TO_SHOW_PROGRESS:
-            return
-        if not bar.task_ids:
-            bar.add_task("reading", total=count)
-        bar.update(bar.task_ids[0], completed=done)
-
-    with bar:
-        yield report
+        disable=not console.is_terminal or count < _FEWEST_TO_SHOW_PROGRESS,
+    ) as bar:
+        yield from bar.track(readings, total=count)
 
 
 def _section(console: Console, title: str, rows: Sequence[tuple[str, Any]]) -> None:
@@ -146,7 +128,7 @@ def _clips(facts: VoiceFacts) -> list[tuple[str, Any]]:
 
 
 def _part(part: PartFacts) -> str:
-    return f"{part.clips:,} clip{'' if part.clips == 1 else 's'}, {words_for(part.seconds)}"
+    return f"{count(part.clips, 'clip')}, {words_for(part.seconds)}"
 
 
 def _spread(spread: Spread | None, form: str = "{:.1f}", unit: str = "") -> str:
@@ -170,9 +152,7 @@ def _phonemes(facts: VoiceFacts) -> list[tuple[str, Any]]:
     unknown = f"{spoken.unknown}, in {name_some(spoken.unknown_in)}" if spoken.unknown else "none"
     rows.append(("unknown (UNK)", unknown))
     if spoken.guessed:
-        words = list(spoken.guessed)
-        more = f" and {len(words) - _WORDS} more" if len(words) > _WORDS else ""
-        rows.append(("guessed words", ", ".join(words[:_WORDS]) + more))
+        rows.append(("guessed words", name_some(list(spoken.guessed), _WORDS)))
     for language, rate in facts.rates.items():
         name = LANGUAGE_NAMES.get(language, "")
         label = f"speed, {name}" if len(facts.rates) > 1 and name else "speed"
@@ -181,18 +161,14 @@ def _phonemes(facts: VoiceFacts) -> list[tuple[str, Any]]:
     return rows
 
 
-def _sound_title(facts: VoiceFacts) -> str:
-    return "Sound, as it was levelled" if facts.is_prepared else "Sound"
-
-
 def _sound(facts: VoiceFacts) -> list[tuple[str, Any]]:
     sound = facts.sound
     if sound is None:
         return []
-    rates = ", ".join(f"{int(rate):,} Hz" for rate in sound.rates)
+    bandwidth = Spread(*(hertz / 1000 for hertz in sound.bandwidth_hz))
     return [
-        ("sample rate", rates),
-        ("bandwidth", f"{_spread(_scaled(sound.bandwidth_hz, 1000), unit=' kHz')} (16 at most)"),
+        ("sample rate", ", ".join(f"{int(rate):,} Hz" for rate in sound.rates)),
+        ("bandwidth", f"{_spread(bandwidth, unit=' kHz')} (16 at most)"),
         ("peak", _spread(sound.peak, "{:.2f}") + " (1 is full scale)"),
         ("loudness (RMS)", _spread(sound.rms_db, "{:.0f}", " dB")),
         ("noise floor", _floor(sound.noise_db)),
@@ -205,10 +181,6 @@ def _sound(facts: VoiceFacts) -> list[tuple[str, Any]]:
 
 def _names(names: Sequence[str]) -> str:
     return f"{len(names)}: {name_some(names)}" if names else "none"
-
-
-def _scaled(spread: Spread, unit: float) -> Spread:
-    return Spread(*(value / unit for value in spread))
 
 
 def _floor(noise: Spread) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 from mlx_vits.preprocessing.levels import SILENT
 from mlx_vits.preprocessing.quality import measure_levels
 
-_FRAME_SECONDS = 0.025
 _FLOOR = 1e-9
 _AT_PEAK = 0.999
 _WINDOW = 1024  # samples of a spectrum
@@ -25,41 +24,27 @@ _LEAST_BAND_DB = -108
 
 
 class SoundFacts(NamedTuple):
-    """One recording.
+    """One recording; levels are in dB re full scale."""
 
-    Attributes:
-        rate: Hz.
-        channels: as many as the file has; measured is their mean, or the one of `channel`.
-        peak: largest absolute sample, 1.0 is full scale.
-        rms_db: root mean square, dB re full scale.
-        range_db: the loudest tenth of its 25 ms frames above the quietest tenth, in dB.
-        noise_db: the quietest tenth, dB re full scale.
-        clipped: share of samples within 0.1 % of the recording's own peak; flat tops that were
-            made quieter later count as well, those that were resampled later do not.
-        dc_offset: mean sample.
-        bandwidth_hz: above it there is nothing.
-        largest_step: between neighbouring samples.
-        channel: the one that is read, from 0, where the mean would lose most of the sound; else
-            None.
-    """
-
-    rate: int
-    channels: int
-    peak: float
+    rate: int  # Hz
+    channels: int  # of the file; measured is their mean, or the one of `channel`
+    peak: float  # largest absolute sample, 1.0 is full scale
     rms_db: float
-    range_db: float
-    noise_db: float
+    range_db: float  # the loudest tenth of its 25 ms frames above the quietest tenth
+    noise_db: float  # the quietest tenth
+    # Share of samples within 0.1 % of the recording's own peak: flat tops that were made quieter
+    # later count as well, those that were resampled later do not.
     clipped: float
-    dc_offset: float
-    bandwidth_hz: float
-    largest_step: float
-    channel: int | None = None
+    dc_offset: float  # mean sample
+    bandwidth_hz: float  # there is nothing above it
+    largest_step: float  # between neighbouring samples
+    channel: int | None = None  # from 0; the only one that is read, where the mean would lose most
 
 
 def measure_sound(
     wav: np.ndarray, rate: int, channels: int = 1, channel: int | None = None
 ) -> SoundFacts:
-    """Measures a recording `(N,)`, full scale 1.0, of one sample or more."""
+    """Measure a recording `(N,)`, full scale 1.0, of one sample or more."""
     peak = float(np.abs(wav).max())
     offset = float(wav.mean(dtype=np.float64))
     is_silent = peak < SILENT
@@ -71,21 +56,13 @@ def measure_sound(
         peak=peak,
         rms_db=levels.rms_db,
         range_db=levels.range_db,
-        noise_db=_quietest_tenth_db(centred, rate),
+        noise_db=levels.noise_db,
         clipped=0.0 if is_silent else float((np.abs(wav) >= _AT_PEAK * peak).mean()),
         dc_offset=offset,
         bandwidth_hz=0.0 if is_silent else _bandwidth(centred, rate),
         largest_step=float(np.abs(np.diff(wav)).max(initial=0.0)),
         channel=channel,
     )
-
-
-def _quietest_tenth_db(wav: np.ndarray, rate: int) -> float:
-    size = round(rate * _FRAME_SECONDS)
-    count = max(1, len(wav) // size)
-    frames = wav[: count * size].astype(np.float64).reshape(count, -1)
-    levels = np.sort(20 * np.log10(np.sqrt(np.square(frames).mean(axis=1)) + _FLOOR))
-    return float(levels[: max(1, count // 10)].mean())
 
 
 def _bandwidth(wav: np.ndarray, rate: int) -> float:

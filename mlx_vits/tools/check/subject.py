@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_vits.checkpoints.base import weights_home
@@ -22,82 +22,45 @@ _UPSTREAM_TEXT_PARTS = "2-name2text-*.txt"
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How a voice is looked at.
+    """How a voice is looked at."""
 
-    Attributes:
-        language: of transcripts that state none; None for English, or in a prepared folder for
-            what its phonemes are.
-        held_out: of clips, see `read_voice_source`.
-        transcripts: of clips: their file, where it is not the one beside them.
-        batch_size: that steps are counted for; None for the run's own, or the trainer's.
-    """
-
-    language: str | None = None
-    held_out: int | None = None
-    transcripts: Path | None = None
-    batch_size: int | None = None
+    language: str | None = None  # of transcripts that state none; None: English, or as prepared
+    held_out: int | None = None  # clips, see `read_voice_source`
+    transcripts: Path | None = None  # of clips, where they are not beside them
+    batch_size: int | None = None  # to count steps for; None: the run's own, or the trainer's
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked.
+    """What is checked."""
 
-    Attributes:
-        folder: of the prepared data or the clips.
-        kind: in words.
-        source: None where the folder is prepared.
-        manifest: of a folder that this project prepared.
-        language: see `CheckOptions`.
-        batch_size: clips a step.
-        note: what is to be said of the folder itself, or "".
-        faults: sentences on clips and lines of the transcripts that preparing leaves out.
-    """
-
-    folder: Path
-    kind: str
-    source: VoiceSource | None
-    manifest: Manifest | None
-    language: str | None
-    batch_size: int
-    note: str = ""
-    faults: tuple[str, ...] = ()
+    folder: Path  # of the prepared data or the clips
+    kind: str  # in words
+    source: VoiceSource | None  # None where the folder is prepared
+    manifest: Manifest | None  # of a folder that this project prepared
+    language: str | None  # see `CheckOptions`
+    batch_size: int  # clips a step
+    note: str = ""  # on the folder itself
+    faults: tuple[str, ...] = ()  # sentences on what preparing leaves out
 
 
 def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
-    """Finds what is meant.
+    """Find the data of a voice.
 
     Args:
         voice: a folder, or a name under `voices/` or the bases' folder, as training takes it.
-        options: how.
 
     Raises:
-        UserError: there is no such folder, or nothing in it can be told from anything else.
+        UserError: there is no such folder, or its data cannot be read.
     """
     options = options or CheckOptions()
     folder = _find_folder(voice)
-    batch_size = options.batch_size or VITSTrainingConfig.batch_size
     if is_run(folder):
-        info = RunInfo.read(folder)
-        if options.batch_size is None:
-            training = VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE)
-            batch_size = training.batch_size
-        prepared = folder / info.prepared
-        if not layout.is_prepared(prepared):
-            raise DataError(
-                f"{prepared}: is no longer there, which the run in {folder} was started with; put "
-                "it back, or check the clips themselves"
-            )
-        has_changed = layout.fingerprint(prepared) != info.prepared_sha256
-        note = "It has changed since the run began, which cannot be resumed with it."
-        return _prepared(
-            prepared, "the data of a run", options, batch_size, note if has_changed else ""
-        )
-    if layout.is_prepared(folder):
-        return _prepared(folder, "", options, batch_size)
-    if folder.name.startswith(_UPSTREAM_RUN) and layout.is_prepared(folder.parent):
-        return _prepared(folder.parent, "", options, batch_size)
-    if layout.is_prepared(folder / PREPARED):
-        return _prepared(folder / PREPARED, "", options, batch_size)
+        return _data_of_run(folder, options)
+    is_upstream_run = folder.name.startswith(_UPSTREAM_RUN)
+    for prepared in (folder, folder.parent if is_upstream_run else folder, folder / PREPARED):
+        if layout.is_prepared(prepared):
+            return _prepared(prepared, options)
     _check_is_no_half_prepared(folder)
     if options.transcripts is None and needs_clips([folder]):
         raise DataError(
@@ -107,8 +70,8 @@ def find_subject(voice: str, options: CheckOptions | None = None) -> Subject:
     faults: list[str] = []
     source = read_voice_source(folder, options.held_out, options.transcripts, faults.append)
     kind = "clips with transcripts, not prepared yet"
-    language = options.language
-    return Subject(folder, kind, source, None, language, batch_size, faults=tuple(faults))
+    batch_size = options.batch_size or VITSTrainingConfig.batch_size
+    return Subject(folder, kind, source, None, options.language, batch_size, faults=tuple(faults))
 
 
 def _find_folder(voice: str) -> Path:
@@ -124,16 +87,39 @@ def _find_folder(voice: str) -> Path:
     return folder
 
 
+def _data_of_run(folder: Path, options: CheckOptions) -> Subject:
+    info = RunInfo.read(folder)
+    training = VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE)
+    prepared = folder / info.prepared
+    if not layout.is_prepared(prepared):
+        raise DataError(
+            f"{prepared}: is no longer there, which the run in {folder} was started with; put it "
+            "back, or check the clips themselves"
+        )
+    subject = _prepared(prepared, options, training.batch_size)
+    has_changed = layout.fingerprint(prepared) != info.prepared_sha256
+    note = "It has changed since the run began, which cannot be resumed with it."
+    return replace(
+        subject,
+        kind=f"the data of a run, prepared by {_maker(subject.manifest)}",
+        note=note if has_changed else "",
+    )
+
+
 def _prepared(
-    folder: Path, kind: str, options: CheckOptions, batch_size: int, note: str = ""
+    folder: Path, options: CheckOptions, batch_size: int = VITSTrainingConfig.batch_size
 ) -> Subject:
     for flag, given in (("held-out", options.held_out), ("transcripts", options.transcripts)):
         if given is not None:
             raise UserError(f"--{flag}: is for clips, but {folder} is prepared; leave it out")
     manifest = Manifest.read(folder)
-    by = "GPT-SoVITS" if manifest is None else "mlx_vits"
-    words = f"{kind}, prepared by {by}" if kind else f"a folder that {by} prepared"
-    return Subject(folder, words, None, manifest, options.language, batch_size, note)
+    kind = f"a folder that {_maker(manifest)} prepared"
+    size = options.batch_size or batch_size
+    return Subject(folder, kind, None, manifest, options.language, size)
+
+
+def _maker(manifest: Manifest | None) -> str:
+    return "GPT-SoVITS" if manifest is None else "mlx_vits"
 
 
 def _check_is_no_half_prepared(folder: Path) -> None:

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from mlx_vits.preprocessing.language_check import ReadText, judge_languages
 from mlx_vits.preprocessing.prepared import TEXT_FILE
 from mlx_vits.preprocessing.recordings import LONGEST_CLIP_SECONDS
-from mlx_vits.tools.check.facts import Level, Remark, Verdict, VoiceFacts, Word
+from mlx_vits.tools.check.facts import Verdict, VoiceFacts, Word
 from mlx_vits.tools.check.phonemes import FASTEST, LEAST_CORRELATION, SLOWEST
+from mlx_vits.tools.pages import Level, Remark, are, count, name_some, note, problem, problems_first
 
 # GPT-SoVITS asks for one minute; the demo's voice has 58 s.
 ENOUGH_SECONDS = 50.0
@@ -31,22 +32,20 @@ _MANY = 0.1
 _UNKNOWN_SHARE = 0.01  # of phonemes
 # A minute of a reader holds 36 to 38 of the 39 English phonemes, 20 s hold 31 to 36.
 _FEW_PHONEMES = 33
-_NAMED = 3
 
 _CANNOT, _CAN = 2, 0  # exit statuses
 
 
 def judge(facts: VoiceFacts) -> Verdict:
-    """The verdict, and everything that speaks for and against it."""
+    """Weigh everything that speaks for and against a good voice."""
     stops = list(_stops(facts))
-    remarks = [*stops, *_on_amount(facts), *_on_sound(facts), *_on_texts(facts)]
-    remarks += [*_on_clips(facts), *_on_versions(facts)]
+    remarks = [*stops, *_on_amount(facts), *_on_sound(facts), *_on_rates(facts)]
+    remarks += [*_on_texts(facts), *_on_duplicates(facts), *_on_clips(facts), *_on_versions(facts)]
     if facts.note:
-        remarks.append(Remark("note", facts.note))
-    remarks.sort(key=lambda remark: remark.level != "problem")
+        remarks.append(note(facts.note))
     word = _word(facts, bool(stops), any(remark.level == "problem" for remark in remarks))
     status = _CANNOT if word == "broken" else _CAN
-    return Verdict(word, status, _summary(facts, word), tuple(remarks))
+    return Verdict(word, status, _summary(facts, word), tuple(problems_first(remarks)))
 
 
 def _word(facts: VoiceFacts, stops: bool, has_problem: bool) -> Word:
@@ -69,7 +68,7 @@ def _summary(facts: VoiceFacts, word: Word) -> str:
 
 
 def words_for(seconds: float) -> str:
-    """A length of time as a person says it."""
+    """Return a length of time as a person says it."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -77,18 +76,9 @@ def words_for(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def name_some(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _count(number: int, one: str = "clip") -> str:
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
-
-
-def _are(number: int) -> str:
-    return f"{_count(number)} {'is' if number == 1 else 'are'}"
+def _clips_are(names: Sequence[str], fault: str) -> str:
+    """How many clips have a fault; `%s` in its words are the first of their names."""
+    return f"{are(len(names), 'clip')} {fault % name_some(names)}"
 
 
 def _level(number: int, of: int) -> Level:
@@ -100,29 +90,27 @@ def _stops(facts: VoiceFacts) -> Iterable[Remark]:
     """What keeps training from running to its end."""
     if not facts.training.clips:
         reason = f": {facts.left_out[0].words}" if facts.left_out else ""
-        yield Remark("problem", f"No clip is left to train on{reason}.")
+        yield problem(f"No clip is left to train on{reason}.")
         return
     faulty = [clip for clip in facts.clips if clip.faults and clip.left_out is None]
     if faulty:
-        names = name_some([clip.name for clip in faulty])
-        yield Remark(
-            "problem",
-            f"Training would stop at {_count(len(faulty))} ({names}), for the reasons above. "
-            f"Prepare the voice again, or take the lines out of {TEXT_FILE}.",
+        clips = f"{count(len(faulty), 'clip')} ({name_some([clip.name for clip in faulty])})"
+        yield problem(
+            f"Training would stop at {clips}, for the reasons above. "
+            f"Prepare the voice again, or take the lines out of {TEXT_FILE}."
         )
     widths = facts.alignment.widths if facts.alignment is not None else {}
     if len(widths) > 1:
         shown = ", ".join(f"{width} in {clips}" for width, clips in widths.items())
-        yield Remark(
-            "problem",
+        yield problem(
             f"The features differ in width ({shown}), so they come from different content "
-            "encoders; prepare the voice again with one base.",
+            "encoders; prepare the voice again with one base."
         )
     if facts.versions and all(facts.versions.values()):
         likely = facts.versions.get(facts.version or "v2") or next(iter(facts.versions.values()))
         is_loaders = any(clip.left_out is not None for clip in facts.clips)
         goes_on = " GPT-SoVITS leaves such clips out without a word." if is_loaders else ""
-        yield Remark("problem", f"It cannot be trained on here: {likely.rstrip('.')}.{goes_on}")
+        yield problem(f"It cannot be trained on here: {likely.rstrip('.')}.{goes_on}")
 
 
 def _on_amount(facts: VoiceFacts) -> Iterable[Remark]:
@@ -130,22 +118,19 @@ def _on_amount(facts: VoiceFacts) -> Iterable[Remark]:
     if not facts.training.clips:
         return
     if seconds < ENOUGH_SECONDS:
-        yield Remark(
-            "problem",
+        yield problem(
             f"{seconds:.0f} s are {'little' if seconds < LITTLE_SECONDS else 'a bit short'}: about "
-            "a minute of clean speech makes a voice, and a few minutes a better one. Record more.",
+            "a minute of clean speech makes a voice, and a few minutes a better one. Record more."
         )
     if not facts.held_out.clips:
-        yield Remark(
-            "note",
-            "No clip is held out, so the run can only be judged on clips that it was trained on.",
+        yield note(
+            "No clip is held out, so the run can only be judged on clips that it was trained on."
         )
     long = [clip.name for clip in facts.clips if clip.seconds > LONGEST_CLIP_SECONDS]
     if long:
-        yield Remark(
-            "note",
-            f"{_count(len(long))} of more than {LONGEST_CLIP_SECONDS:.0f} s ({name_some(long)}): "
-            "they need much memory. Clips of 3 to 10 s serve best.",
+        clips = f"{count(len(long), 'clip')} of more than {LONGEST_CLIP_SECONDS:.0f} s"
+        yield note(
+            f"{clips} ({name_some(long)}): they take a lot of memory. Clips of 3 to 10 s work best."
         )
 
 
@@ -169,10 +154,10 @@ def _on_sound(facts: VoiceFacts) -> Iterable[Remark]:
     ):
         if names:
             level = _level(len(names), facts.training.clips)
-            yield Remark(level, f"{_are(len(names))} {fault % name_some(names)}")
+            yield Remark(level, _clips_are(names, fault))
     for names, fault in (
-        (sound.narrow, "of less treble than the others (%s): recorded or compressed another way?"),
-        (sound.off_level, "much louder or quieter than the others (%s): of another session?"),
+        (sound.narrow, "duller than the others (%s): recorded or compressed another way?"),
+        (sound.off_level, "much louder or quieter than the others (%s): from another session?"),
         (sound.offset, "off centre (%s), a DC offset: a cheap sound card, usually harmless."),
         (
             sound.one_channel,
@@ -180,82 +165,75 @@ def _on_sound(facts: VoiceFacts) -> Iterable[Remark]:
         ),
     ):
         if names:
-            yield Remark("note", f"{_are(len(names))} {fault % name_some(names)}")
+            yield note(_clips_are(names, fault))
 
 
-def _on_texts(facts: VoiceFacts) -> Iterable[Remark]:
+def _on_rates(facts: VoiceFacts) -> Iterable[Remark]:
     for language, rate in facts.rates.items():
         where = f" in {language}" if len(facts.rates) > 1 else ""
         if rate.correlation is not None and rate.correlation < LEAST_CORRELATION:
-            yield Remark(
-                "problem",
-                f"The transcripts{where} do not fit the recordings: long texts stand at short "
-                f"clips (correlation {rate.correlation:.2f}, where right ones have 0.9). Look "
-                "whether lines were shifted or mixed up.",
+            yield problem(
+                f"The transcripts{where} do not fit the recordings: long texts belong to short "
+                f"clips (correlation {rate.correlation:.2f}, where right ones reach 0.9). Check "
+                "whether lines were shifted or mixed up."
             )
         if rate.outliers:
             speeds = {clip.name: clip.phonemes_per_second for clip in facts.clips}
             named = [f"{name} at {speeds[name]:.1f}" for name in rate.outliers]
-            yield Remark(
-                _level(len(named), rate.clips),
-                f"{_are(len(named))} far from the usual {rate.phonemes.median:.1f} phonemes a "
-                f"second{where} ({name_some(named)}): listen whether the transcript is right.",
-            )
+            usual = f"{rate.phonemes.median:.1f} phonemes a second{where}"
+            fault = f"far from the usual {usual} (%s): listen, and check the transcript."
+            yield Remark(_level(len(named), rate.clips), _clips_are(named, fault))
         if rate.outside:
-            yield Remark(
-                "note",
-                f"{_are(len(rate.outside))} outside of {SLOWEST:.0f} to {FASTEST:.0f} phonemes a "
-                f"second ({name_some(rate.outside)}): GPT-SoVITS's GPT stage leaves them out.",
-            )
-    trained_on = [c for c in facts.clips if c.left_out is None and not c.held_out and c.language]
-    texts = [ReadText(c.name, c.text, c.language, len(c.guessed)) for c in trained_on]
+            usual = f"{SLOWEST:.0f} to {FASTEST:.0f} phonemes a second"
+            fault = f"outside of {usual} (%s): GPT-SoVITS's GPT stage leaves them out."
+            yield note(_clips_are(rate.outside, fault))
+
+
+def _on_texts(facts: VoiceFacts) -> Iterable[Remark]:
+    texts = [
+        ReadText(clip.name, clip.text, clip.language, len(clip.guessed))
+        for clip in facts.clips
+        if clip.is_trained_on and clip.language
+    ]
     for finding in judge_languages(texts):
         yield Remark(finding.level, finding.words)
     spoken = facts.phonemes
     if spoken.unknown:
         yield Remark(
             "problem" if spoken.unknown > _UNKNOWN_SHARE * spoken.total else "note",
-            f"{_count(spoken.unknown, 'sound')} unknown (UNK), in "
+            f"{count(spoken.unknown, 'sound')} unknown (UNK), in "
             f"{name_some(spoken.unknown_in)}: write what is said there in letters of the language.",
         )
     if spoken.unspoken:
-        yield Remark(
-            "note",
-            f"The phonemes leave out {name_some(list(spoken.unspoken))}: write it as it is said.",
+        yield note(
+            f"The phonemes leave out {name_some(list(spoken.unspoken))}: write it as it is said."
         )
     if spoken.inventory is not None and spoken.inventory - len(spoken.missing) < _FEW_PHONEMES:
-        yield Remark(
-            "note",
+        yield note(
             f"{len(spoken.missing)} of {spoken.inventory} English phonemes never occur; the voice "
-            "keeps the base's way of saying them. More varied sentences would help.",
+            "keeps the base's way of saying them. More varied sentences would help."
         )
-    yield from _on_duplicates(facts)
 
 
 def _on_duplicates(facts: VoiceFacts) -> Iterable[Remark]:
-    recordings = [same for same in facts.duplicates if same.what == "recording"]
-    for same in recordings:
-        names = name_some(same.names)
-        if not same.same_text:
-            yield Remark(
-                "problem",
-                f"{names} are the same recording with different texts: one of them is wrong.",
-            )
-        elif same.across:
-            yield Remark(
-                "problem",
-                f"{names} are the same recording, trained on and held out: the score would be "
-                "better than the voice. Take one out.",
-            )
-        else:
-            yield Remark("note", f"{names} are the same recording; one of them is enough.")
     texts = [same for same in facts.duplicates if same.what == "text"]
+    for same in facts.duplicates:
+        if same.what == "recording":
+            words = f"{name_some(same.names)} are the same recording"
+            if not same.same_text:
+                yield problem(f"{words} with different texts: one of them is wrong.")
+            elif same.across:
+                yield problem(
+                    f"{words}, trained on and held out: the score would be better than the voice. "
+                    "Take one out."
+                )
+            else:
+                yield note(f"{words}; one of them is enough.")
     if texts:
-        yield Remark(
-            "note",
-            f"{_count(len(texts), 'sentence')} said more than once "
+        yield note(
+            f"{count(len(texts), 'sentence')} said more than once "
             f"({name_some([name for same in texts for name in same.names])}): right if recorded "
-            "more than once, else a transcript is wrong.",
+            "more than once, else a transcript is wrong."
         )
 
 
@@ -264,28 +242,23 @@ def _on_clips(facts: VoiceFacts) -> Iterable[Remark]:
         names = [left_out.name for left_out in facts.left_out]
         yield Remark(
             _level(len(names), facts.training.clips + facts.held_out.clips),
-            f"{_are(len(names))} left out ({name_some(names)}); the reasons are above.",
+            _clips_are(names, "left out (%s); the reasons are above."),
         )
     vectors = facts.vectors
     if vectors is not None and vectors.outliers:
-        yield Remark(
-            "note",
-            f"{_are(len(vectors.outliers))} unlike the others by the speaker vectors "
-            f"({name_some(vectors.outliers)}): listen whether someone else speaks.",
-        )
+        fault = "unlike the others by the speaker vectors (%s): listen for another speaker."
+        yield note(_clips_are(vectors.outliers, fault))
 
 
 def _on_versions(facts: VoiceFacts) -> Iterable[Remark]:
     reason = facts.versions.get(facts.version, "")
     vectors = facts.vectors
     if reason and not all(facts.versions.values()):
-        yield Remark(
-            "problem",
-            f"It was prepared for {facts.version}, which cannot be trained on it: {reason}.",
+        yield problem(
+            f"It was prepared for {facts.version}, which cannot be trained on it: {reason}."
         )
     elif vectors is not None and 0 < vectors.clips < len(facts.clips):
-        yield Remark(
-            "note",
+        yield note(
             f"{vectors.clips} of {len(facts.clips)} clips have a whole speaker vector; v2Pro and "
-            "v2ProPlus need one for each.",
+            "v2ProPlus need one for each."
         )

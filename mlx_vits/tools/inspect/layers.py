@@ -4,7 +4,7 @@ Definitions, for one layer:
 
 | name | what |
 | --- | --- |
-| live | the weight is stored as length `weight_g` and direction `weight_v`, as GPT-SoVITS does |
+| live | the weight is stored as magnitude `weight_g` and direction `weight_v`, as GPT-SoVITS does |
 | folded | one `weight` where GPT-SoVITS has the pair, which it then drops without a word |
 | plain | one `weight`, where GPT-SoVITS has one too |
 | split | the pair where GPT-SoVITS has one `weight` |
@@ -36,6 +36,7 @@ from mlx_vits.nn.layout import from_torch, to_torch, torch_name
 from mlx_vits.nn.weight_norm import fold_weight
 
 Form = Literal["live", "folded", "plain", "split", "mixed", "broken"]
+Tensors = Mapping[str, Any]  # upstream's names, PyTorch's axes
 _SUFFIXES = ("weight", "weight_g", "weight_v")
 
 
@@ -53,48 +54,27 @@ class Levels:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One layer.
-
-    Attributes:
-        name: upstream's.
-        form: how its weight is stored.
-        shape: of the weight, PyTorch's axes; empty where it is not whole.
-        channels: inputs and outputs.
-        levels: how loud it is.
-    """
+    """One layer."""
 
     name: str
     form: Form
-    shape: list[int]
-    channels: list[int]
+    shape: list[int]  # of the weight, PyTorch's axes; empty where it is not whole
+    channels: list[int]  # inputs and outputs
     levels: Levels
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """One or more layers that stand side by side in the signal's way.
-
-    Attributes:
-        name: the layer's, or of what they have in common.
-        levels: of all of them together.
-        layers: each of them.
-    """
+    """Layers that stand side by side in the signal's way, under their common name."""
 
     name: str
-    levels: Levels
+    levels: Levels  # of all of them together
     layers: list[LayerFacts]
-
-    @property
-    def forms(self) -> str:
-        """How the weights are stored, several forms one after the other."""
-        return ", ".join(dict.fromkeys(layer.form for layer in self.layers))
 
 
 class _Measured(NamedTuple):
-    """Numbers of one layer, from which those of several are made."""
+    """One layer in numbers, from which those of several are made."""
 
-    name: str
-    form: Form
     shape: list[int]
     channels: list[int]
     norm: float | None = None
@@ -106,7 +86,7 @@ class _Measured(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """Which layers belong to a row, and the stride of a transposed one, None where unknown."""
+    """Layers of a row, and the stride of a transposed one, None where unknown."""
 
     name: str
     layers: list[str]
@@ -114,32 +94,30 @@ class _Row(NamedTuple):
 
 
 def natural(name: str) -> list[Any]:
-    """A sorting key that puts layer 10 after layer 9."""
+    """Return a sorting key that puts layer 10 after layer 9."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in name.split(".")]
 
 
-def layer_kind(name: str, axes: int) -> Kind:
-    """The kind of a convolution, by the name and the number of axes of one of its tensors."""
+def _kind(name: str, axes: int) -> Kind:
+    """The kind of a convolution, by the name and the number of axes of its weight."""
     if axes == 4:
         return "conv2d"
     return "conv_transpose1d" if ".ups." in name else "conv1d"
 
 
 def upstream_tensors(parameters: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Parameters of a model, MLX's paths and axes, under upstream's names in PyTorch's axes."""
+    """Return a model's parameters under upstream's names and in PyTorch's axes."""
     found = {}
     for path, array in parameters.items():
         is_weight = path.endswith(_SUFFIXES) and array.ndim in (3, 4)
-        kind = layer_kind(path, array.ndim) if is_weight else None
-        found[torch_name(path)] = to_torch(array, kind)
+        found[torch_name(path)] = to_torch(array, _kind(path, array.ndim) if is_weight else None)
     return found
 
 
-def forms(tensors: Mapping[str, Any], normed: set[str]) -> dict[str, Form]:
-    """How each convolution's weight is stored.
+def forms(tensors: Tensors, normed: Iterable[str]) -> dict[str, Form]:
+    """Return how each convolution's weight is stored.
 
     Args:
-        tensors: PyTorch's axes.
         normed: the layers that have the pair in upstream's files.
     """
     parts: dict[str, set[str]] = {}
@@ -159,24 +137,23 @@ def _form(found: set[str], is_normed: bool) -> Form:
 
 
 def decoder_rows(
-    tensors: Mapping[str, Any],
+    tensors: Tensors,
     stored: Mapping[str, Form],
-    rates: Iterable[int] | None,
-    against: Mapping[str, Any] | None = None,
+    rates: Iterable[int],
+    against: Tensors | None = None,
 ) -> list[RowFacts]:
-    """The decoder in the signal's order; the residual blocks of a stage make one row.
+    """Measure the decoder in the signal's order; the residual blocks of a stage make one row.
 
     Args:
-        tensors: PyTorch's axes.
         stored: from `forms`.
-        rates: of the upsampling stages, None where they are not known.
+        rates: of the upsampling stages, empty where they are not known.
         against: the other file's tensors.
     """
     ups = sorted((n for n in stored if re.fullmatch(r"dec\.ups\.\d+", n)), key=natural)
     blocks = sorted((n for n in stored if re.match(r"dec\.resblocks\.\d+\.", n)), key=natural)
     count = len({name.split(".")[2] for name in blocks})
     each = max(1, count // max(1, len(ups)))
-    strides = list(rates or ())
+    strides = list(rates)
     rows = [_Row("conv_pre", ["dec.conv_pre"]), _Row("cond", ["dec.cond"])]
     for up in ups:
         stage = int(up.split(".")[2])
@@ -189,45 +166,39 @@ def decoder_rows(
 
 
 def discriminator_rows(
-    tensors: Mapping[str, Any],
-    stored: Mapping[str, Form],
-    against: Mapping[str, Any] | None = None,
+    tensors: Tensors, stored: Mapping[str, Form], against: Tensors | None = None
 ) -> list[RowFacts]:
-    """One row for each sub-discriminator; arguments as for `decoder_rows`."""
-    names = sorted({".".join(name.split(".")[:2]) for name in stored}, key=natural)
-    rows = [
-        _Row(name, sorted((n for n in stored if n.startswith(f"{name}.")), key=natural))
-        for name in names
-    ]
-    return _measure_rows(rows, tensors, stored, against)
+    """Measure a discriminator, one row for each of its parts; arguments as `decoder_rows`."""
+    rows: dict[str, _Row] = {}
+    for layer in sorted(stored, key=natural):
+        name = ".".join(layer.split(".")[:2])
+        rows.setdefault(name, _Row(name, [])).layers.append(layer)
+    return _measure_rows(rows.values(), tensors, stored, against)
 
 
 def _measure_rows(
-    rows: list[_Row],
-    tensors: Mapping[str, Any],
-    stored: Mapping[str, Form],
-    against: Mapping[str, Any] | None,
+    rows: Iterable[_Row], tensors: Tensors, stored: Mapping[str, Form], against: Tensors | None
 ) -> list[RowFacts]:
     facts = []
     for row in rows:
-        measured = [
-            _measure(name, stored[name], tensors, row.stride, against)
-            for name in row.layers
-            if name in stored
+        names = [name for name in row.layers if name in stored]
+        measured = [_measure(name, tensors, row.stride, against) for name in names]
+        layers = [
+            LayerFacts(name, stored[name], one.shape, one.channels, _levels([one]))
+            for name, one in zip(names, measured, strict=True)
         ]
-        layers = [LayerFacts(*layer[:4], _levels([layer])) for layer in measured]
         if layers:
             facts.append(RowFacts(row.name, _levels(measured), layers))
     return facts
 
 
-def effective_weight(tensors: Mapping[str, Any], name: str) -> mx.array | None:
-    """The weight that the forward uses, fp32 and MLX's axes; None where it is not whole."""
+def effective_weight(tensors: Tensors, name: str) -> mx.array | None:
+    """Return the weight that the forward uses, fp32 and MLX's axes; None where it is not whole."""
     g, v, weight = (tensors.get(f"{name}.{part}") for part in ("weight_g", "weight_v", "weight"))
     main = weight if g is None and v is None else v
     if main is None or len(main.shape) not in (3, 4) or 0 in main.shape:
         return None
-    kind = layer_kind(f"{name}.weight", len(main.shape))
+    kind = _kind(f"{name}.", len(main.shape))
     if main is weight:
         return from_torch(mx.array(weight), kind).astype(mx.float32)
     if g is None or tuple(g.shape) != (main.shape[0], *(1 for _ in main.shape[1:])):
@@ -235,30 +206,20 @@ def effective_weight(tensors: Mapping[str, Any], name: str) -> mx.array | None:
     return fold_weight(from_torch(mx.array(g), kind), from_torch(mx.array(main), kind), kind)
 
 
-def _measure(
-    name: str,
-    form: Form,
-    tensors: Mapping[str, Any],
-    stride: int | None,
-    against: Mapping[str, Any] | None,
-) -> _Measured:
+def _measure(name: str, tensors: Tensors, stride: int | None, against: Tensors | None) -> _Measured:
     weight, g = effective_weight(tensors, name), _mean(tensors.get(f"{name}.weight_g"))
     if weight is None:
-        return _Measured(name, form, [], [], mean_g=g)
-    kind = layer_kind(f"{name}.weight", weight.ndim)
+        return _Measured([], [], mean_g=g)
+    kind = _kind(f"{name}.", weight.ndim)
     shape, norm = list(to_torch(weight, kind).shape), _norm(weight)
-    measured = _Measured(
-        name,
-        form,
-        shape,
-        # The first axis of a transposed convolution is its inputs.
-        shape[:2] if kind == "conv_transpose1d" else [shape[1], shape[0]],
-        norm,
-        g,
-        None if stride is None else norm / math.sqrt(weight.shape[0] * stride),
-    )
-    other = effective_weight(against, name) if against is not None else None
-    if against is None or other is None or other.shape != weight.shape:
+    # The first axis of a transposed convolution is its inputs.
+    channels = shape[:2] if kind == "conv_transpose1d" else [shape[1], shape[0]]
+    gain = None if stride is None else norm / math.sqrt(weight.shape[0] * stride)
+    measured = _Measured(shape, channels, norm, g, gain)
+    if against is None:
+        return measured
+    other = effective_weight(against, name)
+    if other is None or other.shape != weight.shape:
         return measured
     return measured._replace(
         other_norm=_norm(other),
@@ -295,7 +256,7 @@ def _mean(array: Any) -> float | None:
 
 
 def ratio(value: float | None, other: float | None) -> float | None:
-    """A quotient, None where one of the two is missing or the second is 0."""
+    """Return a quotient, None where one of the two is missing or the second is 0."""
     return value / other if value is not None and other else None
 
 

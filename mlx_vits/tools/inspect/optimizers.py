@@ -13,43 +13,31 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_vits.checkpoints.tensors import to_numpy
 from mlx_vits.checkpoints.upstream_optimizer import parameter_groups
 from mlx_vits.nn.layout import torch_name
-from mlx_vits.tools.inspect.subject import Net
+from mlx_vits.tools.inspect.expected import is_finite
+from mlx_vits.tools.inspect.subject import Net, OptimizerFile
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names for MLX's `m` and `v`
 
 
 @dataclass(frozen=True)
 class OptimizerFacts:
-    """AdamW's state in a file.
+    """AdamW's state in a file."""
 
-    Attributes:
-        epoch: that was done; None where the file does not say.
-        learning_rate: before any decay; None as well.
-        rates: as they are now, one for each group of tensors.
-        steps: updates that the tensors have seen; several numbers are unusual.
-        tensors: that can be trained.
-        with_moments: tensors that carry running means, which is to say were trained.
-        without: names of those that carry none; None where the numbers cannot be given names.
-        not_finite: tensors whose running means hold NaN or infinity, by name or number.
-        misshapen: tensors whose running means are of another shape than they are.
-    """
-
-    epoch: int | None
-    learning_rate: float | None
-    rates: list[float]
-    steps: list[int]
-    tensors: int
-    with_moments: int
-    without: list[str] | None
-    not_finite: list[str]
-    misshapen: list[str]
+    epoch: int | None  # that was finished; None where the file does not say
+    learning_rate: float | None  # before any decay; None where the file does not say
+    rates: list[float]  # after decay, one for each group of tensors
+    steps: list[int]  # updates that the tensors have seen; several numbers are unusual
+    tensors: int  # that can be trained
+    with_moments: int  # tensors that were trained
+    without: list[str] | None  # tensors that were not; None where indices have no names
+    not_finite: list[str]  # tensors whose moments hold NaN or infinity, by name or index
+    misshapen: list[str]  # tensors whose moments have another shape
 
 
 def optimizer_facts(net: Net, model: nn.Module | None) -> OptimizerFacts | None:
-    """What a file holds of an optimizer; None where it holds nothing.
+    """Return what a file holds of an optimizer; None where it holds nothing.
 
     Args:
         model: of the net's version and sizes, None where these are unknown.
@@ -57,29 +45,28 @@ def optimizer_facts(net: Net, model: nn.Module | None) -> OptimizerFacts | None:
     if net.optimizer is None:
         return None
     if net.form == "state":
-        return _mlx_facts(net)
-    return _torch_facts(net, model)
+        return _mlx_facts(net.optimizer, net.tensors)
+    return _torch_facts(net.optimizer, net.tensors, model)
 
 
-def _torch_facts(net: Net, model: nn.Module | None) -> OptimizerFacts:
-    assert net.optimizer is not None
-    groups = [group for group in _list(net.optimizer.groups) if isinstance(group, Mapping)]
-    params = [_list(group.get("params")) for group in groups]
-    indices = [index for listed in params for index in listed if isinstance(index, int)]
-    names = _names(model)
+def _torch_facts(
+    file: OptimizerFile, tensors: Mapping[str, Any], model: nn.Module | None
+) -> OptimizerFacts:
+    groups = [group for group in _list(file.groups) if isinstance(group, Mapping)]
+    listed = itertools.chain(*(_list(group.get("params")) for group in groups))
+    indices = [index for index in listed if isinstance(index, int)]
+    # PyTorch numbers what can be trained in this order.
+    names = list(itertools.chain(*parameter_groups(model))) if model is not None else []
     named = dict(zip(indices, names, strict=True)) if len(names) == len(indices) else {}
-    held = net.optimizer.state
-    entries = held if isinstance(held, Mapping) else {}
-    state = {i: entry for i, entry in entries.items() if isinstance(entry, Mapping)}
+    entries = file.state.items() if isinstance(file.state, Mapping) else ()
+    state = {i: entry for i, entry in entries if isinstance(entry, Mapping)}
     carrying = {i for i, entry in state.items() if all(key in entry for key in _MOMENTS)}
     moments = [(str(named.get(i, i)), state[i][key]) for i in carrying for key in _MOMENTS]
     return OptimizerFacts(
-        net.iteration,
-        net.learning_rate,
+        file.epoch,
+        file.learning_rate,
         [float(g["lr"]) for g in groups if isinstance(g.get("lr"), (int, float))],
-        sorted(
-            {step for entry in state.values() if (step := _step(entry.get("step"))) is not None}
-        ),
+        _steps(entry.get("step") for entry in state.values()),
         len(indices),
         len(carrying),
         [named[i] for i in indices if i not in carrying] if named else None,
@@ -87,35 +74,33 @@ def _torch_facts(net: Net, model: nn.Module | None) -> OptimizerFacts:
         _once(
             name
             for name, moment in moments
-            if name in net.tensors
-            and tuple(getattr(moment, "shape", ())) != tuple(net.tensors[name].shape)
+            if name in tensors and getattr(moment, "shape", ()) != tuple(tensors[name].shape)
         ),
     )
 
 
-def _mlx_facts(net: Net) -> OptimizerFacts:
-    assert net.optimizer is not None
+def _mlx_facts(file: OptimizerFile, tensors: Mapping[str, Any]) -> OptimizerFacts:
     moments: list[tuple[str, Any]] = []
-    steps, rates = set(), []
-    for key, array in net.optimizer.state.items():
+    steps, rates = [], []
+    for key, array in file.state.items():
         path, _, leaf = re.sub(r"^states\.\d+\.", "", key).rpartition(".")
         if not isinstance(array, mx.array):
             continue
         if path and leaf in ("m", "v"):
             moments.append((torch_name(path), array))
-        elif leaf == "step" and (step := _step(array)) is not None:
-            steps.add(step)
+        elif leaf == "step":
+            steps.append(array)
         elif leaf == "learning_rate" and array.size == 1:
             rates.append(float(np.array(array.astype(mx.float32))))
     found = {name for name, _ in moments}
     # A run may hold its weights in another form than upstream's, so its own names count.
-    held = [name for name in net.tensors if not name.startswith("quantizer.")]
-    sizes = {name: math.prod(tensor.shape) for name, tensor in net.tensors.items()}
+    held = [name for name in tensors if not name.startswith("quantizer.")]
+    sizes = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
     return OptimizerFacts(
         None,
         None,
         rates,
-        sorted(steps),
+        _steps(steps),
         len(held),
         len(found),
         [name for name in held if name not in found],
@@ -132,22 +117,7 @@ def _once(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _names(model: nn.Module | None) -> list[str]:
-    """Upstream's names of what can be trained, in the order that PyTorch numbers them."""
-    return list(itertools.chain(*parameter_groups(model))) if model is not None else []
-
-
-def _step(value: Any) -> int | None:
-    """A count of updates: a tensor of no axes in newer files, a number in older ones."""
-    plain = value.item() if hasattr(value, "item") and value.size == 1 else value
-    is_number = isinstance(plain, (int, float)) and np.isfinite(plain)
-    return int(plain) if is_number else None
-
-
-def is_finite(tensor: Any) -> bool:
-    """Whether a tensor, numpy's or MLX's, is free of NaN and infinity."""
-    if isinstance(tensor, mx.array):
-        tensor = to_numpy(tensor)
-    if not isinstance(tensor, np.ndarray) or tensor.dtype.kind != "f":
-        return True
-    return bool(np.isfinite(tensor).all())
+def _steps(values: Iterable[Any]) -> list[int]:
+    """Counts of updates, each once: scalar tensors in newer files, numbers in older ones."""
+    plain = [v.item() if hasattr(v, "item") and v.size == 1 else v for v in values]
+    return sorted({int(v) for v in plain if isinstance(v, (int, float)) and np.isfinite(v)})

@@ -1,6 +1,6 @@
-"""Anything with weights in it, opened to be looked at: what lies there, not what it should be.
+"""Open any file or folder with weights in it and list what it holds, not what it should hold.
 
-Unlike the readers that load a voice, this one asks for no configuration and no completeness. What
+Unlike the readers that load a voice, these need neither a configuration nor every tensor. What
 cannot be used becomes a sentence in `faults`, and the rest is still shown; only a file that cannot
 be read at all, or that holds no net, is refused.
 """
@@ -8,15 +8,23 @@ be read at all, or that holds no net, is refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_vits.checkpoints.base import content_encoder_file, find_base, weights_home
+from mlx_vits.checkpoints.base import (
+    CONTENT_ENCODER,
+    DISCRIMINATOR_FILE,
+    SPEAKER_ENCODER,
+    content_encoder_file,
+    find_base,
+    judge_path,
+    weights_home,
+)
 from mlx_vits.checkpoints.contents import (
     check_tensors,
     has_posterior,
@@ -24,6 +32,7 @@ from mlx_vits.checkpoints.contents import (
     is_generator,
     refuse_others,
 )
+from mlx_vits.checkpoints.download import CHECKSUMS
 from mlx_vits.checkpoints.run import (
     BEST,
     CHECKPOINTS,
@@ -36,28 +45,28 @@ from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, is_run
 from mlx_vits.checkpoints.safetensors_header import read_header
 from mlx_vits.checkpoints.tensors import read_tensors
 from mlx_vits.checkpoints.upstream import UpstreamFile, read_upstream
-from mlx_vits.checkpoints.voice_file import stated_config
-from mlx_vits.config import read_json_table
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, WEIGHTS_FILE, stated_config
+from mlx_vits.config import CONFIG_FILE, read_json_table
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import given_path
-from mlx_vits.system.json_files import build_record, read_json
+from mlx_vits.system.json_files import read_json
 from mlx_vits.tools.inspect.layers import upstream_tensors
-from mlx_vits.tools.inspect.subject import Form, Net, NetName, OptimizerFile, Subject
+from mlx_vits.tools.inspect.subject import Net, NetName, OptimizerFile, Subject
 
-_CHECKSUMS = "checksums.json"  # of a base that `mlx-vits download` made
-_UNTOLD = "where the base came from cannot be told"
-_GENERATOR, _WEIGHTS = "generator.safetensors", "weights.safetensors"
-_DISCRIMINATOR = "discriminator.safetensors"
 _ENCODER_STARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec")
-# A generator's file name, and that of the discriminator that goes with it.
-_PAIRS = (("s2G", "s2D"), ("G_", "D_"), ("generator", "discriminator"))
 
 
-def read_subject(name_or_path: str) -> Subject:
-    """Opens a file or a folder.
+class _Checksums(TypedDict):
+    """What `mlx-vits download` leaves in a base."""
+
+    files: list[dict[str, Any]]
+
+
+def read_subject(name_or_path: str) -> Subject[Net]:
+    """Open a file or a folder.
 
     Args:
-        name_or_path: the name of a base under `weights_home()` is understood as well.
+        name_or_path: a path, or the name of a base under `weights_home()`.
 
     Raises:
         CheckpointError: it is missing, unreadable, or holds no net.
@@ -70,22 +79,33 @@ def read_subject(name_or_path: str) -> Subject:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     net = _upstream_net(read_upstream(path))
-    return Subject(path, net.kind, [net])
+    return Subject(path, net.kind, nets=[net])
 
 
-def _read_folder(path: Path) -> Subject:
+def _read_folder(path: Path) -> Subject[Net]:
     if is_run(path):
         return _read_run(path)
-    if (path / "base" / _GENERATOR).is_file():
+    if (path / "base" / GENERATOR_FILE).is_file():
         path = path / "base"  # the demo keeps its base beside its voice
-    if (path / _GENERATOR).is_file():
+    if (path / GENERATOR_FILE).is_file():
         return _read_base(path)
-    if (path / _WEIGHTS).is_file():
-        return _read_safetensors(path / _WEIGHTS, folder=path)
+    if (path / WEIGHTS_FILE).is_file():
+        subject = _read_safetensors(path / WEIGHTS_FILE, "safetensors file in a folder")
+        subject.path, subject.kind = path, f"folder of a {subject.kind}"
+        return subject
     raise CheckpointError(
-        f"{path}: is no voice, base or run (no {_WEIGHTS}, {_GENERATOR} or run.json); name one of "
-        "its files"
+        f"{path}: is no voice, base or run (no {WEIGHTS_FILE}, {GENERATOR_FILE} or {RUN_FILE}); "
+        "name one of its files"
     )
+
+
+@contextlib.contextmanager
+def _noting(faults: list[str], end: str = "") -> Iterator[None]:
+    """Add the sentence of an error to `faults`, and go on."""
+    try:
+        yield
+    except CheckpointError as error:
+        faults.append(f"{error}{end}")
 
 
 def _upstream_net(file: UpstreamFile) -> Net:
@@ -94,111 +114,89 @@ def _upstream_net(file: UpstreamFile) -> Net:
         "exported": "exported voice",
         "resume": f"resume file of the {file.net}",
     }
-    code = f"version code {file.version_code}" if file.version_code else "no version code"
-    config = _section(file.config)
-    beside = "config.json of the experiment" if file.form == "resume" else "the file"
+    code = file.version_code
+    config = dict(file.config) if isinstance(file.config, Mapping) else {}
+    optimizer, source = None, "the file"
+    if file.form == "resume":
+        held = file.optimizer["state"], file.optimizer["param_groups"]
+        optimizer = OptimizerFile(*held, file.iteration, file.learning_rate)
+        source = f"{CONFIG_FILE} of the experiment"
+    is_trained_from = file.net == "generator" and file.form != "exported"
     return Net(
         file.net,
         kinds[file.form],
         file.form,
         file.path,
-        f"PyTorch file (zip), {code}",
+        f"PyTorch file (zip), {f'version code {code}' if code else 'no version code'}",
         file.tensors,
         config,
-        beside if config else "",
+        source if config else "",
         file.info,
-        _claims(config),
-        file.version_code,
-        file.iteration if file.form == "resume" else None,
-        file.learning_rate if file.form == "resume" else None,
-        OptimizerFile(file.optimizer["state"], file.optimizer["param_groups"])
-        if file.form == "resume"
-        else None,
-        _companion(file.path) if file.form != "exported" and file.net == "generator" else None,
+        {"version code": code} if code else {},
+        optimizer,
+        _name_if_missing(judge_path(file.path)) if is_trained_from else "",
     )
 
 
-def _companion(path: Path) -> tuple[Path, bool] | None:
-    for ours, theirs in _PAIRS:
-        if ours in path.name:
-            beside = path.with_name(path.name.replace(ours, theirs))
-            return beside, beside.is_file()
-    return None
+def _name_if_missing(path: Path | None) -> str:
+    return path.name if path is not None and not path.is_file() else ""
 
 
-def _section(values: Any) -> dict[str, Any]:
-    return dict(values) if isinstance(values, Mapping) else {}
-
-
-def _claims(config: Mapping[str, Any]) -> dict[str, str]:
-    """What a configuration says of the version, by the key that says it."""
-    found = {
-        "config.version": config.get("version"),
-        "config.model.version": _section(config.get("model")).get("version"),
-    }
-    return {key: str(value) for key, value in found.items() if value is not None}
-
-
-def _read_safetensors(path: Path, *, folder: Path | None = None) -> Subject:
+def _read_safetensors(path: Path, container: str = "safetensors file") -> Subject[Net]:
     """A voice, one part of a base, or a run's state."""
     if path.is_file() and "place" in read_header(path).metadata:
         return _read_state(path)
     file = read_tensors(path)
     check_tensors(file.tensors, path)
     tensors = {name: file.tensors[name] for name in sorted(file.tensors)}
+    net = _which_net(path, tensors)
+    info = file.metadata.get("info", "")
+    if net != "generator":
+        part = Net(net, net, "part", path, container, tensors, info=info)
+        return Subject(path, net, nets=[part])
     faults: list[str] = []
-    config, where = _safetensors_config(path, file.metadata, faults)
-    net, kind, form = _what_is(path, tensors)
-    claims = _claims(config)
-    if "version" in file.metadata:
-        claims["metadata.version"] = file.metadata["version"]
-    is_part = net == "generator" and path.name == _GENERATOR
+    config, source = _find_config(path, file.metadata, faults)
+    version = file.metadata.get("version")
+    claims = {} if version is None else {"metadata.version": version}
+    is_part = path.name == GENERATOR_FILE
+    voice = "voice" if has_posterior(tensors) else "exported voice"
+    kind = "generator of a base" if is_part else voice
     found = Net(
         net,
         kind,
-        form,
+        "part" if is_part else "voice",
         path,
-        f"safetensors file{' in a folder' if folder else ''}",
+        container,
         tensors,
-        config if net == "generator" else {},
-        where if net == "generator" else "",
-        file.metadata.get("info", ""),
-        claims if net == "generator" else {},
-        companion=_companion(path) if is_part else None,
+        config,
+        source,
+        info,
+        claims,
+        lacks_discriminator=_name_if_missing(path.with_name(DISCRIMINATOR_FILE)) if is_part else "",
     )
-    return Subject(folder or path, f"folder of a {kind}" if folder else kind, [found], faults)
+    return Subject(path, kind, faults=faults, nets=[found])
 
 
-def _safetensors_config(
+def _find_config(
     path: Path, metadata: Mapping[str, str], faults: list[str]
 ) -> tuple[dict[str, Any], str]:
-    """The configuration in the metadata or beside the file, and where it was found."""
-    if "config" in metadata:
-        try:
+    """Return the configuration in the metadata or beside the file, and where it was found."""
+    beside = path.with_name(CONFIG_FILE)
+    with _noting(faults, "; it is not used"):
+        if "config" in metadata:
             return stated_config(metadata, path), "the metadata"
-        except CheckpointError as error:
-            faults.append(f"{error}; it is not used")
-            return {}, ""
-    beside = path.with_name("config.json")
-    if not beside.is_file():
-        return {}, ""
-    try:
-        return read_json_table(beside), "config.json beside it"
-    except CheckpointError as error:
-        faults.append(f"{error}; it is not used")
-        return {}, ""
+        if beside.is_file():
+            return read_json_table(beside), f"{CONFIG_FILE} beside it"
+    return {}, ""
 
 
-def _what_is(path: Path, tensors: Mapping[str, Any]) -> tuple[NetName, str, Form]:
-    """The net that a safetensors file holds."""
+def _which_net(path: Path, tensors: Mapping[str, Any]) -> NetName:
     if is_discriminator(tensors):
-        return "discriminator", "discriminator", "part"
+        return "discriminator"
     if is_generator(tensors):
-        if path.name == _GENERATOR:
-            return "generator", "generator of a base", "part"
-        return "generator", "voice" if has_posterior(tensors) else "exported voice", "voice"
+        return "generator"
     if tensors and all(name.startswith(_ENCODER_STARTS) for name in tensors):
-        return "content encoder", "content encoder", "part"
+        return "content encoder"
     refuse_others(tensors, path)
     raise CheckpointError(
         f"{path}: holds no generator, discriminator or content encoder that mlx_vits knows; give "
@@ -206,90 +204,68 @@ def _what_is(path: Path, tensors: Mapping[str, Any]) -> tuple[NetName, str, Form
     )
 
 
-def _read_base(path: Path) -> Subject:
-    subject = _read_safetensors(path / _GENERATOR)
+def _read_base(path: Path) -> Subject[Net]:
+    subject = _read_safetensors(path / GENERATOR_FILE)
     subject.path, subject.kind = path, "base, to fine-tune from"
-    discriminator = path / _DISCRIMINATOR
-    if discriminator.is_file():
-        try:
-            other = _read_safetensors(discriminator)
-            subject.nets += other.nets
-        except CheckpointError as error:
-            subject.faults.append(str(error))
-    encoder = path / "content_encoder"
+    if (path / DISCRIMINATOR_FILE).is_file():
+        with _noting(subject.faults):
+            subject.nets += _read_safetensors(path / DISCRIMINATOR_FILE).nets
+    encoder = path / CONTENT_ENCODER
     if encoder.is_dir():
-        try:
+        with _noting(subject.faults):
             file = content_encoder_file(encoder)
-            subject.parts[str(file.relative_to(path))] = f"content encoder, {_tensor_count(file)}"
-        except CheckpointError as error:
-            subject.faults.append(str(error))
+            is_counted = file.suffix == ".safetensors"
+            count = f"{len(read_header(file).names)} tensors, " if is_counted else ""
+            words = f"content encoder, {count}{_megabytes(file)}"
+            subject.parts[str(file.relative_to(path))] = words
     else:
         subject.faults.append(
-            f"{path}: has no content_encoder; training from it needs clips that are prepared "
+            f"{path}: has no {CONTENT_ENCODER}; training from it needs clips that are prepared "
             "already, or --content-encoder"
         )
-    for file in sorted((path / "speaker_encoder").glob("*")):
+    for file in sorted((path / SPEAKER_ENCODER).glob("*")):
         subject.parts[str(file.relative_to(path))] = "speaker encoder"
-    subject.downloads = _read_checksums(path / _CHECKSUMS, subject.faults)
+    if (path / CHECKSUMS).is_file():
+        with _noting(subject.faults):
+            cure = "where the base came from cannot be told"
+            record = read_json(path / CHECKSUMS, _Checksums, error=CheckpointError, cure=cure)
+            subject.downloads = record["files"]
     return subject
 
 
-def _tensor_count(file: Path) -> str:
-    size = f"{file.stat().st_size / 1e6:.2f} MB"
-    if file.suffix != ".safetensors":
-        return size
-    return f"{len(read_header(file).names)} tensors, {size}"
+def _megabytes(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:.2f} MB"
 
 
-def _read_checksums(path: Path, faults: list[str]) -> list[dict[str, Any]] | None:
-    if not path.is_file():
-        return None
-    try:
-        values: Any = read_json(path, Any, error=CheckpointError, cure=_UNTOLD)
-        rows = values.get("files") if isinstance(values, dict) else values
-        kind = list[dict[str, Any]]
-        return build_record(kind, rows, f"{path}:", error=CheckpointError, cure=_UNTOLD)
-    except CheckpointError as error:
-        faults.append(str(error))
-        return None
-
-
-def _read_run(path: Path) -> Subject:
+def _read_run(path: Path) -> Subject[Net]:
     """A run's folder: its voice, or before there is one, its last state."""
     faults: list[str] = []
     run = _run_info(path, faults)
     last = path / CHECKPOINTS / LAST
     if last.is_file():
-        try:
+        with _noting(faults):
             run["place"] = asdict(read_place(read_header(last).metadata, last))
-        except CheckpointError as error:
-            faults.append(str(error))
     voice = path / f"{run.get('voice')}.safetensors"
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
     if not voice.is_file():
         voice = next((file for file in files if file.suffix == ".safetensors"), last)
     if not voice.is_file():
-        reason = (
-            faults[0] if faults else f"{path}: the run has no checkpoint yet; go on with --resume"
-        )
-        raise CheckpointError(reason)
+        faults.append(f"{path}: the run has no checkpoint yet; go on with --resume")
+        raise CheckpointError(faults[0])
     subject = _read_safetensors(voice)
     subject.path, subject.kind = path, "run of mlx_vits, a fine-tune"
     subject.faults = [*faults, *subject.faults]
     subject.run = (subject.run or {}) | run
     for file in [*files, path / CHECKPOINTS / BEST, last]:
         if file.is_file():
-            words = f"{file.stat().st_size / 1e6:.2f} MB"
-            subject.parts[str(file.relative_to(path))] = words
+            subject.parts[str(file.relative_to(path))] = _megabytes(file)
     return subject
 
 
 def _run_info(folder: Path, faults: list[str]) -> dict[str, Any]:
     """What `run.json` holds, or as much of it as can be used."""
-    try:
+    with _noting(faults):
         return asdict(RunInfo.read(folder))
-    except CheckpointError as error:
-        faults.append(str(error))
     with contextlib.suppress(CheckpointError):
         known = {f.name for f in fields(RunInfo)}
         values = read_json_table(folder / RUN_FILE)
@@ -297,16 +273,16 @@ def _run_info(folder: Path, faults: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_state(path: Path) -> Subject:
-    """Both nets and both optimizers of a run, as `run.py` writes them."""
-    state = read_run_state(path, finite=False)  # it is told of, not refused
+def _read_state(path: Path) -> Subject[Net]:
+    """Both nets and both optimizers of a run, as `checkpoints/run.py` writes them."""
+    state = read_run_state(path, finite=False)  # NaN is reported, not refused
     faults: list[str] = []
     run: dict[str, Any] = {"place": asdict(state.place)}
     config: dict[str, Any] = {}
     folder = path.absolute().parent.parent
     if is_run(folder):
         run = _run_info(folder, faults) | run
-        # A state states no configuration; without the voice's, sizes are told by the tensors.
+        # A state states no configuration; without the voice's, sizes are read off the tensors.
         with contextlib.suppress(CheckpointError):
             voice = folder / f"{run.get('voice')}.safetensors"
             config = stated_config(read_header(voice).metadata, voice)
@@ -315,26 +291,24 @@ def _read_state(path: Path) -> Subject:
         _state_net(path, state, "discriminator", {}),
     ]
     kind = "state of a run, to resume it from"
-    return Subject(path, kind, [net for net in nets if net.tensors], faults, run)
+    nets = [net for net in nets if net.tensors]
+    return Subject(path, kind, faults=faults, run=run, nets=nets)
 
 
 def _state_net(path: Path, state: RunState, net: NetName, config: dict[str, Any]) -> Net:
-    parameters = _flat(state.trees[net])
-    arrays = {name: a for name, a in parameters.items() if isinstance(a, mx.array)}
-    tree = state.trees["optimizer_g" if net == "generator" else "optimizer_d"]
-    place = state.place
+    parameters = {n: a for n, a in _flat(state.trees[net]).items() if isinstance(a, mx.array)}
+    optimizer = state.trees["optimizer_g" if net == "generator" else "optimizer_d"]
     return Net(
         net,
         f"{net} of a run's state",
         "state",
         path,
         "safetensors file, in the form of mlx_vits's own checkpoints",
-        upstream_tensors(arrays),
+        upstream_tensors(parameters),
         config,
         "the run's voice" if config else "",
-        f"{place.epoch}epoch_{place.step}iteration",
-        _claims(config),
-        optimizer=OptimizerFile(_flat(tree), []),
+        f"{state.place.epoch}epoch_{state.place.step}iteration",
+        optimizer=OptimizerFile(_flat(optimizer), []),
     )
 
 

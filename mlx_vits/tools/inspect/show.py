@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_vits.tools.inspect.facts import Facts, NetFacts
-from mlx_vits.tools.inspect.layers import LayerFacts, Levels, RowFacts
-from mlx_vits.tools.inspect.remarks import Remark, listed, remarks
-from mlx_vits.tools.pages import pairs, safe_text, standard_output
+from mlx_vits.models.discriminator import PRO_PERIODS
+from mlx_vits.tools.inspect.facts import MODULES, NetFacts
+from mlx_vits.tools.inspect.layers import RowFacts
+from mlx_vits.tools.inspect.remarks import listed
+from mlx_vits.tools.inspect.subject import Subject
+from mlx_vits.tools.pages import Remark, count, pairs, remark_list, safe_text, standard_output
 
 _FAR = 0.1  # a ratio this far from 1 stands out
-_MODULES = {
-    "enc_p": "reads phonemes and content",
-    "dec": "makes the sound (HiFi-GAN)",
-    "enc_q": "hears recordings; only for training",
-    "flow": "joins enc_p and enc_q",
-    "ref_enc": "style of a reference recording",
-    "ssl_proj": "content at half its rate; never trained",
-    "quantizer": "codebook of content; never trained",
-    "sv_emb": "speaker vector to style",
-    "ge_to512": "style for enc_p",
-    "prelu": "activation of the style",
-}
+_WRAPPED = "What it does"  # the column that may take several lines
 _ORDINALS = {1: "", 2: "2nd ", 3: "3rd "}
-_PERIODS = (1, 2, 3, 5, 7, 11, 17, 23)  # of the sub-discriminators
+_PERIODS = (1, *PRO_PERIODS)  # of the sub-discriminators
 
 
-def show(facts: Facts, console: Console | None = None) -> None:
-    """Prints everything.
+def show(facts: Subject[NetFacts], console: Console | None = None) -> None:
+    """Print everything.
 
     Args:
         facts: from `gather`.
@@ -52,21 +43,13 @@ def show(facts: Facts, console: Console | None = None) -> None:
         console.print(safe_text(hint), soft_wrap=True)
 
 
-def _print_remarks(console: Console, found: list[Remark]) -> None:
-    if not found:
-        return
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for level, words in found:
-        is_problem = level == "problem"
-        sign, style = ("! ", "bold yellow") if is_problem else ("- ", "")
-        grid.add_row(safe_text(f"  {sign}", style), safe_text(words, style))
-    console.print()
-    console.print(grid)
+def _print_remarks(console: Console, found: Iterable[Remark]) -> None:
+    if found:
+        console.print()
+        console.print(remark_list(found))
 
 
-def _about(facts: Facts) -> list[tuple[str, Any]]:
+def _about(facts: Subject[NetFacts]) -> list[tuple[str, Any]]:
     run = facts.run or {}
     place = run.get("place") or {}
     rows: list[tuple[str, Any]] = [("kind", facts.kind), ("against", facts.against)]
@@ -101,12 +84,12 @@ def _place(place: dict[str, Any]) -> str:
     return words
 
 
-def _show_net(console: Console, net: NetFacts, facts: Facts) -> None:
+def _show_net(console: Console, net: NetFacts, facts: Subject[NetFacts]) -> None:
     console.print()
-    if net.file != facts.path:
+    if net.file != str(facts.path):
         console.print(safe_text(net.file, "bold"))
     console.print(pairs(_identity(net)))
-    _print_remarks(console, remarks(net))
+    _print_remarks(console, net.remarks)
     console.print()
     console.print(_module_table(net, bool(facts.against)))
     if net.layers:
@@ -148,9 +131,9 @@ def _sizes(net: NetFacts) -> str:
 
 def _trained(trained: dict[str, Any]) -> str:
     words = []
-    for count, unit in ((trained["epochs"], "epoch"), (trained["steps"], "step")):
-        if count is not None:
-            words.append(f"{count:,} {unit}{'' if count == 1 else 's'}")
+    for number, unit in ((trained["epochs"], "epoch"), (trained["steps"], "step")):
+        if number is not None:
+            words.append(count(number, unit))
     if not words and trained["info"]:
         words.append(trained["info"])
     words += [
@@ -178,40 +161,46 @@ def _optimizer(net: NetFacts) -> str:
     return "; ".join(words)
 
 
-def _table(*columns: str, numbers: Iterable[str]) -> Table:
+class _Column(NamedTuple):
+    """A column of a table; `cell` takes the row's facts."""
+
+    name: str
+    cell: Callable[[Any], Text]
+    is_number: bool = False
+
+
+def _table(columns: Sequence[_Column], rows: Iterable[Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    right = set(numbers)
-    for name in columns:
+    for column in columns:
         table.add_column(
-            name,
-            justify="right" if name in right else "left",
-            no_wrap=name != "What it does",
+            column.name,
+            justify="right" if column.is_number else "left",
+            no_wrap=column.name != _WRAPPED,
             overflow="fold",
             header_style="bold",
         )
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in columns))
     return table
 
 
 def _module_table(net: NetFacts, is_compared: bool) -> Table:
-    columns = ["Part", "What it does", "Tensors", "Parameters", "Precision"]
-    numbers = ["Tensors", "Parameters", "Moved"]
-    table = _table(*columns, *(["Moved"] if is_compared else []), numbers=numbers)
-    for module in net.modules:
-        cells = [
-            safe_text(module.name),
-            Text(_what_is(module.name)),
-            Text(f"{module.tensors:,}"),
-            Text(f"{module.parameters:,}"),
-            safe_text(", ".join(module.precisions)),
-        ]
-        table.add_row(*cells, *([Text(_number(module.moved))] if is_compared else []))
-    return table
+    columns = [
+        _Column("Part", lambda module: safe_text(module.name)),
+        _Column(_WRAPPED, lambda module: Text(_what_is(module.name))),
+        _Column("Tensors", lambda module: Text(f"{module.tensors:,}"), True),
+        _Column("Parameters", lambda module: Text(f"{module.parameters:,}"), True),
+        _Column("Precision", lambda module: safe_text(", ".join(module.precisions))),
+    ]
+    if is_compared:
+        columns.append(_Column("Moved", lambda module: _number(module.moved), True))
+    return _table(columns, net.modules)
 
 
 def _what_is(module: str) -> str:
     family, _, index = module.partition(".")
     if family != "discriminators" or not index.isdigit():
-        return _MODULES.get(module, "")
+        return MODULES.get(module, "")
     if int(index) >= len(_PERIODS):
         return ""
     period = _PERIODS[int(index)]
@@ -219,40 +208,45 @@ def _what_is(module: str) -> str:
 
 
 def _layer_table(net: NetFacts, is_compared: bool) -> Table:
-    is_generator = net.net == "generator"
-    columns = ["Layer", "Channels", "Kernel", "Weight", "Norm", "Mean g"]
-    columns += ["Gain"] if is_generator else []
-    columns += ["Norm ×", "g ×", "Moved"] if is_compared else []
-    table = _table(*columns, numbers=columns[4:])
-    for row in net.layers:
-        levels = row.levels
-        cells = [safe_text(row.name), *_geometry(row), Text(row.forms)]
-        cells += [Text(_number(levels.norm)), Text(_number(levels.mean_g))]
-        cells += [Text(_number(levels.gain))] if is_generator else []
-        table.add_row(*cells, *(_comparison(levels) if is_compared else []))
-    return table
+    columns = [
+        _Column("Layer", lambda row: safe_text(row.name)),
+        _Column("Channels", lambda row: Text(_channels(row))),
+        _Column("Kernel", lambda row: _once(layer.shape[2] for layer in row.layers if layer.shape)),
+        _Column("Weight", lambda row: _once(layer.form for layer in row.layers)),
+        _Column("Norm", lambda row: _number(row.levels.norm), True),
+        _Column("Mean g", lambda row: _number(row.levels.mean_g), True),
+    ]
+    if net.net == "generator":
+        columns.append(_Column("Gain", lambda row: _number(row.levels.gain), True))
+    if is_compared:
+        columns += [
+            _Column("Norm ×", lambda row: _ratio(row.levels.norm_ratio), True),
+            _Column("g ×", lambda row: _ratio(row.levels.g_ratio), True),
+            _Column("Moved", lambda row: _number(row.levels.moved), True),
+        ]
+    return _table(columns, net.layers)
 
 
-def _geometry(row: RowFacts) -> tuple[Text, Text]:
+def _channels(row: RowFacts) -> str:
     if len(row.layers) > 1:
-        return Text(f"{len(row.layers)} layers"), Text(_kernels(row.layers))
-    channels = row.layers[0].channels
-    return Text(" → ".join(map(str, channels))), Text(_kernels(row.layers))
+        return f"{len(row.layers)} layers"
+    return " → ".join(map(str, row.layers[0].channels))
 
 
-def _kernels(layers: list[LayerFacts]) -> str:
-    return ", ".join(dict.fromkeys(str(layer.shape[2]) for layer in layers if layer.shape))
+def _once(values: Iterable[Any]) -> Text:
+    return Text(", ".join(dict.fromkeys(map(str, values))))
 
 
-def _comparison(levels: Levels) -> list[Text]:
-    cells = []
-    for value in (levels.norm_ratio, levels.g_ratio):
-        is_far = value is not None and not abs(value - 1) <= _FAR
-        cells.append(Text(_number(value), "bold yellow" if is_far else ""))
-    return [*cells, Text(_number(levels.moved))]
+def _ratio(value: float | None) -> Text:
+    is_far = value is not None and not abs(value - 1) <= _FAR
+    return Text(_format(value), "bold yellow" if is_far else "")
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None) -> Text:
+    return Text(_format(value))
+
+
+def _format(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}"
@@ -261,20 +255,20 @@ def _number(value: float | None) -> str:
 def _legend(net: NetFacts, against: str) -> list[str]:
     stored = net.weight_norm
     lines = [
-        "Weight  live: stored as length g and direction v, as it is trained; plain: as it is. "
+        "Weight  live: magnitude g and direction v, as trained; plain: a single weight. "
         f"{stored['live']} layers of this net are live."
     ]
     if stored["folded"]:
-        lines.append("        folded: stored as it is, where GPT-SoVITS has length and direction.")
-    lines.append("Norm    of the weight in use, g v / ‖v‖: √ of its sum of squares.")
+        lines.append("        folded: a single weight, where GPT-SoVITS has g and v.")
+    lines.append("Norm    Frobenius norm of the effective weight, g v / ‖v‖.")
     if net.net == "generator":
-        lines.append("Gain    how much louder noise comes out: RMS for RMS 1. The mean of several.")
+        lines.append("Gain    RMS of the output for noise of RMS 1; of several layers the mean.")
     if against:
         lines += [
             f"×       as a ratio to {against}; 1.000 is unchanged.",
-            "Moved   how far the numbers are from that file's, as a share of their norm.",
+            "Moved   distance from that file's numbers, as a share of their norm.",
         ]
-        named = [f"{name} ×{_number(value)}" for name, value in net.stand_out.items()]
+        named = [f"{name} ×{_format(value)}" for name, value in net.stand_out.items()]
         words = f"Changed most: {listed(named)}." if named else "No layer's norm changed by 5 %."
         lines.append(words)
     return lines

@@ -1,86 +1,55 @@
-"""What is inspected: the nets that a file or a folder holds, as they lie there."""
+"""What is inspected: the nets in a file or folder, as they are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 NetName = Literal["generator", "discriminator", "content encoder"]
 Form = Literal["pretrained", "exported", "resume", "voice", "part", "state"]
 
 
 class OptimizerFile(NamedTuple):
-    """What a file holds of an optimizer, in the form of whoever wrote it.
+    """The optimizer in a file, in the form of whoever wrote it."""
 
-    Attributes:
-        state: PyTorch's `state` by index, or MLX's trees flattened, by name.
-        groups: PyTorch's `param_groups`; empty in MLX's form.
-    """
-
-    state: Mapping[Any, Any]
-    groups: list[Any]
+    state: Mapping[Any, Any]  # PyTorch's `state` by index, or MLX's trees flattened, by name
+    groups: list[Any]  # PyTorch's `param_groups`; empty in MLX's form
+    epoch: int | None = None  # of a resume file, the epoch that was finished
+    learning_rate: float | None = None  # of a resume file, before any decay
 
 
 @dataclass(frozen=True)
 class Net:
-    """One net as it lies in a file.
-
-    Attributes:
-        net: which.
-        kind: what it is, in words.
-        form: where it comes from.
-        file: that holds it.
-        container: the kind of that file, in words.
-        tensors: PyTorch's axes, upstream's names.
-        config: upstream's nested dictionary as it is stated, or empty.
-        config_source: where it is stated, in words, "" where nowhere.
-        info: how far it was trained, in upstream's words, or "".
-        claims: other places that state a version, and which.
-        version_code: the two digits over the first bytes of a `.pth`, or None.
-        iteration: of a resume file, the epoch that was done.
-        learning_rate: of a resume file, before any decay.
-        optimizer: of a resume file or a run's state.
-        companion: the discriminator that a generator of such a name has beside it, and whether it
-            is there; None where the name says nothing.
-    """
+    """One net as it is stored; words of a file that are not there are ""."""
 
     net: NetName
-    kind: str
+    kind: str  # what it is, in words
     form: Form
     file: Path
-    container: str
-    tensors: Mapping[str, Any]
-    config: Mapping[str, Any] = field(default_factory=dict)
-    config_source: str = ""
-    info: str = ""
-    claims: Mapping[str, str] = field(default_factory=dict)
-    version_code: str | None = None
-    iteration: int | None = None
-    learning_rate: float | None = None
-    optimizer: OptimizerFile | None = None
-    companion: tuple[Path, bool] | None = None
+    container: str  # the kind of file, in words
+    tensors: Mapping[str, Any]  # by upstream's names, PyTorch's axes
+    config: Mapping[str, Any] = field(default_factory=dict)  # as it is stated, upstream's keys
+    config_source: str = ""  # where it is stated, in words
+    info: str = ""  # how far it was trained, in upstream's words
+    claims: Mapping[str, str] = field(default_factory=dict)  # versions stated beside the config
+    optimizer: OptimizerFile | None = None  # of a resume file or a run's state
+    lacks_discriminator: str = ""  # name of the file that is missing beside a generator
+
+
+N = TypeVar("N")  # `Net` as it is read, `NetFacts` once it is worked out
 
 
 @dataclass
-class Subject:
-    """What is inspected.
-
-    Attributes:
-        path: as it was found.
-        kind: in words.
-        nets: those it holds, the generator first.
-        faults: what could not be used, in sentences.
-        run: of a run's folder or state, what its `run.json` and its place say.
-        downloads: of a base, which files it was made from.
-        parts: other files that belong to it, in words by path.
-    """
+class Subject(Generic[N]):
+    """A file or folder with the nets in it, the generator first."""
 
     path: Path
-    kind: str
-    nets: list[Net]
-    faults: list[str] = field(default_factory=list)
-    run: dict[str, Any] | None = None
-    downloads: list[dict[str, Any]] | None = None
-    parts: dict[str, str] = field(default_factory=dict)
+    kind: str  # in words
+    against: str = ""  # the file or folder that it is compared with
+    faults: list[str] = field(default_factory=list)  # what could not be used, in sentences
+    run: dict[str, Any] | None = None  # of a run or its state: `run.json` and the place
+    downloads: list[dict[str, Any]] | None = None  # of a base: the files it was made from
+    parts: dict[str, str] = field(default_factory=dict)  # other files of it, described, by path
+    nets: list[N] = field(default_factory=list)

@@ -1,0 +1,191 @@
+"""A GPT on disk: upstream's `.ckpt`, or a folder.
+
+| form | what | tensors |
+| --- | --- | --- |
+| pretrained, exported `.ckpt` | `weight`, `config`, `info` | fp16 or fp32, names with `model.` |
+| `.ckpt` of a training's state | `state_dict`, `hyper_parameters` | fp32, names with `model.` |
+| folder | `config.json`, `weights.safetensors` | names with or without `model.` |
+
+Source: GPT-SoVITS `s1_train.py`, `AR/models/t2s_lightning_module.py`, `inference_webui.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_vits.checkpoints.contents import check_tensors, is_generator
+from mlx_vits.checkpoints.state_dict import load_state
+from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
+from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
+from mlx_vits.config import T2SConfig, read_json_table
+from mlx_vits.errors import CheckpointError
+from mlx_vits.models.t2s import Text2SemanticDecoder
+from mlx_vits.system.files import atomic_write, fresh_folder, replace_folder
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+GPT_FOLDER, GPT_FILE = "gpt", "gpt.ckpt"  # within a base or a run
+_PREFIX = "model."
+_PHONES = "ar_text_embedding.word_embeddings.weight"
+_GIVE = "give a .ckpt from GPT_weights, or a pretrained s1 file"
+
+
+class GPTFile(NamedTuple):
+    """A GPT's tensors and configuration.
+
+    Attributes:
+        config: as the file states it.
+        tensors: numpy or MLX arrays under upstream's names, without `model.`.
+        info: how far it was trained, in upstream's words ("GPT-e15"), or "".
+        source: the file, for messages.
+    """
+
+    config: T2SConfig
+    tensors: dict[str, Any]
+    info: str
+    source: Path
+
+
+def find_gpt(folder: Path) -> Path | None:
+    """The GPT of a base or a run: `gpt/`, else `gpt.ckpt`; None where there is none."""
+    if (folder / GPT_FOLDER / CONFIG).is_file():
+        return folder / GPT_FOLDER
+    return folder / GPT_FILE if (folder / GPT_FILE).is_file() else None
+
+
+def read_gpt(path: str | Path, *, version: str | None = None) -> GPTFile:
+    """Read a GPT.
+
+    Args:
+        path: a `.ckpt`, or a folder with `config.json` and `weights.safetensors`.
+        version: of the voice that it is for, one of `VERSIONS`; None takes any.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, refused, no GPT, or one of another version.
+    """
+    path = Path(path)
+    file = _read_folder(path) if path.is_dir() else _read_ckpt(path)
+    # v2Pro and v2ProPlus share v2's phonemes.
+    wished = None if version is None else "v1" if version == "v1" else "v2"
+    if wished not in (None, file.config.version):
+        raise CheckpointError(
+            f"{path}: is a GPT of {file.config.version}, with {file.config.phoneme_vocab_size} "
+            f"phonemes, but the voice is {version}; give a GPT of {wished}"
+        )
+    return file
+
+
+def load_gpt_model(file: GPTFile, *, consume: bool = False) -> Text2SemanticDecoder:
+    """A GPT with a file's weights.
+
+    Args:
+        consume: see `load_state`.
+
+    Raises:
+        CheckpointError: the tensors do not fit the configuration, or hold NaN or infinity.
+    """
+    model = Text2SemanticDecoder(file.config)
+    load_state(model, file.tensors, source=str(file.source), consume=consume)
+    return model
+
+
+def _read_folder(path: Path) -> GPTFile:
+    if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
+        raise CheckpointError(f"{path}: is no GPT's folder, which holds {CONFIG} and {WEIGHTS}")
+    file = read_tensors(path / WEIGHTS)
+    tensors = _own_names(file.tensors, path / WEIGHTS)
+    config = T2SConfig.from_dict(read_json_table(path / CONFIG), source=str(path / CONFIG))
+    return GPTFile(config, tensors, file.metadata.get("info", ""), path / WEIGHTS)
+
+
+def _read_ckpt(path: Path) -> GPTFile:
+    content = read_torch_archive(path)
+    tables = content if isinstance(content, dict) else {}
+    for name in ("weight", "state_dict"):
+        if isinstance(tables.get(name), dict):
+            tensors = _own_names(tables[name], path)
+            break
+    else:
+        _own_names(tables, path)  # says what else it is
+        raise CheckpointError(
+            f"{path}: holds the tensors of a GPT but no configuration; save it in PyTorch as "
+            "{'weight': ..., 'config': ..., 'info': ...}, with that of the GPT it comes from"
+        )
+    stated: Any = tables.get("config")
+    if name == "state_dict":
+        stated = tables.get("hyper_parameters")
+        stated = stated.get("config") if isinstance(stated, dict) else None
+    if not isinstance(stated, dict) or not isinstance(stated.get("model"), dict):
+        raise CheckpointError(
+            f"{path}: is damaged, it lacks the configuration of its GPT; copy or download it again"
+        )
+    info = tables.get("info")
+    config = T2SConfig.from_dict(stated, source=str(path))
+    return GPTFile(config, tensors, info if isinstance(info, str) else "", path)
+
+
+def _own_names(tensors: Mapping[Any, Any], source: Path) -> dict[str, Any]:
+    """Tensors without upstream's prefix.
+
+    Raises:
+        CheckpointError: they are no GPT's.
+    """
+    named = {
+        name.removeprefix(_PREFIX) if isinstance(name, str) else name: tensor
+        for name, tensor in tensors.items()
+    }
+    if _PHONES in named:
+        check_tensors(named, source)
+        return named
+    names = [name for name in named if isinstance(name, str)]
+    if is_generator(names) or any(re.match("(dec|enc_p|discriminators|cfm)\\.", n) for n in names):
+        raise CheckpointError(
+            f"{source}: is a file of GPT-SoVITS's SoVITS stage, which gives a text its voice, not "
+            f"a GPT; {_GIVE}"
+        )
+    raise CheckpointError(f"{source}: is not a GPT of GPT-SoVITS (no ar_text_embedding); {_GIVE}")
+
+
+def write_gpt(
+    path: str | Path, state: Mapping[str, mx.array], config: T2SConfig, *, info: str
+) -> None:
+    """Write a GPT in the form that the path asks for.
+
+    Args:
+        path: `.ckpt` gives upstream's export (fp16), anything else a folder.
+        state: from `state_of`.
+        info: how far it was trained ("GPT-e15").
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix == ".ckpt":
+        weight = {_PREFIX + name: _half(array, name, path) for name, array in state.items()}
+        write_torch_archive(path, {"weight": weight, "config": config.to_dict(), "info": info})
+        return
+    if path.exists() and not (
+        path.is_dir() and {p.name for p in path.iterdir()} <= {CONFIG, WEIGHTS}
+    ):
+        raise CheckpointError(f"{path}: holds something else; choose another name")
+    with fresh_folder(path) as fresh:
+        with atomic_write(fresh / CONFIG) as file:
+            file.write(json.dumps(config.to_dict(), indent=1).encode())
+        write_tensors(fresh / WEIGHTS, state, {"info": info, "format": "pt"})
+        replace_folder(fresh, path)
+
+
+def _half(array: mx.array, name: str, path: Path) -> np.ndarray:
+    half = array.astype(mx.float16)
+    if not mx.all(mx.isfinite(half)).item():
+        raise CheckpointError(
+            f"{path}: cannot be written, {name} holds numbers that are too large for fp16, which "
+            "GPT-SoVITS's GPTs are in; write a folder instead"
+        )
+    return np.array(half)

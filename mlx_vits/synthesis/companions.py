@@ -1,0 +1,83 @@
+"""The files that a voice needs to speak a text, beside its own.
+
+A run or a base keeps its reference as `reference.json`, which names a recording beside it:
+`{"audio": "reference.wav", "text": "what is said", "language": "en"}`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_vits.errors import CheckpointError
+from mlx_vits.system.files import atomic_write, inside
+from mlx_vits.system.json_files import read_json
+
+REFERENCE_FILE = "reference.json"
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """A recording, and what it says.
+
+    Attributes:
+        audio: the recording; in the file relative to it.
+        text: its transcript, "" where it is not known.
+        language: of the transcript.
+    """
+
+    audio: str
+    text: str = ""
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What was found for a voice; None for what is not there.
+
+    Attributes:
+        gpt: the T2S model: a file or a folder.
+        content_encoder: a folder in Hugging Face's form.
+        speaker_encoder: a file, for v2Pro and v2ProPlus.
+        reference: the voice's own.
+    """
+
+    gpt: Path | None = None
+    content_encoder: Path | None = None
+    speaker_encoder: Path | None = None
+    reference: StoredReference | None = None
+
+    def completed_by(self, other: Companions) -> Companions:
+        """Return these, with those of `other` for what is missing."""
+        return Companions(
+            self.gpt or other.gpt,
+            self.content_encoder or other.content_encoder,
+            self.speaker_encoder or other.speaker_encoder,
+            self.reference or other.reference,
+        )
+
+
+def read_stored_reference(folder: Path) -> StoredReference | None:
+    """Read the reference of a run or a base; None where it keeps none.
+
+    Raises:
+        CheckpointError: its file is damaged, or names a recording outside of the folder.
+    """
+    path = folder / REFERENCE_FILE
+    if not path.is_file():
+        return None
+    stored = read_json(path, StoredReference, error=CheckpointError, cure="give --reference")
+    audio = inside(folder, stored.audio, error=CheckpointError)
+    return StoredReference(str(audio), stored.text, stored.language)
+
+
+def write_stored_reference(folder: Path, reference: StoredReference) -> None:
+    """Write `reference.json`.
+
+    Args:
+        reference: `audio` is a file's name within the folder.
+    """
+    content = {"audio": reference.audio, "text": reference.text, "language": reference.language}
+    with atomic_write(folder / REFERENCE_FILE) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())

@@ -1,0 +1,371 @@
+"""A voice that reads a text aloud: what `Voice.speak` and `Voice.stream` do.
+
+Everything that a voice needs beside its own weights (T2S, content encoder, speaker encoder, BERT)
+is read when it is first needed, and kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_vits.checkpoints.base import load_content_encoder
+from mlx_vits.checkpoints.bert_file import find_bert, read_bert
+from mlx_vits.checkpoints.codebook import CODEBOOK_KEY, codebook_sha256
+from mlx_vits.checkpoints.speaker import load_speaker_encoder
+from mlx_vits.errors import CheckpointError, DataError, UserError
+from mlx_vits.models.hubert import HubertModel
+from mlx_vits.models.speaker_encoder import ERes2NetV2
+from mlx_vits.nn.threads import on_lasting_thread
+from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser
+from mlx_vits.preprocessing.speakers import speaker_vector
+from mlx_vits.synthesis.companions import Companions, StoredReference
+from mlx_vits.synthesis.generation import MUTE_CODE
+from mlx_vits.synthesis.gpt import GPT, load_gpt
+from mlx_vits.synthesis.pipeline import Pipeline
+from mlx_vits.synthesis.reference import Reference, prompt_codes, read_reference
+from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
+from mlx_vits.synthesis.verifying import Verify, verifier
+from mlx_vits.synthesis.watch import CODES_PER_SECOND
+from mlx_vits.text.front_end import Reading, read
+from mlx_vits.text.lexicon import NO_WORDS, Lexicon, read_lexicon
+from mlx_vits.text.segments import segment
+
+if TYPE_CHECKING:
+    from mlx_vits.synthesis.voice import Voice
+
+# In a T2S model's `config.json`: all languages that it has heard, and the code of silence.
+LANGUAGES_KEY, MUTE_KEY = "languages", "mute_code"
+_KEPT_REFERENCES = 8
+_PHONEMES_PER_SECOND = (3, 25)  # of speech whose transcript fits; upstream's limits for training
+
+
+@dataclass
+class Speech:
+    """A spoken text.
+
+    Attributes:
+        wav: `(N,)` float32 at `sample_rate`, within full scale.
+        sample_rate: Hz.
+        sentences: with their phonemes, codes and lengths.
+        warnings: sentences about what may be wrong: signs that were not spoken, a sentence that
+            seems to lack words, a transcript that does not fit the reference.
+    """
+
+    wav: np.ndarray
+    sample_rate: int
+    sentences: list[Sentence]
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Heard(NamedTuple):
+    """A reference as the models take it; `codes` are None where it is not of 3 to 10 s."""
+
+    reference: Reference
+    codes: np.ndarray | None
+    spec: mx.array
+    vector: np.ndarray | None
+
+
+class Speaker:
+    """What `voice` speaks with.
+
+    Args:
+        companions: where the rest is.
+        lexicon: the user's own pronunciations, a file or what `read_lexicon` gave.
+    """
+
+    def __init__(self, voice: Voice, companions: Companions):
+        self.voice, self.companions = voice, companions
+        self.lexicon: Lexicon = NO_WORDS
+        self._heard: OrderedDict[tuple[str, int, int, bool], _Heard] = OrderedDict()
+        self._warnings: list[str] = []
+        self._verify: Verify | None = None
+
+    def verify_with_whisper(self, model: str = DEFAULT_MODEL) -> None:
+        """Have each sentence checked by Whisper, and said again where it is misheard.
+
+        Raises:
+            UserError: the extra `asr` is not installed, or the model cannot be had.
+        """
+        self._verify = verifier(load_recogniser(model), self.voice.sample_rate)
+
+    def use_lexicon(self, path: str | Path) -> None:
+        """Read the words that are to be pronounced in the user's own way."""
+        self.lexicon = read_lexicon(Path(path))
+
+    @cached_property
+    def gpt(self) -> GPT:
+        """The T2S model, read when first asked for.
+
+        Raises:
+            CheckpointError: there is none, or it belongs to another version or codebook.
+        """
+        if self.companions.gpt is None:
+            raise CheckpointError(
+                f"{self.voice.name}: has no T2S model, which turns text into speech; fetch one "
+                f"with `mlx-vits download {self.voice.version}`, or give it with --gpt"
+            )
+        gpt = load_gpt(self.companions.gpt, version=self.voice.version)
+        _check_codebook(gpt, self.voice, self.companions.gpt)
+        return gpt
+
+    @cached_property
+    def _content_encoder(self) -> HubertModel:
+        if self.voice.content_encoder is not None:
+            return self.voice.content_encoder
+        if self.companions.content_encoder is None:
+            raise CheckpointError(
+                f"{self.voice.name}: has no content encoder, with which a reference is heard; "
+                f"fetch it with `mlx-vits download {self.voice.version}`, or give its folder with "
+                "--content-encoder"
+            )
+        return load_content_encoder(self.companions.content_encoder)
+
+    @cached_property
+    def _speaker_encoder(self) -> ERes2NetV2:
+        if self.companions.speaker_encoder is None:
+            raise CheckpointError(
+                f"{self.voice.name}: {self.voice.version} needs the speaker encoder; fetch it with "
+                f"`mlx-vits download {self.voice.version}`"
+            )
+        return load_speaker_encoder(self.companions.speaker_encoder)
+
+    @cached_property
+    def _bert(self) -> Any:
+        return read_bert(find_bert(self.voice.version))
+
+    def _characters_to_features(self, text: str) -> mx.array:
+        features: mx.array = self._bert(text)
+        return features
+
+    def _read(self, text: str, language: str) -> Reading:
+        reading = read(
+            text,
+            language,
+            self.voice.version,
+            segment=segment,
+            characters_to_features=self._characters_to_features,
+            lexicon=self.lexicon,
+        )
+        if reading.unspoken:
+            signs = " ".join(dict.fromkeys(reading.unspoken))
+            self._warnings.append(f"not spoken: {signs} (in {_shortened(text)!r})")
+        return reading
+
+    def _encode(self, wav: np.ndarray) -> np.ndarray:
+        features = self._content_encoder(mx.array(wav)[None])
+        return self.voice.extract_codes(features.swapaxes(1, 2)).ravel()
+
+    def _hear(self, path: str | Path, *, as_prompt: bool) -> _Heard:
+        """Read a recording, or take what was read of it before if the file is still the same."""
+        path = Path(path)
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); give a recording of 3 to 10 s as the "
+                "reference"
+            ) from error
+        key = (str(path.resolve()), state.st_mtime_ns, state.st_size, as_prompt)
+        if key not in self._heard:
+            reference = read_reference(path, self.voice.sample_rate)
+            vector = None
+            if self.voice.config.model.is_pro:
+                vector = speaker_vector(
+                    self._speaker_encoder, reference.for_style, self.voice.sample_rate, path
+                )
+            spec = self.voice.reference_spectrogram(reference.for_style)
+            codes = prompt_codes(reference, self._encode) if as_prompt else None
+            self._heard[key] = _Heard(reference, codes, spec, vector)
+            while len(self._heard) > _KEPT_REFERENCES:
+                self._heard.popitem(last=False)
+        self._heard.move_to_end(key)
+        return self._heard[key]
+
+    def _prompt(self, reference: StoredReference, auxiliary: Sequence[str | Path]) -> Prompt:
+        heard = [self._hear(reference.audio, as_prompt=bool(reference.text.strip()))]
+        heard += [self._hear(path, as_prompt=False) for path in auxiliary]
+        vectors = [one.vector for one in heard if one.vector is not None]
+        if not reference.text.strip():
+            self._warnings.append(
+                f"{reference.audio}: its text is not known, so only its timbre is used and not its "
+                "manner; give it with --reference-text"
+            )
+        return Prompt(heard[0].codes, [one.spec for one in heard], vectors)
+
+    def _check_transcript(self, reference: StoredReference, codes: np.ndarray | None) -> None:
+        if codes is None:
+            return
+        phonemes = len(self._read(reference.text, reference.language).ids)
+        rate = phonemes / (len(codes) / CODES_PER_SECOND)
+        if not _PHONEMES_PER_SECOND[0] <= rate <= _PHONEMES_PER_SECOND[1]:
+            self._warnings.append(
+                f"{reference.audio}: {rate:.1f} phonemes a second would be said, too "
+                f"{'few' if rate < _PHONEMES_PER_SECOND[0] else 'many'}; check that the text is "
+                "what the recording says, all of it and no more"
+            )
+
+    def begin(
+        self,
+        request: SpeechRequest,
+        reference: StoredReference | None,
+        auxiliary: Sequence[str | Path],
+        *,
+        compat: bool,
+    ) -> Iterator[Piece]:
+        """Speak a request piece by piece.
+
+        Args:
+            reference: in place of the voice's own.
+            auxiliary: further recordings, whose timbre is averaged with the reference's.
+
+        Raises:
+            UserError: something is missing or cannot be read; the message names it and the cure.
+        """
+        reference = reference or self.companions.reference
+        if reference is None:
+            raise UserError(
+                f"{self.voice.name}: has no reference to speak like; give a recording of 3 to 10 s "
+                "and what it says: --reference WAV --reference-text TEXT"
+            )
+        if self._verify is not None and request.streaming_mode:
+            raise UserError("a sentence is checked as a whole; leave out either verify or stream")
+        _check_language(self.gpt, request.text_lang, self.voice.name)
+        prompt = self._prompt(reference, auxiliary)
+        self._check_transcript(reference, prompt.codes)
+        pipeline = Pipeline(
+            self.voice,
+            self.gpt.model,
+            self._read,
+            prompt,
+            mute_code=_mute_code(self.gpt),
+            compat=compat,
+            verify=self._verify,
+        )
+        return pipeline.run(request.with_prompt(reference.text, reference.language))
+
+    def take_warnings(self) -> list[str]:
+        """Return what was noticed since the last call."""
+        found, self._warnings = list(dict.fromkeys(self._warnings)), []
+        return found
+
+
+def speak(
+    speaker: Speaker,
+    request: SpeechRequest,
+    reference: StoredReference | None,
+    auxiliary: Sequence[str | Path],
+    *,
+    compat: bool,
+) -> Speech:
+    """Speak a request as a whole."""
+    pieces = list(speaker.begin(request, reference, auxiliary, compat=compat))
+    sentences = [sentence for piece in pieces for sentence in piece.sentences]
+    wav = np.concatenate([piece.wav for piece in pieces] or [np.zeros(0, np.float32)])
+    warnings = [*speaker.take_warnings(), *faults(sentences)]
+    if not np.isfinite(wav).all():
+        raise CheckpointError(
+            f"{speaker.voice.name}: speaks NaN or infinity, its weights are damaged; copy or "
+            "download the voice again, or take an earlier one"
+        )
+    return Speech(wav, speaker.voice.sample_rate, sentences, warnings)
+
+
+def stream(
+    speaker: Speaker,
+    request: SpeechRequest,
+    reference: StoredReference | None,
+    auxiliary: Sequence[str | Path],
+    *,
+    compat: bool = False,
+) -> Iterator[Piece]:
+    """Speak a request piece by piece, from whichever thread asks for the next one."""
+    pieces = on_lasting_thread(speaker.begin)(request, reference, auxiliary, compat=compat)
+    advance = on_lasting_thread(lambda: next(pieces, None))
+    while (piece := advance()) is not None:
+        yield piece
+
+
+def stored_reference(
+    audio: str | Path | None, text: str | None, language: str
+) -> StoredReference | None:
+    """Return the reference that a caller gave, or None for the voice's own.
+
+    Raises:
+        UserError: a text is given without its recording.
+    """
+    if audio is not None:
+        return StoredReference(str(audio), text or "", language)
+    if text is not None:
+        raise UserError("reference_text is given without a reference; give its recording as well")
+    return None
+
+
+def faults(sentences: Sequence[Sentence]) -> list[str]:
+    """Describe what still seems wrong with sentences, after they were tried again."""
+    return [
+        f"{_shortened(sentence.text)!r} {sentence.fault.words}"
+        for sentence in sentences
+        if sentence.fault is not None
+    ]
+
+
+def own_language(speaker: Speaker) -> str:
+    """Return the language that a voice's reference speaks, "en" where it has none."""
+    stored = speaker.companions.reference
+    return stored.language if stored is not None else "en"
+
+
+def _mute_code(gpt: GPT) -> int:
+    code = gpt.config.extra.get(MUTE_KEY, MUTE_CODE)
+    if not (isinstance(code, int) and 0 <= code < gpt.config.EOS):
+        raise CheckpointError(
+            f"{gpt.name}: {MUTE_KEY} in its configuration is {code!r}, which is no code; put one "
+            f"of 0 to {gpt.config.EOS - 1} there, or take it away"
+        )
+    return code
+
+
+def _check_language(gpt: GPT, language: str, name: str) -> None:
+    """Refuse a language that a T2S model says it has never heard.
+
+    Raises:
+        DataError: it is one.
+    """
+    heard = gpt.config.extra.get(LANGUAGES_KEY)
+    plain = language.lower().removeprefix("all_")
+    if heard and plain not in heard:
+        raise DataError(
+            f"{name}: its T2S model has heard {', '.join(heard)} alone and cannot speak "
+            f"{language!r}; take a full-size base (`mlx-vits download v2`) for other languages"
+        )
+
+
+def _check_codebook(gpt: GPT, voice: Voice, path: Path) -> None:
+    """Refuse a T2S model whose codes mean something else to the voice.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    stated = gpt.config.extra.get(CODEBOOK_KEY)
+    # Those that state none are upstream's, and go with upstream's own codebook.
+    is_full_size = not voice.config.is_reduced
+    fits = stated == codebook_sha256(voice.model) if stated else is_full_size
+    if not fits:
+        raise CheckpointError(
+            f"{path}: this T2S model was trained with another codebook than {voice.name}'s; take "
+            "the one of the base that the voice was made from"
+        )
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else f"{text[:37]}..."
