@@ -54,8 +54,8 @@ test: setup ## Run the tests
 test-slow: setup ## Run the tests that take minutes as well
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 
-bench: setup ## Measure a training step and synthesis at full size, on this machine
-	$(BIN)/mlx-vits bench $(ARGS)
+bench: setup ## Measure training steps and synthesis at full size, as a table to share
+	$(BIN)/mlx-vits bench --share $(ARGS)
 
 bench-reading: setup ## Measure what reading a full-size model takes
 	$(BIN)/python scripts/bench_reading.py $(ARGS)

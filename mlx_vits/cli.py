@@ -244,6 +244,9 @@ def bench(
     precision: str = typer.Option(
         "auto", help="Precision of the step: fp32 or bf16; auto is fp32."
     ),
+    share: bool = typer.Option(
+        False, "--share", help="Batches of 1, 2 and 4 in fp32 and bf16, as a table to paste."
+    ),
     output: Path = typer.Option(Path("bench.json"), help="JSON file to write."),  # noqa: B008
 ) -> None:
     """Measure a training step and synthesis at full size on this machine."""
@@ -256,6 +259,7 @@ def bench(
         compare=compare,
         compiled=compile_,
         precision=precision,
+        share=share,
         output=output,
     )
 

@@ -24,7 +24,7 @@ import typer
 
 import mlx_vits
 from mlx_vits import finetune
-from mlx_vits.tools.bench.machine import describe_machine
+from mlx_vits.tools.machine import describe_machine
 from mlx_vits.checkpoints.base import choose_base, weights_home
 from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.report.terminal import TerminalScreen

@@ -35,7 +35,6 @@ import mlx.optimizers as optim
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
-from mlx_vits.tools.bench.kernels import count_kernels
 from mlx_vits.tools.bench.work import StepParts, Work
 from mlx_vits.nn.attention import MultiHeadAttention
 from mlx_vits.nn.layers import Convolution
@@ -114,14 +113,14 @@ def _measure(work: Work, variant: str, off: Off, repeat: int) -> dict[str, list[
         parts = StepParts(
             work, compiled=compiles_step() and variant not in ("recording", "all off")
         )
-        kernels = count_kernels(parts)
-        for run in (parts.step, parts.synthesize):
+        kernels = parts.count_kernels()
+        for part in ("step", "synthesis"):
             for _ in range(min(repeat, _WARM_UP)):
-                run()
+                parts.run(part)
         return {
-            "step": [_timed(parts.step) for _ in range(repeat)],
+            "step": [_timed(partial(parts.run, "step")) for _ in range(repeat)],
             "step_kernels": [kernels["step"].kernels],
-            "synthesis": [_timed(parts.synthesize) for _ in range(repeat)],
+            "synthesis": [_timed(partial(parts.run, "synthesis")) for _ in range(repeat)],
             "synthesis_kernels": [kernels["synthesis"].kernels],
         }
 

@@ -26,7 +26,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.audio.files import read_audio, write_wav
-from mlx_vits.tools.bench.machine import describe_machine
+from mlx_vits.tools.machine import describe_machine
 from mlx_vits.checkpoints.base import Base, find_base, load_discriminator, load_generator
 from mlx_vits.checkpoints.base import weights_home
 from mlx_vits.config import Config
@@ -35,7 +35,7 @@ from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.regularization import take_anchor
-from mlx_vits.training.step import Batch, GANStep, Losses
+from mlx_vits.training.step import Batch, GANStep, Scalars
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig, freeze_for
 
 EARLY = 50
@@ -84,7 +84,7 @@ class WatchedStep(GANStep):
         self.shapes: set[tuple[tuple[int, ...], ...]] = set()
         super().__init__(*args, **options)
 
-    def __call__(self, batch: Batch, key: mx.array) -> Losses:
+    def __call__(self, batch: Batch, key: mx.array) -> Scalars:
         self.shapes.add(tuple(array.shape for array in batch))
         return super().__call__(batch, key)
 
@@ -157,7 +157,7 @@ def measure(base: Base, prepared: Path, options: VITSTrainingConfig, early: int)
                 found.append(take_memory(record.place.step))
             if record.place.step == early:
                 waited = trainer.waited_seconds
-    shapes = trainer._step.shapes
+    shapes = trainer._gan.shapes
     first = next(memory for memory in found if memory["step"] == early)
     late = times[-1] - times[min(early, steps)]
     return {

@@ -47,7 +47,7 @@ def measure(version: str, batch: int, seconds: float) -> dict[str, object]:
     times = []
     for _ in range(1 if accel.backend() == "off" else 4):
         begun = time.perf_counter()
-        parts.step()
+        parts.run("step")
         times.append(time.perf_counter() - begun)
     counted = sorted(times[1:] or times)
     return {

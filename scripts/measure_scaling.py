@@ -22,7 +22,7 @@ import mlx_vits  # noqa: F401  (chooses the BLAS)
 import mlx.core as mx
 
 from fit_memory import make_step, noise_batch
-from mlx_vits.tools.bench.machine import describe_machine
+from mlx_vits.tools.machine import describe_machine
 from mlx_vits.checkpoints.base import find_base
 from mlx_vits.config import Config
 from mlx_vits.training.footprint import Clips

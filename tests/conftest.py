@@ -39,7 +39,7 @@ from mlx_vits.accel.compilation import stop_fusing
 _STOPS_FUSING = sys.platform.startswith("linux") and not mx.cuda.is_available()
 
 # The longest first: two processes that share the files then end together.
-_LONGEST = ("test_plan", "test_trainer", "test_cuda", "test_handover", "test_train_command")
+_LONGEST = ("test_plan", "test_trainer", "test_cuda_step", "test_handover", "test_train_command")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
@@ -15,64 +16,33 @@ from mlx_vits.cli import app
 from mlx_vits.config import Config
 from mlx_vits.models.discriminator import MultiPeriodDiscriminator
 from mlx_vits.models.vits import SynthesizerTrn
-from mlx_vits.nn import layers
-from mlx_vits.tools.bench import machine, operations, work
-from mlx_vits.tools.bench.kernels import count_graph
+from mlx_vits.tools.bench import measure, work
+from mlx_vits.tools.bench.graphs import count_graph, count_operations
 from mlx_vits.tools.bench.measure import PARTS, measure_all
 from tests.support.tiny import tiny_config
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Operations of every convolution that is called."""
-    seen: list[float] = []
-
-    def watch(name: str, per_output: bool) -> None:
-        original: Any = getattr(layers, name)
-
-        def watched(x: mx.array, weight: mx.array, *args: Any, **options: Any) -> mx.array:
-            y = original(x, weight, *args, **options)
-            steps = (y if per_output else x).shape[1]
-            seen.append(2.0 * x.shape[0] * steps * weight.size)
-            return y
-
-        monkeypatch.setattr(layers, name, watched)
-
-    watch("conv1d", True)
-    watch("conv_transpose1d", False)
-    return seen
+@pytest.mark.parametrize(
+    ("function", "operations"),
+    [
+        (lambda x, w: mx.conv1d(x, w, padding=1), 2 * 20 * 3 * 4 * 6),
+        (lambda x, w: mx.conv1d(x, w, stride=2), 2 * 9 * 3 * 4 * 6),
+        (lambda x, w: mx.conv1d(mx.tile(x, (1, 1, 2)), w, groups=2), 2 * 18 * 3 * 4 * 6),
+        (lambda x, w: mx.conv_transpose1d(x, w, stride=3), 2 * 20 * 3 * 4 * 6),
+        (lambda x, w: x @ w[:, 0].T + 1, 2 * 20 * 4 * 6),
+        (lambda x, w: nn.mish(x) + mx.sum(w), 0),
+    ],
+    ids=["padded", "strided", "grouped", "transposed", "product", "none"],
+)
+def test_operations_are_those_of_products(function: Any, operations: float) -> None:
+    x, w = mx.ones((1, 20, 4)), mx.ones((6, 3, 4))
+    assert count_operations(lambda key: function(x, w)) == pytest.approx(operations)
 
 
-def test_operations_of_the_decoder_and_the_coders(counted: list[float]) -> None:
-    config = tiny_config()
-    model = SynthesizerTrn(config)
-    frames = 20
-    mask, g = mx.ones((1, frames, 1)), mx.zeros((1, 1, config.model.gin_channels))
-    z = mx.zeros((1, frames, config.model.inter_channels))
-    spec = mx.zeros((1, frames, config.data.spec_channels))
-    for name, call in {
-        "_decoder": lambda: model.dec(z, g),
-        "_flow": lambda: model.flow(z, mask, g),
-        "_posterior": lambda: model.enc_q(spec, mask, g, z),
-    }.items():
-        counted.clear()
-        call()
-        assert sum(counted) == pytest.approx(getattr(operations, name)(config, frames)), name
-
-
-@pytest.mark.parametrize("version", ["v2", "v2Pro"])
-def test_operations_of_the_discriminators(version: str, counted: list[float]) -> None:
-    config = Config.from_dict({"version": version})
-    model = MultiPeriodDiscriminator(config)
-    model(mx.zeros((1, 20480, 1)))
-    assert sum(counted) == pytest.approx(operations._discriminators(config, 20480), rel=0.01)
-
-
-def test_a_batch_costs_its_clips() -> None:
-    one, four = (operations.count_operations(work.Work(batch_size=size)) for size in (1, 4))
-    assert four.step == pytest.approx(4 * one.step)
-    assert one.step == pytest.approx(one.forward_g + one.step_d + one.step_g)
-    assert four.synthesis == one.synthesis
+def test_a_gradient_costs_what_its_two_products_cost() -> None:
+    x, w = mx.ones((7, 20)), mx.ones((20, 5))
+    run = mx.value_and_grad(lambda x, w: mx.sum(mx.square(x @ w)), argnums=(0, 1))
+    assert count_operations(lambda key: run(x, w)) == 3 * 2 * 7 * 20 * 5
 
 
 def test_kernels_of_a_graph() -> None:
@@ -99,41 +69,39 @@ def arrays_of(tree: Any) -> list[mx.array]:
 
 def test_counting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_works(monkeypatch)
-    gan = work.make_step(work.Work("v2", 1, 1.0))
-    batch = work.make_batch(work.Work("v2", 1, 1.0))
-    before = arrays_of(gan.state)
-    with work._kept(gan.state):
-        gan(batch, mx.random.key(0))
-    after = arrays_of(gan.state)
+    parts = work.StepParts(work.Work("v2", 1, 1.0), compiled=False)
+    before = arrays_of(parts.gan.state)
+    parts.count_kernels()
+    parts.count_operations()
+    after = arrays_of(parts.gan.state)
     assert all(a is b for a, b in zip(before, after, strict=True))
 
 
 def tiny_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every version measured at a tiny size."""
-
     monkeypatch.setattr(work.Work, "config", property(lambda self: tiny_config(self.version)))
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_is_measured(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_works(monkeypatch)
-    works = [work.Work("v2", 1, 1.0), work.Work("v2Pro", 2, 1.0)]
-    report = measure_all(works, repetitions=1, compiled=compiled)
+    size = work.Work("v2Pro", 2, 1.0)
+    report = measure_all([size], repetitions=1, compiled=compiled)
+    (result,) = report["results"]
     assert report["ceiling"] > 0
     assert {"platform", "processor", "device", "versions", "commit"} <= set(report["machine"])
-    for result, size in zip(report["results"], works, strict=True):
-        assert result["work"] == size.to_dict()
-        assert set(result["mlx"]["seconds"]) == set(PARTS) == set(result["operations"])
-        assert all(value > 0 for value in result["mlx"]["seconds"].values())
-        assert result["mlx"]["peak_bytes"] > 0
-        kernels = {part: graph["kernels"] for part, graph in result["kernels"].items()}
-        within = ("forward_g", "step_d", "weight_norm", "update")
-        assert all(0 < kernels[part] < kernels["step"] for part in within)
+    assert result["work"] == size.to_dict()
+    assert set(result["mlx"]["seconds"]) == set(PARTS) == set(result["operations"])
+    assert all(value > 0 for value in result["mlx"]["seconds"].values())
+    assert result["mlx"]["peak_bytes"] > 0
+    kernels = {part: graph["kernels"] for part, graph in result["kernels"].items()}
+    within = ("forward_g", "step_d", "weight_norm", "update")
+    assert all(0 < kernels[part] < kernels["step"] for part in within)
 
 
 def test_the_command_shows_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny_works(monkeypatch)
-    monkeypatch.setattr(machine, "_SIDE", {"cpu": 64, "gpu": 64})
+    monkeypatch.setattr(measure, "_SIDE", {"cpu": 64, "gpu": 64})
     output = tmp_path / "bench.json"
     options = ["--batch", "1", "--seconds", "1", "--repeat", "1", "--output", str(output)]
     options += ["--precision", "bf16"]
@@ -143,6 +111,44 @@ def test_the_command_shows_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path:
     report = json.loads(output.read_text())
     assert report["precision"] == "bf16"
     assert [result["work"]["batch_size"] for result in report["results"]] == [1]
+
+
+class Instant:
+    """Parts that take no time; those of more than two clips find no memory."""
+
+    def __init__(self, size: work.Work, **options: Any):
+        if size.batch_size > 2:
+            raise RuntimeError("[malloc] Unable to allocate 123456 bytes.")
+
+    def run(self, part: str) -> None:
+        pass
+
+    def count_kernels(self) -> dict[str, Any]:
+        return {}
+
+    def count_operations(self) -> dict[str, float]:
+        return dict.fromkeys(PARTS, 1e9)
+
+
+def test_a_table_to_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every size in both precisions in a row each, uncut on a narrow terminal."""
+    monkeypatch.setattr(measure, "StepParts", Instant)
+    monkeypatch.setattr(measure, "_SIDE", {"cpu": 64, "gpu": 64})
+    output = tmp_path / "bench.json"
+    done = CliRunner().invoke(app, ["bench", "--share", "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if line.startswith("|")]
+    header, _, *rows = [line.strip(" |").split(" | ") for line in lines]
+    found = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [row["precision"] for row in found] == ["fp32", "bf16"]
+    for row in found:
+        assert row["MLX"] == mx.__version__
+        assert float(row["step of 1, s"]) >= 0
+        assert float(row["peak of 2, GB"]) >= 0
+        assert row["step of 4, s"] == row["peak of 4, GB"] == "-"
+        assert float(row["real-time factor"]) >= 0
+    reports = json.loads(output.read_text())
+    assert [[r["work"]["batch_size"] for r in one["results"]] for one in reports] == 2 * [[1, 2]]
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ PLAYED_BACK = """
 import mlx_vits
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_vits.tools.bench import kernels, work
+from mlx_vits.tools.bench import graphs, work
 from mlx_vits.accel.compilation import stop_fusing
 from tests.support.repeating import same
 from tests.support.tiny import tiny_config
 
 assert stop_fusing()
 x = mx.ones(3)
-assert kernels.count_graph(mx.compile(lambda x: mx.exp(mx.sin(x)))(x)).fused == 0
+assert graphs.count_graph(mx.compile(lambda x: mx.exp(mx.sin(x)))(x)).fused == 0
 work.Work.config = property(lambda self: tiny_config(self.version))
 size = work.Work("v2", 2, 1.0)
 batch, found = work.make_batch(size), []

@@ -15,7 +15,6 @@ import pytest
 
 from mlx_vits import accel
 from mlx_vits.tools.doctor import command, numerics
-from mlx_vits.tools.doctor.machine import examine
 from mlx_vits.tools.doctor.numerics import FP32_TOLERANCE, Check, all_checks, compare, tolerance
 from tests.support.goldens import ROOT
 
@@ -108,7 +107,7 @@ def test_the_page_of_a_right_machine(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_slow_blas_is_named() -> None:
-    machine = examine()
+    machine = command.examine()
     slow = machine._replace(
         device="cpu",
         blas=machine.blas._replace(name="wheel", note="no OpenBLAS and no MKL found"),

@@ -27,23 +27,32 @@ DEMO = find_base("demo").read_generator().config
 FULL = Config()
 
 
-@pytest.mark.skipif(
+on_a_cpu = pytest.mark.skipif(
     mx.default_device().type == mx.DeviceType.gpu, reason="the factors are those of a CPU"
 )
-@pytest.mark.parametrize("clips", [Clips(1, 64, 32), Clips(3, 128, 32), Clips(1, 512, 96)], ids=str)
-def test_the_estimate_is_what_a_step_takes(clips: Clips) -> None:
-    """Of the demo's base, within a quarter; the fit itself leaves 17 to 21 %."""
-    assert estimate_peak(DEMO, clips) == pytest.approx(measure_peak(DEMO, clips), rel=0.25)
 
 
-@pytest.mark.skipif(
-    mx.default_device().type == mx.DeviceType.gpu, reason="the factors are those of a CPU"
+def assert_covers(config: Config, clips: Clips, recomputes: bool = False) -> None:
+    """The estimate is not below what a step takes, but for its scatter, nor far above."""
+    measured = measure_peak(config, clips, recomputes=recomputes)
+    assert 0.98 <= estimate_peak(config, clips, recomputes=recomputes) / measured <= 1.3
+
+
+@on_a_cpu
+@pytest.mark.parametrize(
+    ("clips", "recomputes"),
+    [(Clips(1, 64, 32), False), (Clips(1, 512, 96), False), (Clips(3, 128, 32), True)],
+    ids=str,
 )
+def test_the_estimate_is_what_a_step_takes(clips: Clips, recomputes: bool) -> None:
+    assert_covers(DEMO, clips, recomputes)
+
+
+@on_a_cpu
 def test_it_follows_the_model() -> None:
     model = replace(DEMO.model, upsample_initial_channel=DEMO.model.upsample_initial_channel // 2)
     small = replace(DEMO, model=model, train=replace(DEMO.train, segment_size=6400))
-    clips = Clips(2, 64, 32)
-    assert estimate_peak(small, clips) == pytest.approx(measure_peak(small, clips), rel=0.25)
+    assert_covers(small, Clips(2, 64, 32))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +68,8 @@ def test_on_a_gpu_it_is_what_an_h100_took(
     """
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.DeviceType.gpu))
     clips = Clips(size, 500, 140)
-    assert 0.94 < estimate_peak(FULL, clips) / 1e9 / kept < 1.32
-    assert 0.94 < estimate_peak(FULL, clips, recomputes=True) / 1e9 / again < 1.1
+    assert 1 <= estimate_peak(FULL, clips) / 1e9 / kept < 1.3
+    assert 1 <= estimate_peak(FULL, clips, recomputes=True) / 1e9 / again < 1.3
 
 
 @pytest.mark.parametrize("config", [DEMO, FULL, Config.from_dict({"version": "v2Pro"})])
@@ -69,6 +78,8 @@ def test_more_of_anything_takes_more(config: Config) -> None:
     peak = estimate_peak(config, clips)
     for more in (Clips(5, 256, 64), Clips(4, 320, 64), Clips(4, 256, 96)):
         assert estimate_peak(config, more) > peak
+        again = estimate_peak(config, more, recomputes=True)
+        assert again < estimate_peak(config, more)
     longer = replace(config, train=replace(config.train, segment_size=40960))
     assert estimate_peak(longer, clips) > peak
 
@@ -92,16 +103,28 @@ def test_what_is_said() -> None:
     assert not is_short(FULL, Clips(16, 512, 128), 0)
 
 
+def room_for(size: int, recomputes: bool) -> int:
+    """Bytes in which so many clips fit, and not one more."""
+    clips = Clips(size, 512, 128)
+    step = 1_000_000
+    return next(
+        memory
+        for memory in range(step, 1 << 40, step)
+        if batch_that_fits(DEMO, clips, memory, recomputes=recomputes) == size
+    )
+
+
 @pytest.mark.parametrize(
-    ("size", "gigabytes", "options", "cures"),
+    ("size", "fits", "options", "cures"),
     [
-        (6, 5.2, {}, ["--checkpoint-activations on makes room", "4 fits", "3 --accumulate 2"]),
-        (6, 5.2, {"accumulate": 2}, ["3 --accumulate 4 makes the same steps"]),
-        (16, 3.2, {}, ["1 --checkpoint-activations on fits", "16 --checkpoint-activations on"]),
-        (16, 8.0, {"recomputes": True}, ["--batch-size 15 fits", "8 --accumulate 2 makes"]),
-        (1, 3.1, {}, ["--checkpoint-activations on makes room"]),
+        (6, (4, False), {}, ["on makes room", "--batch-size 4 fits", "3 --accumulate 2"]),
+        (6, (4, False), {"accumulate": 2}, ["3 --accumulate 4 makes the same steps"]),
+        (16, (1, True), {}, ["1 --checkpoint-activations on fits", "16 --checkpoint"]),
+        (16, (15, True), {"recomputes": True}, ["--batch-size 15 fits", "8 --accumulate 2 makes"]),
+        (1, (1, True), {}, ["--checkpoint-activations on makes room"]),
     ],
 )
-def test_what_would_help(size: int, gigabytes: float, options: Any, cures: list[str]) -> None:
-    words = describe_shortage(FULL, Clips(size, 512, 128), int(gigabytes * 1e9), **options)
+def test_what_would_help(size: int, fits: tuple[int, bool], options: Any, cures: list[str]) -> None:
+    """In memory for so many clips, with or without their activations computed again."""
+    words = describe_shortage(DEMO, Clips(size, 512, 128), room_for(*fits), **options)
     assert all(cure in words for cure in cures)

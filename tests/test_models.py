@@ -11,6 +11,7 @@ import pytest
 
 from mlx_vits import accel
 from mlx_vits.models.vits import SynthesizerOutput, SynthesizerTrn
+from mlx_vits.nn.masking import length_mask
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from tests.support.goldens import (
     assert_close,
@@ -135,21 +136,24 @@ def _mask(data: dict[str, mx.array]) -> mx.array:
     return last(data["out/x_mask"])
 
 
-@pytest.mark.parametrize("folder", ["sovits_v2"])
-def test_infer(folder: str) -> None:
-    model, data = generator(folder), tensors(folder, "forward.safetensors")
-    out = model.infer(
-        last(data["in/ssl"]),
-        last(data["in/spec"]),
-        data["in/spec_lengths"],
-        data["in/text"],
-        data["in/text_lengths"],
-        last(data["infer/noise"]),
-        0.5,
-    )
-    assert_close(last(out.wav), data["infer/o"], atol=WAVE_ATOL)
+@pytest.mark.parametrize("clip", [0, 1])
+def test_a_recording_said_again(clip: int) -> None:
+    """Upstream's `infer`, whose padding is cut off here; its waveform differs at that cut alone."""
+    model, data = generator("sovits_v2"), tensors("sovits_v2", "forward.safetensors")
+    spec = last(data["in/spec"])
+    mask = length_mask(data["in/spec_lengths"], spec.shape[1])
+    style = model.embed_style(spec, mask)[clip : clip + 1]
+    frames, phonemes = (int(data[f"in/{of}_lengths"][clip]) for of in ("spec", "text"))
+    ssl, noise = (last(data[name])[clip : clip + 1, :frames] for name in ("in/ssl", "infer/noise"))
+    text = data["in/text"][clip : clip + 1, :phonemes]
+    out = model.decode(model.extract_latent(ssl), text, [style], noise=noise, noise_scale=0.5)
     for name in ("z", "z_p", "m_p", "logs_p"):
-        assert_near(last(getattr(out, name)), data[f"infer/{name}"])
+        theirs = data[f"infer/{name}"][clip : clip + 1, :, :frames]
+        assert_near(last(getattr(out, name)), theirs)
+    samples = 640 * (frames - 8)
+    assert_close(
+        last(out.wav)[..., :samples], data["infer/o"][clip : clip + 1, :, :samples], atol=WAVE_ATOL
+    )
 
 
 @pytest.mark.parametrize("folder", VERSIONS)

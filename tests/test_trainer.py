@@ -251,7 +251,7 @@ def test_dropout_and_noise_come_from_the_key(place: Place) -> None:
     assert not mx.array_equal(draws[0].noise, draws[2].noise)
     losses = []
     for draw in draws:  # the same noise, only dropout differs
-        step = place.trainer()._step
+        step = place.trainer()._gan
         losses.append(step.run(batch, draw._replace(noise=draws[0].noise)).losses["loss_kl"].item())
     assert losses[0] == losses[1] != losses[2]
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlx_vits.checkpoints.run import MOST_STEPS
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import atomic_write, inside, single_name
 from mlx_vits.system.json_files import check_ranges, read_json
@@ -30,7 +31,7 @@ class RunOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self, save_every=(1, 10**8))  # `MOST_STEPS`
+        check_ranges(self, save_every=(1, MOST_STEPS))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx_vits.config import Config
 from mlx_vits.nn.dropout import Key, dropout, split_key
 from mlx_vits.nn.layers import Conv1d, Linear
+from mlx_vits.nn.masking import masked
 
 
 class _Wrapped(nn.Module):
@@ -107,6 +108,6 @@ class MelStyleEncoder(nn.Module):
         x = self.embed_frames(spec[..., : self.bins] * mask, of_frames)
         for block, block_key in zip(self.temporal, of_blocks, strict=True):
             x = block(x, self.p_dropout, block_key)
-        x = self.slf_attn(x * mask.astype(x.dtype), mask, self.p_dropout, of_attention)
+        x = self.slf_attn(masked(x, mask), mask, self.p_dropout, of_attention)
         x = self.fc(x).astype(mx.float32) * mask
         return mx.sum(x / mx.sum(mask, axis=1, keepdims=True), axis=1, keepdims=True)

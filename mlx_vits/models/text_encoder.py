@@ -36,11 +36,6 @@ class Prior(NamedTuple):
     mask: mx.array | None
 
 
-def length_mask(lengths: mx.array, length: int) -> mx.array:
-    """`(B,)` lengths to a float mask `(B, length, 1)`, 1 before the end."""
-    return (mx.arange(length)[None, :, None] < lengths[:, None, None]).astype(mx.float32)
-
-
 class Tail(NamedTuple):
     """The end of a growing utterance, which is all that a streamed chunk needs decoded.
 

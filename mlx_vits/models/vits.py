@@ -21,22 +21,21 @@ from mlx_vits.models.generator import Generator
 from mlx_vits.models.posterior import PosteriorEncoder, ResidualCouplingBlock
 from mlx_vits.models.quantizer import ResidualVectorQuantizer
 from mlx_vits.models.style_encoder import MelStyleEncoder
-from mlx_vits.models.text_encoder import Tail, TextEncoder, length_mask
+from mlx_vits.models.text_encoder import Tail, TextEncoder
 from mlx_vits.nn.dropout import Key, split_key
 from mlx_vits.nn.layers import Conv1d, Linear
-from mlx_vits.nn.masking import masked
+from mlx_vits.nn.masking import length_mask
 from mlx_vits.nn.weight_norm import NormScheme
 
-HiFiGANGenerator = Generator
 # The text side, which learns at a rate of its own, in the order of upstream's parameter groups.
 TEXT_SIDE = ("enc_p.text_embedding.", "enc_p.encoder_text.", "enc_p.mrte.")
 
 __all__ = [
     "Generator",
-    "HiFiGANGenerator",
     "MultiPeriodDiscriminator",
     "SynthesizerOutput",
     "SynthesizerTrn",
+    "slice_segments",
 ]
 
 
@@ -105,7 +104,7 @@ class SynthesizerTrn(nn.Module):
 
     def __init__(self, config: Config, norm_scheme: NormScheme = "upstream"):
         super().__init__()
-        self.config, self.norm_scheme = config, norm_scheme
+        self.config = config
         model, dims = config.model, config.reduced_dims
         self.enc_p = TextEncoder(config)
         self.dec = Generator(config, norm_scheme)
@@ -202,32 +201,6 @@ class SynthesizerTrn(nn.Module):
             quantized=quantized,
         )
 
-    def infer(
-        self,
-        ssl: mx.array,
-        spec: mx.array,
-        spec_lengths: mx.array,
-        text: mx.array,
-        text_lengths: mx.array,
-        noise: mx.array,
-        noise_scale: float = 0.5,
-        sv_emb: mx.array | None = None,
-    ) -> Decoded:
-        """Re-synthesis from the utterance's own content and style; the posterior is not used.
-
-        Args:
-            ssl: `(B, T, ssl_dim)`.
-            spec: `(B, T, F)`, also the reference.
-            spec_lengths, text, text_lengths: as in the training forward.
-            noise: `(B, T, C)`, standard normal.
-            noise_scale: 0 gives the prior's mean.
-        """
-        mask = length_mask(spec_lengths, spec.shape[1])
-        text_mask = length_mask(text_lengths, text.shape[1])
-        g = self.embed_style(spec, mask, sv_emb)
-        quantized = self._double(self.quantizer(self.ssl_proj(ssl)).values)
-        return self._synthesize(quantized, mask, text, text_mask, g, noise, noise_scale, 1.0)
-
     def decode(
         self,
         codes: mx.array,
@@ -239,7 +212,7 @@ class SynthesizerTrn(nn.Module):
         speed: float = 1.0,
         tail: Tail | None = None,
     ) -> Decoded:
-        """Synthesize speech from semantic codes.
+        """Synthesize speech from semantic codes; those of `extract_latent` say a recording again.
 
         Args:
             codes: `(B, K)`.
@@ -255,26 +228,11 @@ class SynthesizerTrn(nn.Module):
         """
         g = sum(styles[1:], start=styles[0]) / len(styles)
         quantized = self._double(self.quantizer.decode(codes))
-        return self._synthesize(quantized, None, text, None, g, noise, noise_scale, speed, tail)
-
-    def _synthesize(
-        self,
-        quantized: mx.array,
-        mask: mx.array | None,
-        text: mx.array,
-        text_mask: mx.array | None,
-        g: mx.array,
-        noise: mx.array,
-        noise_scale: float | mx.array,
-        speed: float,
-        tail: Tail | None = None,
-    ) -> Decoded:
         style = self._text_style(g)
-        prior = self.enc_p(quantized, mask, text, text_mask, style, speed=speed, tail=tail)
+        prior = self.enc_p(quantized, None, text, None, style, speed=speed, tail=tail)
         z_p = prior.m_p + noise * mx.exp(prior.logs_p) * noise_scale
-        z = self.flow(z_p, prior.mask, g, reverse=True)
-        wav = self.dec(masked(z, prior.mask), g)
-        return Decoded(wav, prior.encoded, prior.x, z, z_p, prior.m_p, prior.logs_p, g)
+        z = self.flow(z_p, None, g, reverse=True)
+        return Decoded(self.dec(z, g), prior.encoded, prior.x, z, z_p, prior.m_p, prior.logs_p, g)
 
     def decoded_frames(self, codes: int, speed: float = 1.0) -> int:
         """Frames that `decode` gives for a number of codes."""

@@ -167,8 +167,14 @@ class Encoder(nn.Module):
         keys = split_key(key, len(self.attn_layers))
         for (attention, norm_1, ffn, norm_2), layer_key in zip(layers, keys, strict=True):
             first, second, third, fourth = split_key(layer_key, 4)
-            y = dropout(attention(x, x, pairs, first), self.p_dropout, second)
-            x = norm_1(x + y)
-            y = dropout(ffn(x, mask, third), self.p_dropout, fourth)
-            x = norm_2(x + y)
+            x = norm_1(self._add(x, attention(x, x, pairs, first), second))
+            x = norm_2(self._add_ffn(x, ffn, mask, third, fourth))
         return masked(x, mask)
+
+    def _add(self, x: mx.array, y: mx.array, key: Key) -> mx.array:
+        return x + dropout(y, self.p_dropout, key)
+
+    def _add_ffn(
+        self, x: mx.array, ffn: FFN, mask: mx.array | None, within: Key, after: Key
+    ) -> mx.array:
+        return self._add(x, ffn(x, mask, within), after)

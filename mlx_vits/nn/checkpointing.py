@@ -10,9 +10,10 @@ demo, where this takes 80. Here each block waits for the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from inspect import signature
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -43,8 +44,11 @@ def checkpoint_blocks(model: AnyModule, classes: Sequence[type[nn.Module]]) -> A
 
 @cache
 def _checkpointed(cls: Any) -> Any:
+    _, *names = signature(cls.__call__).parameters
+    constants = [names.index("mask")] if "mask" in names else []
+
     def forward(self: nn.Module, *inputs: Any) -> Any:
-        return recomputed(self, partial(cls.__call__, self), *inputs)
+        return recomputed(self, partial(cls.__call__, self), *inputs, constants=constants)
 
     return type(cls.__name__, (cls,), {"__call__": forward, "is_checkpointed": True})
 
@@ -62,7 +66,11 @@ def checkpointing(on: bool = True) -> Iterator[None]:
 
 
 def recomputed(
-    module: nn.Module, function: Callable[..., Any], *inputs: Any, learns: bool = True
+    module: nn.Module,
+    function: Callable[..., Any],
+    *inputs: Any,
+    learns: bool = True,
+    constants: Collection[int] = (),
 ) -> Any:
     """Return `function(*inputs)`, of which the backward keeps inputs and outputs alone.
 
@@ -71,10 +79,13 @@ def recomputed(
         function: to a tree of arrays. It is called twice, and has to give the same.
         inputs: arrays; those that are no floats, and others than arrays, are constants.
         learns: whether the gradient of the module's parameters is computed.
+        constants: places of inputs that need no gradient, as masks.
     """
     if not _is_on:
         return function(*inputs)
-    places = [index for index, value in enumerate(inputs) if _is_float(value)]
+    places = [
+        index for index, value in enumerate(inputs) if index not in constants and _is_float(value)
+    ]
     weights: Any = tree_flatten(module.trainable_parameters()) if learns else []
     names = [name for name, _ in weights]
 

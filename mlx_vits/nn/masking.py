@@ -8,6 +8,11 @@ from __future__ import annotations
 import mlx.core as mx
 
 
+def length_mask(lengths: mx.array, length: int) -> mx.array:
+    """`(B,)` lengths to a float mask `(B, length, 1)`, 1 before the end."""
+    return (mx.arange(length)[None, :, None] < lengths[:, None, None]).astype(mx.float32)
+
+
 def masked(x: mx.array, mask: mx.array | None) -> mx.array:
     """Zero `(B, T, C)` where a mask `(B, T, 1)` is 0."""
     return x if mask is None else x * mask.astype(x.dtype)

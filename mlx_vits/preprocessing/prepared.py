@@ -5,8 +5,11 @@ Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
 | path | what |
 | --- | --- |
 | `2-name2text.txt` | NAME, phonemes, word2ph, normalised text; tab-separated |
+| `3-bert/NAME.pt` | BERT features [1024, n], a PyTorch tensor; of Chinese, for the GPT alone |
 | `4-cnhubert/NAME.pt` | SSL features [1, C, S], a PyTorch tensor, fp32 |
 | `5-wav32k/NAME` | 32 kHz mono 16-bit WAV, levelled |
+| `6-name2semantic.tsv` | NAME, semantic codes; for the GPT alone, see `codes.py` |
+| `6-name2semantic.json` | which codebook they belong to; ours, upstream ignores it |
 | `7-sv_cn/NAME.pt` | speaker vector [1, V], a PyTorch tensor; for v2Pro and v2ProPlus alone |
 | `held_out/` | the same for clips that are only listened to; ours, upstream ignores it |
 | `spectrograms/` | of the recordings, made when first trained on; ours, upstream ignores it |
@@ -18,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,8 +38,10 @@ from mlx_vits.system.text_files import read_text
 from mlx_vits.text import CleanText, clean_text
 
 TEXT_FILE = "2-name2text.txt"
+BERT_FOLDER = "3-bert"
 SSL_FOLDER = "4-cnhubert"
 WAV_FOLDER = "5-wav32k"
+CODES_FILE = "6-name2semantic.tsv"
 SPEAKER_FOLDER = "7-sv_cn"
 HELD_OUT_FOLDER = "held_out"
 MANIFEST = "mlx_vits.json"
@@ -44,6 +50,7 @@ MOST_PHONEMES = 4096  # a hundred a second of the longest clip
 _MOST_CHARACTERS = 2 * MOST_PHONEMES
 WAV_HEADER_BYTES = 44
 _FORMAT = 1
+_COUNTS = re.compile(r"\[[0-9]{1,4}(, ?[0-9]{1,4})*\]")
 
 
 class TextLine(NamedTuple):
@@ -53,11 +60,13 @@ class TextLine(NamedTuple):
         name: of the clip.
         phonemes: symbols.
         text: normalised.
+        word2ph: phonemes of each character of the text; None where the language has none.
     """
 
     name: str
     phonemes: list[str]
     text: str
+    word2ph: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -230,7 +239,8 @@ def _text_line(row: str, where: str) -> TextLine:
         _check_count(len(phonemes), "phonemes", MOST_PHONEMES)
     except DataError as error:
         raise DataError(f"{where} {error}") from error
-    return TextLine(single_name(columns[0], where, DataError), phonemes, columns[3])
+    word2ph = json.loads(columns[2]) if _COUNTS.fullmatch(columns[2]) else None
+    return TextLine(single_name(columns[0], where, DataError), phonemes, columns[3], word2ph)
 
 
 def clean_clip_text(text: str, language: str, version: str = "v2") -> CleanText:

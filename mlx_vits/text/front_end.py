@@ -180,5 +180,18 @@ def _phoneme_features(
     text, word2ph = part.cleaned.normalized, part.cleaned.word2ph or []
     if len(word2ph) != len(text) or sum(word2ph) != count:
         raise AssertionError(f"{len(word2ph)} counts for {len(text)} characters, {count} phonemes")
+    return spread_features(characters_to_features(text), word2ph)
+
+
+def spread_features(features: mx.array, word2ph: Sequence[int]) -> mx.array:
+    """Features of characters to those of their phonemes: each as often as it has phonemes.
+
+    Args:
+        features: `(N, C)`.
+        word2ph: N counts.
+
+    Returns:
+        `(n, C)` float32, n the sum of the counts.
+    """
     owners = [i for i, times in enumerate(word2ph) for _ in range(times)]
-    return characters_to_features(text)[mx.array(owners)].astype(mx.float32)
+    return features[mx.array(owners)].astype(mx.float32)

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_vits.training.optimizers import add_gradients
-from mlx_vits.training.step import Batch, Draws, GANStep, Losses, draw_step
+from mlx_vits.training.step import Batch, Draws, GANStep, Scalars, draw_step
 
 
 class Part(NamedTuple):
@@ -84,7 +84,7 @@ class AccumulatingStep:
         self._gathered_d, self._gathered_g = stage(self._gather_d), stage(self._gather_g)
         self._finished_d, self._finished_g = stage(self._finish_d), stage(self._finish_g)
 
-    def __call__(self, batch: Batch, key: mx.array) -> Losses:
+    def __call__(self, batch: Batch, key: mx.array) -> Scalars:
         """Update both nets; the parts are computed one after the other.
 
         Args:
@@ -92,7 +92,7 @@ class AccumulatingStep:
         """
         return self.run(batch, draw_step(key, batch, self._gan.config))
 
-    def run(self, batch: Batch, draws: Draws) -> Losses:
+    def run(self, batch: Batch, draws: Draws) -> Scalars:
         """Update both nets with given random numbers."""
         parts = list(split_batch(batch, draws, self._count))
         loss_d: Any = None
@@ -120,7 +120,7 @@ class AccumulatingStep:
         loss, grads = gan.discriminator_gradients(real, fake)
         return part.clip_share * loss, tree_map(lambda grad: part.clip_share * grad, grads)
 
-    def _gather_g(self, part: Part) -> tuple[Losses, mx.array, Any]:
+    def _gather_g(self, part: Part) -> tuple[Scalars, mx.array, Any]:
         gan = self._gan
 
         def objective() -> Any:
@@ -138,7 +138,7 @@ class AccumulatingStep:
         self._gan.optimizers.discriminator.update(self._gan.discriminator, grads)
         return []
 
-    def _finish_g(self, terms: Losses, grads_g: Any, grads_d: Any) -> Losses:
+    def _finish_g(self, terms: Scalars, grads_g: Any, grads_d: Any) -> Scalars:
         return self._gan.update_generator(terms, grads_g, grads_d).losses
 
 

@@ -2,8 +2,8 @@
 
 A step holds the weights of both nets with their moments and the anchor, its gradients, and what the
 forward leaves for the backward: of the decoded segment, of the discriminators' judgement, and of
-the whole clips in the encoders. Each of these is counted from the configuration, in numbers, and
-multiplied by a factor that `scripts/fit_memory.py` fits to `mx.get_peak_memory()`.
+the whole clips in the encoders. Each of these is counted from the configuration and multiplied by a
+factor of the device that it is computed on, see `accel/memory.py`.
 
 Axes: T spectrogram frames, L phonemes.
 """
@@ -19,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_vits.accel.memory import MemoryFactors, step_memory
 from mlx_vits.config import Config, TrainSection
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.system.memory import free_memory
@@ -41,10 +42,10 @@ class Clips(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Bytes of what is counted, or a factor for each.
+    """Bytes of what is counted.
 
     Attributes:
-        state: weights, moments, the anchor. Always held; its factor is 1.
+        state: weights, moments, the anchor. Always held.
         gradients: of all that is trained.
         decoder: outputs of the decoder's convolutions.
         judge: outputs of the discriminators' convolutions, of one waveform a clip.
@@ -60,18 +61,7 @@ class Parts(NamedTuple):
     pairs: float
 
 
-# Fitted on a CPU, uncompiled, to 26 steps of six models, the full-size v2 among them, from 127 MB
-# to 2.8 GB: none is more than 17 % off where tensors are updated in long arrays, nor 21 % where one
-# by one.
-FACTORS = Parts(state=1.0, gradients=2.44, decoder=1.80, judge=3.07, frames=0.81, pairs=2.85)
-# Of what the forward leaves. On an H100 (MLX 0.32.4, CUDA, compiled) the full-size v2 peaks at
-# 3.21, 3.10, 5.49 and 7.63 GB for 1, 2, 4 and 8 clips of 10 s, with CUDA graphs at 3.16, 4.01, 5.80
-# and 9.26; no Apple GPU has been measured.
-_ON_GPU = 1.8
-_MARGIN = 1.2  # what estimates may be short of
-# Of what the forward leaves, where it is computed again: 0.24 to 0.36 with the demo's model. Those
-# clips then peak at 2.73, 3.08, 3.90 and 5.39 GB.
-_RECOMPUTED = 0.4
+_MARGIN = 1.1  # estimates are fitted to a few models and machines
 
 
 def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> int:
@@ -82,23 +72,35 @@ def estimate_peak(config: Config, clips: Clips, *, recomputes: bool = False) -> 
         clips: of the largest batch.
         recomputes: whether activations are checkpointed.
     """
-    counted = count_parts(config, clips)
-    parts = [part * factor for part, factor in zip(counted, FACTORS, strict=True)]
-    left = sum(parts[2:])
-    if mx.default_device().type == mx.DeviceType.gpu:
-        left *= _ON_GPU
-    if recomputes:
-        left *= _RECOMPUTED
-    return int(sum(parts[:2]) + left)
+    parts = count_parts(config, clips)
+    return int(min(peak_of(parts, factors) for factors in _factors(recomputes)))
+
+
+def _factors(recomputes: bool) -> tuple[MemoryFactors, ...]:
+    """Those of a step; recomputing takes at most what keeping takes, so both bound it."""
+    both = step_memory()
+    return both if recomputes else both[:1]
+
+
+def peak_of(parts: Parts, factors: MemoryFactors) -> float:
+    """Bytes at the peak: that of the update of the weights, or of the backward before it."""
+    return max(parts.state + factors.update * parts.gradients, _backward(parts, factors))
+
+
+def _backward(parts: Parts, factors: MemoryFactors) -> float:
+    left = zip(parts[1:], factors[1:], strict=True)
+    return parts.state + sum(part * factor for part, factor in left)
 
 
 def batch_that_fits(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> int:
     """The most clips of a length whose step stays within `memory` bytes; 0 where none does."""
-    empty, one = (
-        _MARGIN * estimate_peak(config, clips._replace(size=n), recomputes=recomputes)
-        for n in (0, 1)
-    )
-    return max(0, int((memory - empty) // (one - empty)))
+    none, one = (count_parts(config, clips._replace(size=size)) for size in (0, 1))
+    room, most = memory / _MARGIN, 0
+    for factors in _factors(recomputes):
+        if peak_of(none, factors) <= room:
+            empty = _backward(none, factors)
+            most = max(most, int((room - empty) // (_backward(one, factors) - empty)))
+    return most
 
 
 def usable_memory() -> int:

@@ -25,7 +25,7 @@ from mlx_vits.models.vits import (
 from mlx_vits.training import losses
 from mlx_vits.training.optimizers import Optimizers, add_gradients, global_norm
 
-Losses = dict[str, mx.array]
+Scalars = dict[str, mx.array]  # losses, norms of gradients and a peak, by name
 Penalty = Callable[[SynthesizerTrn], mx.array]
 
 
@@ -73,7 +73,7 @@ class StepResult(NamedTuple):
         grads_g, grads_d: trees of the gradients that were applied.
     """
 
-    losses: Losses
+    losses: Scalars
     grads_g: Any
     grads_d: Any
 
@@ -154,11 +154,11 @@ class GANStep:
             optimizers.generator.state,
             optimizers.discriminator.state,
         ]
-        self._step: Callable[[Batch, mx.array], Losses] = self._losses
+        self._update: Callable[[Batch, mx.array], Scalars] = self._draw_and_run
         if compiled:
-            self._step = mx.compile(self._losses, inputs=self.state, outputs=self.state)
+            self._update = mx.compile(self._draw_and_run, inputs=self.state, outputs=self.state)
 
-    def __call__(self, batch: Batch, key: mx.array) -> Losses:
+    def __call__(self, batch: Batch, key: mx.array) -> Scalars:
         """Update both nets; nothing is evaluated yet.
 
         Returns:
@@ -166,9 +166,9 @@ class GANStep:
             `grad_norm_task` and `grad_norm_reg` are the norms of the two parts of the generator's
             gradient, losses and penalty. `peak_fake` is the largest absolute sample generated.
         """
-        return self._step(batch, key)
+        return self._update(batch, key)
 
-    def _losses(self, batch: Batch, key: mx.array) -> Losses:
+    def _draw_and_run(self, batch: Batch, key: mx.array) -> Scalars:
         return self.run(batch, draw_step(key, batch, self.config)).losses
 
     def run(self, batch: Batch, draws: Draws) -> StepResult:
@@ -237,7 +237,7 @@ class GANStep:
 
     def generator_terms(
         self, out: SynthesizerOutput, real: mx.array, batch: Batch, draws: Draws
-    ) -> Losses:
+    ) -> Scalars:
         """The generator's loss terms, weighted, judged by the discriminator as it is now."""
         config = self.config
         of_each = [self.judge(net, real, out.y_hat) for net in self._sub_discriminators()]
@@ -255,7 +255,7 @@ class GANStep:
             "loss_commit": out.commit_loss,
         }
 
-    def update_generator(self, terms: Losses, grads: Any, grads_d: Any) -> StepResult:
+    def update_generator(self, terms: Scalars, grads: Any, grads_d: Any) -> StepResult:
         """Add the penalty's gradient and update the generator.
 
         Args:

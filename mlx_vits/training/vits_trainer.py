@@ -37,9 +37,9 @@ from mlx_vits.training.optimizers import (
 )
 from mlx_vits.training.precision import compute_type
 from mlx_vits.training.regularization import Anchor, pretrained_regularization
-from mlx_vits.training.step import Batch, GANStep, Losses
+from mlx_vits.training.step import Batch, GANStep, Scalars
 
-__all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig"]
+__all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig", "freeze_for"]
 
 TrainedPart = Literal["all", "decoder"]
 CHECKPOINTING = ("auto", "on", "off")
@@ -193,9 +193,9 @@ class VITSTrainer:
         self.waited_seconds = 0.0
         freeze_for(generator, config.train)
         self.recomputes = self._recomputes()
-        self._step, self._run = self._build_step(anchor)
+        self._gan, self._update = self._build_step(anchor)
 
-    def _build_step(self, anchor: Anchor | None) -> tuple[GANStep, Callable[..., Losses]]:
+    def _build_step(self, anchor: Anchor | None) -> tuple[GANStep, Callable[..., Scalars]]:
         """Build the step, and what takes it: in one go, or in parts."""
         config, nets = self.config, (self.generator, self.discriminator)
         for net in nets:
@@ -283,9 +283,9 @@ class VITSTrainer:
         """
         rates = self._set_rates(place.epoch)
         batch = Batch(**{name: mx.array(array) for name, array in arrays.items()})
-        losses = self._run(batch, mx.random.key((self.config.seed << 32) + place.step))
+        losses = self._update(batch, mx.random.key((self.config.seed << 32) + place.step))
         together = mx.stack(list(losses.values()))  # one transfer from the device, not one a loss
-        mx.async_eval(together, self._step.state)
+        mx.async_eval(together, self._gan.state)
         after = replace(place, step=place.step + 1, batch=place.batch + 1)
         return _Begun(tuple(losses), together, rates, after)
 
@@ -312,12 +312,12 @@ class VITSTrainer:
         """Learning rates of an epoch; upstream decays them before the first."""
         decay = self.generator.config.train.lr_decay**epoch
         lr_g, lr_d = self.config.lr_g * decay, self.config.lr_d * decay
-        set_learning_rates(self._step.optimizers, lr_g, lr_d, self.config.text_low_lr_rate)
+        set_learning_rates(self._gan.optimizers, lr_g, lr_d, self.config.text_low_lr_rate)
         return {"lr_g": lr_g, "lr_d": lr_d}
 
     def trees(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as trees of arrays."""
-        optimizers = self._step.optimizers
+        optimizers = self._gan.optimizers
         return {
             "generator": self.generator.parameters(),
             "discriminator": self.discriminator.parameters(),
@@ -333,7 +333,7 @@ class VITSTrainer:
         """
         try:
             # The moments first: they tell another kind of run before anything is changed.
-            optimizers = self._step.optimizers
+            optimizers = self._gan.optimizers
             check_state(optimizers.generator.state, state.trees["optimizer_g"])
             check_state(optimizers.discriminator.state, state.trees["optimizer_d"])
             self.generator.update(state.trees["generator"], strict=True)

@@ -1,6 +1,7 @@
 """What the kernels of `accel/cuda` compute, in MLX's own operations.
 
-`test_cuda.py` holds them to the kernels' sources, and the blocks that use the kernels to these.
+`test_cuda_kernels.py` holds the kernels' sources to these; the blocks that use the kernels are
+tested on them.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from mlx_vits.accel.cpu.streams import lanes, one_core_a_product
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1, mean_of
 from mlx_vits.nn.layers import Convolution
 
+_PIECE_ELEMENTS = 230_000  # that come out of a piece, about: 1 MB
+
 
 class _Piece(NamedTuple):
     """Steps `start` to `end` of `total`."""
@@ -121,13 +123,11 @@ class _Block:
 class PiecewiseGenerator(Generator):
     """`Generator`, without gradients; its weights must stay as they are."""
 
-    ELEMENTS = 230_000  # that come out of a piece, about: 1 MB
-
     def __call__(self, z: mx.array, g: mx.array) -> mx.array:
         """`(B, N, C)` and conditioning `(B, 1, G)` to a waveform `(B, N', 1)`, evaluated."""
         pieces = self.__dict__.get("_pieces")
         if pieces is None:
-            pieces = self.__dict__["_pieces"] = _Decoder(self, self.ELEMENTS)
+            pieces = self.__dict__["_pieces"] = _Decoder(self, _PIECE_ELEMENTS)
         return pieces(z, g)
 
 

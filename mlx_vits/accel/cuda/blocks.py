@@ -24,9 +24,9 @@ from mlx_vits.models.discriminator import (
 )
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
 from mlx_vits.nn.attention import FFN, MASKED_SCORE, Encoder, MultiHeadAttention
-from mlx_vits.nn.dropout import Key, dropout, split_key
+from mlx_vits.nn.dropout import Key, dropout
 from mlx_vits.nn.layers import Convolution
-from mlx_vits.nn.masking import masked, pairs_of
+from mlx_vits.nn.masking import masked
 from mlx_vits.nn.ops import conv1d
 from mlx_vits.nn.wavenet import WN
 from mlx_vits.nn.weight_norm import WeightNormed
@@ -335,24 +335,15 @@ class FusedFFN(FFN):
 class FusedEncoder(Encoder):
     """`Encoder`: a kernel for dropout."""
 
-    def __call__(self, x: mx.array, mask: mx.array | None, key: Key = None) -> mx.array:
-        """`(B, T, C)` and a mask `(B, T, 1)` to `(B, T, C)`."""
-        mask = None if mask is None else mask.astype(x.dtype)
-        pairs = pairs_of(mask, mask)
-        pairs = None if pairs is None else pairs.astype(x.dtype)
-        x = masked(x, mask)
-        layers = zip(
-            self.attn_layers, self.norm_layers_1, self.ffn_layers, self.norm_layers_2, strict=True
-        )
-        keys = split_key(key, len(self.attn_layers))
-        for (attention, norm_1, ffn, norm_2), layer_key in zip(layers, keys, strict=True):
-            first, second, third, fourth = split_key(layer_key, 4)
-            x = norm_1(_add_dropped(x, attention(x, x, pairs, first), self.p_dropout, second))
-            if type(ffn) is FusedFFN:
-                x = norm_2(ffn.added_to(x, mask, third, self.p_dropout, fourth))
-            else:  # one whose activations are computed again
-                x = norm_2(x + _drop(ffn(x, mask, third), self.p_dropout, fourth))
-        return masked(x, mask)
+    def _add(self, x: mx.array, y: mx.array, key: Key) -> mx.array:
+        return _add_dropped(x, y, self.p_dropout, key)
+
+    def _add_ffn(
+        self, x: mx.array, ffn: FFN, mask: mx.array | None, within: Key, after: Key
+    ) -> mx.array:
+        if type(ffn) is FusedFFN:  # not one whose activations are computed again
+            return ffn.added_to(x, mask, within, self.p_dropout, after)
+        return super()._add_ffn(x, ffn, mask, within, after)
 
 
 EQUIVALENTS: dict[type, type] = {

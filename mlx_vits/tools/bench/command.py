@@ -12,9 +12,11 @@ from mlx_vits.config import VERSIONS
 from mlx_vits.errors import UserError
 from mlx_vits.system.files import atomic_write
 from mlx_vits.tools.bench.measure import measure_all
-from mlx_vits.tools.bench.show import show
+from mlx_vits.tools.bench.show import show, table_to_share
 from mlx_vits.tools.bench.work import Work
 from mlx_vits.training.precision import PRECISIONS
+
+SHARED_BATCHES, SHARED_PRECISIONS = (1, 2, 4), ("fp32", "bf16")
 
 
 def bench(
@@ -27,9 +29,14 @@ def bench(
     compare: str | None,
     compiled: bool | None,
     precision: str = "auto",
+    share: bool = False,
     output: Path,
 ) -> None:
-    """Measures every version at every batch size.
+    """Measure every version at every batch size.
+
+    Args:
+        share: measure the first version at `SHARED_BATCHES` in `SHARED_PRECISIONS` instead, leave
+            out what memory has no room for, and print a table to paste.
 
     Raises:
         UserError: a version, comparison or precision is not known, or PyTorch is missing.
@@ -41,18 +48,26 @@ def bench(
         raise UserError(f"--compare {compare}: only torch can be compared with")
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: is not one of {', '.join(PRECISIONS)}")
+    if share:
+        versions, batches = versions[:1], SHARED_BATCHES
     works = [Work(version, batch, clip_seconds) for version in versions for batch in batches]
-    console = Console(highlight=False)
-    report = measure_all(
-        works,
-        repetitions=repetitions,
-        warm_up=warm_up,
-        compiled=compiled,
-        precision=precision,
-        compare=compare is not None,
-        say=lambda line: console.print(f"measuring {line}"),
-    )
-    show(report, console)
+    console, reports = Console(highlight=False), []
+    for one in SHARED_PRECISIONS if share else (precision,):
+        report = measure_all(
+            works,
+            repetitions=repetitions,
+            warm_up=warm_up,
+            compiled=compiled,
+            precision=one,
+            compare=compare is not None,
+            skip_too_large=share,
+            say=lambda line: console.print(f"measuring {line}"),
+        )
+        show(report, console)
+        reports.append(report)
     with atomic_write(output) as file:
-        file.write(json.dumps(report, indent=1).encode() + b"\n")
+        file.write(json.dumps(reports if share else reports[0], indent=1).encode() + b"\n")
     console.print(f"{output}: all of it, with machine, versions and commit")
+    if share:
+        seconds = f"{works[0].version}, clips and synthesis of {works[0].seconds:.2f} s"
+        print(f"\n{seconds}; to paste:\n\n{table_to_share(reports, batches)}")

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
@@ -19,18 +19,14 @@ import mlx.core as mx
 
 from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.errors import UserError
-from mlx_vits.tools.bench.kernels import count_kernels
-from mlx_vits.tools.bench.machine import (
-    describe_machine,
-    device_kind,
-    measure_ceiling,
-    uses_tf32,
-)
-from mlx_vits.tools.bench.operations import count_operations
+from mlx_vits.system.memory import is_out_of_memory
 from mlx_vits.tools.bench.work import StepParts, Work
+from mlx_vits.tools.machine import describe_machine, device_kind, matmul_rate, uses_tf32
 from mlx_vits.training.precision import compute_type
 
+TIMED = ("step", "forward_g", "step_d", "synthesis")
 PARTS = ("forward_g", "step_d", "step_g", "step", "synthesis")
+_SIDE = {"cpu": 2048, "gpu": 8192}  # of the matrices whose product is the ceiling
 Say = Callable[[str], None]
 
 
@@ -81,9 +77,10 @@ def measure_all(
     compiled: bool | None = None,
     precision: str = "auto",
     compare: bool = False,
+    skip_too_large: bool = False,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Measures each work in turn.
+    """Measure each work in turn.
 
     Args:
         repetitions: counted ones.
@@ -91,48 +88,56 @@ def measure_all(
         compiled: whether the step is; None leaves it to the device, as training does.
         precision: of the step, as `--precision`.
         compare: whether PyTorch's twin runs along, in fp32.
+        skip_too_large: leave out a work that memory has no room for.
         say: told what is being measured.
 
     Returns:
         What the JSON holds: `machine`, `ceiling` (operations a second) and `results`, each a work,
         `mlx` and where compared `torch` with `ratios`; seconds by part, `peak_bytes`, `rates`;
-        `kernels` by part, as `count_kernels` has them.
+        `kernels` by part, as `StepParts.count_kernels` has them.
     """
-    compiled = compiles_step(compiled)
+    compute, compiled = compute_type(precision), compiles_step(compiled)
     say("matrix product, for the ceiling")
-    compute = compute_type(precision)
-    report: dict[str, Any] = {"machine": describe_machine(), "ceiling": measure_ceiling(compute)}
-    report |= {"compiled": compiled, "precision": precision}
-    report |= {"repetitions": repetitions, "warm_up": warm_up, "results": []}
-    counts = range(-warm_up, repetitions)
+    report: dict[str, Any] = {
+        "machine": describe_machine(),
+        "ceiling": matmul_rate(_SIDE[device_kind()], compute),
+        "compiled": compiled,
+        "precision": precision,
+        "repetitions": repetitions,
+        "warm_up": warm_up,
+        "results": [],
+    }
     for work in works:
         say(f"{work.version}, batch {work.batch_size}, clips of {work.seconds:.2f} s")
-        report["results"].append(_measure(work, counts, compiled, compare, compute))
+        twin = TorchTwin(work) if compare else None
+        parts = None
+        try:
+            mx.reset_peak_memory()
+            parts = StepParts(work, compiled=compiled, compute=compute)
+            report["results"].append(_measure(work, parts, twin, range(-warm_up, repetitions)))
+        except (RuntimeError, MemoryError) as error:
+            if not (skip_too_large and is_out_of_memory(error)):
+                raise
+            say("no memory for it")
+        finally:
+            parts = None
+            if twin:
+                twin.close()
         mx.clear_cache()
     return report
 
 
-def _measure(
-    work: Work, counts: range, compiled: bool, compare: bool, compute: mx.Dtype
-) -> dict[str, Any]:
-    twin = TorchTwin(work) if compare else None
-    try:
-        mx.reset_peak_memory()
-        parts = StepParts(work, compiled=compiled, compute=compute)
-        kernels = {part: graph._asdict() for part, graph in count_kernels(parts).items()}
-        ours: list[dict[str, float]] = []
-        theirs: list[dict[str, float]] = []
-        for count in counts:
-            found = _measure_parts(parts)
-            told = twin.measure() if twin else {}
-            if count >= 0:
-                ours.append(found)
-                theirs.append(told)
-    finally:
-        if twin:
-            twin.close()
-    operations = count_operations(work)._asdict()
-    seconds = {part: median(found[part] for found in ours) for part in PARTS}
+def _measure(work: Work, parts: StepParts, twin: TorchTwin | None, counts: range) -> dict[str, Any]:
+    kernels = {part: graph._asdict() for part, graph in parts.count_kernels().items()}
+    ours: list[dict[str, float]] = []
+    theirs: list[dict[str, float]] = []
+    for count in counts:
+        found, told = _time(parts), twin.measure() if twin else {}
+        if count >= 0:
+            ours.append(found)
+            theirs.append(told)
+    peak, operations = mx.get_peak_memory(), parts.count_operations()
+    seconds = _medians(ours)
     result: dict[str, Any] = {
         "work": work.to_dict(),
         "clip_seconds": work.seconds,
@@ -142,19 +147,23 @@ def _measure(
             "seconds": seconds,
             "audio_seconds_per_second": _speeds(work, seconds),
             "rates": {part: operations[part] / seconds[part] for part in PARTS},
-            "peak_bytes": mx.get_peak_memory(),
+            "peak_bytes": peak,
         },
     }
     if twin:
-        medians = {part: median(told[part] for told in theirs) for part in PARTS}
+        medians = _medians(theirs)
         result["torch"] = twin.facts | {
             "seconds": medians,
             "audio_seconds_per_second": _speeds(work, medians),
             "peak_bytes": theirs[-1]["peak_bytes"],
         }
-        pairs = list(zip(ours, theirs, strict=True))
-        result["ratios"] = {part: median(a[part] / b[part] for a, b in pairs) for part in PARTS}
+        pairs = zip(ours, theirs, strict=True)
+        result["ratios"] = _medians([{part: a[part] / b[part] for part in PARTS} for a, b in pairs])
     return result
+
+
+def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {part: median(one[part] for one in found) for part in PARTS}
 
 
 def _speeds(work: Work, seconds: dict[str, float]) -> dict[str, float]:
@@ -163,19 +172,19 @@ def _speeds(work: Work, seconds: dict[str, float]) -> dict[str, float]:
     return {"step": trained, "synthesis": work.seconds / seconds["synthesis"]}
 
 
-def _measure_parts(parts: StepParts) -> dict[str, float]:
-    found = {
-        "step": _time(parts.step),
-        "forward_g": _time(parts.forward_g),
-        "step_d": _time(parts.step_d),
-        "synthesis": _time(parts.synthesize),
-    }
+def _time(parts: StepParts) -> dict[str, float]:
+    """Seconds of each part once."""
+    found = time_once(parts.run, TIMED)
     # Not a function of its own: the generator's gradients go through what came before.
     rest = found["step"] - found["forward_g"] - found["step_d"]
     return found | {"step_g": max(rest, 1e-9)}
 
 
-def _time(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def time_once(run: Callable[[str], None], parts: Iterable[str]) -> dict[str, float]:
+    """Take the seconds of `run` for each part, one after the other."""
+    found = {}
+    for part in parts:
+        start = time.perf_counter()
+        run(part)
+        found[part] = time.perf_counter() - start
+    return found

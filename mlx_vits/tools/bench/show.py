@@ -1,7 +1,8 @@
-"""A benchmark's results on a terminal."""
+"""A benchmark's results: tables for a terminal, and one to paste into a message."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,13 +17,8 @@ _LABELS = {
 }
 
 
-def show(report: dict[str, Any], console: Console | None = None) -> None:
-    """Prints one table for each size.
-
-    Args:
-        report: from `measure_all`.
-    """
-    console = console or Console(highlight=False)
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print one table for each size of a report of `measure_all`."""
     machine, ceiling = report["machine"], report["ceiling"]
     console.print(
         f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, "
@@ -71,3 +67,39 @@ def _table(result: dict[str, Any], ceiling: float, repetitions: int) -> Table:
             cells += [f"{torch['seconds'][part]:.3f}", f"{result['ratios'][part]:.2f}"]
         table.add_row(*cells, style="bold" if part == "step" else None)
     return table
+
+
+def table_to_share(reports: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
+    """Make a Markdown table with a row for each report.
+
+    Args:
+        reports: of one machine and one length of clips.
+        sizes: batch sizes to be shown; one that a report lacks is a dash there.
+    """
+    of_sizes = [f"step of {size}, s" for size in sizes]
+    columns = ["chip", "memory, GB", "system", "MLX", "compiled", "precision", *of_sizes]
+    columns += ["synthesis, s", "real-time factor", *(f"peak of {size}, GB" for size in sizes)]
+    rows = [columns, ["---"] * len(columns), *(_row(report, sizes) for report in reports)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(report: dict[str, Any], sizes: Sequence[int]) -> list[str]:
+    machine = report["machine"]
+    found = {result["work"]["batch_size"]: result["mlx"] for result in report["results"]}
+    synthesis, factor = "-", "-"
+    if found:
+        ours = found[min(found)]
+        synthesis = f"{ours['seconds']['synthesis']:.3f}"
+        factor = f"{1 / ours['audio_seconds_per_second']['synthesis']:.3f}"
+    return [
+        machine["device_name"] or machine["processor"],
+        f"{machine['memory_bytes'] / 2**30:.0f}",
+        machine["system"],
+        machine["versions"]["mlx"],
+        "yes" if report["compiled"] else "no",
+        report["precision"],
+        *(f"{found[n]['seconds']['step']:.3f}" if n in found else "-" for n in sizes),
+        synthesis,
+        factor,
+        *(f"{found[n]['peak_bytes'] / 1e9:.2f}" if n in found else "-" for n in sizes),
+    ]

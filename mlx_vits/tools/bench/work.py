@@ -6,7 +6,7 @@ time of a step depends on shapes alone. Axes: B batch, T spectrogram frames, N s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from mlx_vits.config import Config
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.synthesis.folding import fold_model
+from mlx_vits.tools.bench.graphs import Graph, count_graph, count_operations
 from mlx_vits.training.optimizers import build_optimizers, set_learning_rates, update_state
 from mlx_vits.training.regularization import effective_weights
 from mlx_vits.training.step import Batch, GANStep, draw_step
@@ -29,6 +30,7 @@ from mlx_vits.training.vits_trainer import freeze_for
 _SEED = 20742
 _PHONEMES_PER_SECOND = 14  # of the demo's clips, rounded
 _LEARNING_RATE = 1e-5
+Part = Callable[[mx.array], Any]  # of a random key, to arrays
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,11 @@ class Work:
 
 
 class StepParts:
-    """One work's nets, optimizers and batch, and what is timed of them.
+    """One work's nets, optimizers and batch, and the parts of it that are timed and counted.
 
-    Every method returns when its result is computed.
+    `forward_g` is the generator's forward of training, `step_d` the discriminator on real and
+    generated audio with its update, `step` a whole step, `synthesis` one clip from codes. Within a
+    step, `weight_norm` and the `update` of all parameters by AdamW are only counted.
 
     Args:
         compiled: whether the step and its parts run through `mx.compile`.
@@ -89,16 +93,12 @@ class StepParts:
     """
 
     def __init__(self, work: Work, *, compiled: bool, compute: mx.Dtype = mx.float32):
-        self.work = work
-        self.gan = make_step(work, compiled=compiled, compute=compute)
-        self.batch = make_batch(work)
-        generator, gan, batch = self.gan.generator, self.gan, self.batch
-        config, one = work.config, work.frames
-        samples, gin = config.train.segment_size, config.model.gin_channels
-        self._steps, self._is_compiled = 0, compiled
-        noise = mx.random.normal((1, one, config.model.inter_channels))
-        codes = mx.random.randint(0, config.reduced_dims.codebook_size, (1, one // 2))
-        style = mx.random.normal((1, 1, gin))
+        self.gan = gan = make_step(work, compiled=compiled, compute=compute)
+        batch, config, frames = make_batch(work), work.config, work.frames
+        samples = config.train.segment_size
+        noise = mx.random.normal((1, frames, config.model.inter_channels))
+        codes = mx.random.randint(0, config.reduced_dims.codebook_size, (1, frames // 2))
+        style = mx.random.normal((1, 1, config.model.gin_channels))
 
         def forward_g(key: mx.array) -> list[mx.array]:
             out = gan.forward(batch, draw_step(key, batch, config))
@@ -110,79 +110,71 @@ class StepParts:
             gan.optimizers.discriminator.update(gan.discriminator, grads)
             return loss
 
-        def weight_norm() -> list[Any]:
+        def weight_norm(key: mx.array) -> list[Any]:
             return [effective_weights(net) for net in (gan.generator, gan.discriminator)]
 
-        def update() -> list[Any]:
+        def update(key: mx.array) -> list[Any]:
             for optimizer, net in zip(gan.optimizers, gan.state[:2], strict=True):
                 optimizer.update(net, net.trainable_parameters())
-            return gan.state
+            return []  # but the state
 
         def synthesize(model: SynthesizerTrn, style: mx.array) -> mx.array:
             return model.decode(codes, batch.text[:1], [style], noise=noise).wav
 
-        speaker = fold_model(generator)  # as a voice speaks: weight norm is not computed again
+        def compile_(function: Part) -> Part:
+            if not compiled:
+                return function
+            return mx.compile(function, inputs=gan.state, outputs=gan.state)
+
+        def with_state(function: Part) -> Part:
+            return lambda key: [function(key), gan.state]
+
+        speaker = fold_model(gan.generator)  # as a voice speaks: no weight norm is left
         mx.eval(speaker.parameters(), noise, codes, style)
-        self._forward_g: Any = forward_g
-        self._step_d: Any = step_d
-        self._weight_norm: Any = weight_norm
-        self._update: Any = update
-        if compiled:
-            self._forward_g = mx.compile(forward_g, inputs=gan.state)
-            self._step_d = mx.compile(step_d, inputs=gan.state, outputs=gan.state)
-            self._weight_norm = mx.compile(weight_norm, inputs=gan.state)
-            self._update = mx.compile(update, inputs=gan.state, outputs=gan.state)
-        self._synthesize = partial(accel.inference(synthesize), speaker, style)
-
-    def graphs(self) -> Iterator[tuple[str, Any]]:
-        """Arrays of each part that are not computed; the nets stay as they are."""
-        gan = self.gan
-        work = {
-            "forward_g": lambda: self._forward_g(self._key()),
-            "step_d": lambda: [self._step_d(self._key()), gan.state],
-            "step": lambda: [gan(self.batch, self._key()), gan.state],
-            "synthesis": lambda: self._synthesize(),
-            "weight_norm": self._weight_norm,
-            "update": self._update,
+        speak = accel.inference(synthesize)
+        self._steps = 0
+        self._parts: dict[str, Part] = {
+            "forward_g": compile_(forward_g),
+            "step_d": with_state(compile_(step_d)),
+            "step": with_state(partial(gan, batch)),
+            "synthesis": lambda key: speak(speaker, style),
+            "weight_norm": compile_(weight_norm),
+            "update": with_state(compile_(update)),
         }
-        for name, build in work.items():
-            with _kept(gan.state):
-                yield name, build()
+        self._plain: dict[str, Part] = {
+            "forward_g": forward_g,
+            "step_d": with_state(step_d),
+            "step": lambda key: [gan.run(batch, draw_step(key, batch, config)).losses, gan.state],
+            "synthesis": lambda key: synthesize(gan.generator, style),
+        }
 
-    def step(self) -> None:
-        """A whole training step."""
-        mx.eval(self.gan(self.batch, self._key()), self.gan.state)
-
-    def forward_g(self) -> None:
-        """The generator's forward of training."""
-        mx.eval(self._forward_g(self._key()))
-
-    def step_d(self) -> None:
-        """The discriminator on real and generated, and its update."""
-        mx.eval(self._step_d(self._key()), self.gan.state)
-
-    def synthesize(self) -> None:
-        """One clip from codes."""
-        mx.eval(self._synthesize())
-
-    def _key(self) -> mx.array:
+    def run(self, part: str) -> None:
+        """Compute a part; return when its result is there."""
         self._steps += 1
-        return mx.random.key(self._steps)
+        mx.eval(self._parts[part](mx.random.key(self._steps)), self.gan.state)
 
+    def count_kernels(self) -> dict[str, Graph]:
+        """Count the kernels of every part."""
+        found = {}
+        for name, part in self._parts.items():
+            with _kept(self.gan.state):
+                found[name] = count_graph(part(mx.random.key(0)))
+        return found
 
-def make_generator(work: Work) -> SynthesizerTrn:
-    """A generator of full size, frozen as training freezes it."""
-    mx.random.seed(_SEED)
-    model = SynthesizerTrn(work.config)
-    freeze_for(model, "all")
-    mx.eval(model.parameters())
-    return model
+    def count_operations(self) -> dict[str, float]:
+        """Count the operations of what is timed; `step_g` is what is left of a step."""
+        found = {}
+        for name, part in self._plain.items():
+            with _kept(self.gan.state):
+                found[name] = count_operations(part)
+        return found | {"step_g": found["step"] - found["forward_g"] - found["step_d"]}
 
 
 def make_step(work: Work, *, compiled: bool = False, compute: mx.Dtype = mx.float32) -> GANStep:
     """The training step over both nets with fresh optimizers."""
-    generator = make_generator(work)
-    discriminator = MultiPeriodDiscriminator(work.config)
+    mx.random.seed(_SEED)
+    generator, discriminator = SynthesizerTrn(work.config), MultiPeriodDiscriminator(work.config)
+    freeze_for(generator, "all")
     optimizers = build_optimizers(work.config)
     set_learning_rates(optimizers, _LEARNING_RATE, _LEARNING_RATE, 0.4)
     for net in (generator, discriminator):

@@ -1,18 +1,94 @@
-"""`mlx-vits doctor`, thin over the package."""
+"""`mlx-vits doctor`: what MLX has to work with here, and whether its numbers are right."""
 
 from __future__ import annotations
 
 import json
 import math
+import platform
+import shutil
+import sys
+from importlib import metadata
+from typing import NamedTuple
 
+import mlx.core as mx
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mlx_vits.tools.doctor.machine import Machine, examine
+from mlx_vits._backend import BLAS, BlasStatus
+from mlx_vits.system.memory import machine_memory
 from mlx_vits.tools.doctor.numerics import Difference, compare, tolerance
+from mlx_vits.tools.machine import device_kind, device_name, matmul_rate
 from mlx_vits.tools.pages import pairs, plain, safe_text, standard_output
+from mlx_vits.version import __version__
 
+_EXTRAS = {
+    "zh": ("jieba", "pypinyin", "g2pM", "opencc"),
+    "ja": ("pyopenjtalk-plus",),
+    "ko": ("mecab-ko",),
+    "yue": ("ToJyutping",),
+    "asr": ("mlx-whisper",) if sys.platform == "darwin" else ("faster-whisper",),
+    "hub": ("huggingface_hub",),
+    "tensorboard": ("tensorboardX",),
+}
+_SIDE = {"cpu": 1024, "gpu": 4096}  # of the matrices whose product is timed
 WRONG = 1  # exit status where an operation is off
+
+
+class Machine(NamedTuple):
+    """What this machine is.
+
+    Attributes:
+        versions: of this project, MLX, Python and the system, by name.
+        device: "cpu" or "gpu", where arrays are computed by default.
+        device_name: as MLX names it.
+        memory_bytes: of the machine; 0 where the system does not say.
+        blas: which BLAS serves products on the CPU.
+        rates: float32 matrix products a second as they were measured here, in FLOP/s, by device.
+        compiler: path of g++, which MLX needs on a Linux CPU to compile a step; "" without one.
+        ffmpeg: path, or "".
+        extras: whether the packages of each optional extra are installed.
+    """
+
+    versions: dict[str, str]
+    device: str
+    device_name: str
+    memory_bytes: int
+    blas: BlasStatus
+    rates: dict[str, float]
+    compiler: str
+    ffmpeg: str
+    extras: dict[str, bool]
+
+
+def examine() -> Machine:
+    """Gather everything; takes about a second, as it times matrix products."""
+    rates = {"cpu": matmul_rate(_SIDE["cpu"], device=mx.cpu)}
+    if device_kind() == "gpu":
+        rates["gpu"] = matmul_rate(_SIDE["gpu"], device=mx.gpu)
+    return Machine(
+        versions={
+            "mlx_vits": __version__,
+            "mlx": metadata.version("mlx"),
+            "Python": platform.python_version(),
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        },
+        device=device_kind(),
+        device_name=device_name(),
+        memory_bytes=machine_memory(),
+        blas=BLAS,
+        rates=rates,
+        compiler=(shutil.which("g++") or "") if sys.platform.startswith("linux") else "",
+        ffmpeg=shutil.which("ffmpeg") or "",
+        extras={extra: all(map(_is_installed, names)) for extra, names in _EXTRAS.items()},
+    )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def diagnose(*, for_machines: bool) -> int:

@@ -7,8 +7,8 @@ here, and on the CPU with MLX's own convolutions, which are plain loops.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from mlx_vits.audio.spectrogram import mel_spectrogram
 from mlx_vits.config import DataSection
 from mlx_vits.nn.attention import MultiHeadAttention
 from mlx_vits.nn.ops import conv1d, conv_transpose1d
+from mlx_vits.tools.machine import is_cuda, uses_tf32
 
 FP32_TOLERANCE = 1e-4
 # Products of 10-bit mantissas are off by up to 5e-4 each; the sums average much of it out.
@@ -62,14 +63,11 @@ class Difference(NamedTuple):
 
 def tolerance() -> float:
     """Share of an array's largest entry that a difference may reach on the default device."""
-    on_cuda = mx.default_device().type == mx.DeviceType.gpu and mx.cuda.is_available()
-    return (
-        TF32_TOLERANCE if on_cuda and os.environ.get("MLX_ENABLE_TF32") != "0" else FP32_TOLERANCE
-    )
+    return TF32_TOLERANCE if is_cuda() and uses_tf32() else FP32_TOLERANCE
 
 
 def compare(checks: tuple[Check, ...] | None = None) -> list[Difference]:
-    """Runs the checks on the default device and on the CPU.
+    """Run the checks on the default device and on the CPU.
 
     Args:
         checks: `all_checks()` where not given.
@@ -109,18 +107,7 @@ def all_checks() -> tuple[Check, ...]:
     """Every kind of convolution of the two networks, and what else has a gradient of its own."""
     return (
         Check("matrix product", _product, _plain_product),
-        Check("convolution", lambda: _convolution(32, 48, 7, padding=3)),
-        Check("pointwise convolution", lambda: _convolution(32, 48, 1)),
-        Check("dilated convolution", lambda: _convolution(32, 32, 3, padding=5, dilation=5)),
-        Check("narrow convolution", lambda: _convolution(8, 1, 7, padding=3)),
-        Check("strided convolution", lambda: _convolution(16, 32, 5, stride=3, padding=2)),
-        Check("grouped convolution", lambda: _convolution(64, 64, 41, padding=20, groups=16)),
-        Check(
-            "grouped strided convolution",
-            lambda: _convolution(16, 64, 41, stride=4, padding=20, groups=4),
-        ),
-        Check("transposed convolution, x2", lambda: _transposed(32, 16, 4, 2)),
-        Check("transposed convolution, x10", lambda: _transposed(32, 16, 16, 10)),
+        *(Check(name, partial(_convolution, *shape)) for name, shape in _CONVOLUTIONS.items()),
         Check("weight normalisation", _weight_norm),
         Check("attention", _attention),
         Check("embedding", _embedding),
@@ -156,37 +143,33 @@ def _plain_product() -> dict[str, np.ndarray]:
     return {"value": value, "left": weights @ b.T, "right": a.T @ weights}
 
 
-def _convolution(
-    channels: int,
-    outputs: int,
-    kernel: int,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
-    groups: int = 1,
-) -> Arrays:
+# Input and output channels, kernel size, options.
+_CONVOLUTIONS: dict[str, tuple[int, int, int, dict[str, int]]] = {
+    "convolution": (32, 48, 7, {"padding": 3}),
+    "pointwise convolution": (32, 48, 1, {}),
+    "dilated convolution": (32, 32, 3, {"padding": 5, "dilation": 5}),
+    "narrow convolution": (8, 1, 7, {"padding": 3}),
+    "strided convolution": (16, 32, 5, {"stride": 3, "padding": 2}),
+    "grouped convolution": (64, 64, 41, {"padding": 20, "groups": 16}),
+    "grouped strided convolution": (16, 64, 41, {"stride": 4, "padding": 20, "groups": 4}),
+    "transposed convolution, x2": (32, 16, 4, {"upsampling": 2}),
+    "transposed convolution, x10": (32, 16, 16, {"upsampling": 10}),
+}
+
+
+def _convolution(channels: int, outputs: int, kernel: int, options: dict[str, int]) -> Arrays:
+    geometry = dict(options)
+    groups, rate = geometry.get("groups", 1), geometry.pop("upsampling", None)
+
     def run(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-        return conv1d(
-            x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
-        )
+        if rate is None:
+            return conv1d(x, weight, bias, **geometry)
+        return conv_transpose1d(x, weight, bias, stride=rate, padding=(kernel - rate) // 2)
 
     inputs = {
-        "input": _normal(0, 2, 203, channels),
+        "input": _normal(0, 2, 203 if rate is None else 41, channels),
         "weight": _normal(1, outputs, kernel, channels // groups),
         "bias": _normal(2, outputs),
-    }
-    return _with_gradients(run, inputs)
-
-
-def _transposed(channels: int, outputs: int, kernel: int, stride: int) -> Arrays:
-    def run(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-        return conv_transpose1d(x, weight, bias, stride=stride, padding=(kernel - stride) // 2)
-
-    inputs = {
-        "input": _normal(3, 2, 41, channels),
-        "weight": _normal(4, outputs, kernel, channels),
-        "bias": _normal(5, outputs),
     }
     return _with_gradients(run, inputs)
 
