@@ -27,7 +27,7 @@ help: ## Show this help
 		awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  VOICE=demo         a name under weights/, or a folder of clips with transcripts.tsv"
-	@echo "  TEXT= OUT=         what to say, and a file for it instead of playing it"
+	@echo "  TEXT= OUT=         what to say, and a file to write it to"
 	@echo "  BASE=              a base under weights/, or its folder"
 	@echo "  ARGS=\"--epochs 4\"  further options, see: $(BIN)/python -m mlx_vits.train --help"
 
@@ -48,12 +48,11 @@ endif
 finetune: setup ## Fine-tune VOICE: its clips in, a voice, samples and a report out
 	$(BIN)/python -m mlx_vits.train --voice "$(VOICE)" $(if $(BASE),--base "$(BASE)") $(ARGS)
 
-CAN_PLAY := -c 'from mlx_vits.audio.playing import Player; Player(32000)' 2>/dev/null
-
-speak: setup ## Let VOICE say TEXT: played, or written to OUT
+speak: setup ## Let VOICE say TEXT: into OUT, or into speech.wav, which is played as well
 	@[ -n "$$TEXT" ] || { echo 'say what: make speak VOICE=$(VOICE) TEXT="Hello."'; exit 1; }
-	$(BIN)/mlx-vits speak "$(VOICE)" "$$TEXT" $(if $(OUT),-o "$(OUT)",$$($(BIN)/python $(CAN_PLAY) \
-		&& echo --play || echo "-o speech.wav --force")) $(ARGS)
+	$(BIN)/mlx-vits speak "$(VOICE)" "$$TEXT" -o $(if $(OUT),"$(OUT)",speech.wav --force) $(ARGS)
+	@$(if $(OUT),true,for player in afplay paplay aplay play; do \
+		$$player speech.wav >/dev/null 2>&1 && break; done; true)
 
 # Two processes of one thread each: small models gain little from a second thread.
 PYTEST := MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
