@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from mlx_vits import finetune
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.checkpoints.base import Base
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
+from mlx_vits.errors import UserError
 from mlx_vits.finetune import FinetuneOptions
 from mlx_vits.finetune.first_words import keep_prompt, sentence_language
 from mlx_vits.preprocessing.prepare import prepare_voice
@@ -117,6 +119,15 @@ def test_the_loaded_run_speaks_from_its_own_reference(run: Run) -> None:
     own = voice.speak("Hello there.", reference=run.folder / "prompt.wav", reference_text=TEXTS[1])
     assert spoken.wav.any()
     assert np.array_equal(spoken.wav, own.wav)
+
+
+def test_the_language_is_that_of_the_reference(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "korean"
+    shutil.copytree(run.folder, folder)
+    kept = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    (folder / "reference.json").write_text(json.dumps(kept | {"language": "ko"}))
+    with pytest.raises(UserError, match="has heard en alone and cannot speak 'ko'"):
+        mlx_vits.load(folder).speak("안녕하세요.")
 
 
 def test_a_run_of_an_earlier_version_and_without_t2s(tmp_path: Path) -> None:
