@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mlx_vits.audio.files import write_wav
+from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.errors import UserError
-from mlx_vits.finetune.options import FinetuneOptions, Screen
+from mlx_vits.finetune.options import Screen
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.choosing import Choice, choose_reference, read_candidates
 from mlx_vits.preprocessing.languages import guess_language
@@ -24,7 +25,7 @@ from mlx_vits.synthesis.companions import (
     vector_beside,
     write_stored_reference,
 )
-from mlx_vits.synthesis.loading import PROMPT, REFERENCE, load
+from mlx_vits.synthesis.loading import PROMPT, REFERENCE, companions_of_run, load
 from mlx_vits.synthesis.scoring import FULL_SCALE
 from mlx_vits.synthesis.speaking import Speech
 from mlx_vits.system.files import atomic_write, make_folder
@@ -106,16 +107,26 @@ def _copy(source: Path, to: Path) -> None:
         file.write(source.read_bytes())
 
 
-def say_new_sentence(options: FinetuneOptions, screen: Screen) -> FirstWords | None:
+def say_new_sentence(folder: Path, version: str, screen: Screen) -> FirstWords | None:
     """Let the voice that a run has written say a sentence that it was never trained on.
 
     It is loaded as a user would load it, and the sound is written among the run's samples. Where
     something that speech needs is missing, that is said and nothing else happens.
 
+    Args:
+        folder: the run's.
+        version: of the voice.
+        screen: where it is said why nothing was spoken.
+
     Returns:
         What was said, or None.
     """
-    folder = options.output
+    if companions_of_run(folder, RunInfo.read(folder), version).gpt is None:
+        screen.say(
+            "No new sentence was spoken: the base has no T2S model, which turns text into speech; "
+            f"`mlx-vits download {version}` fetches one."
+        )
+        return None
     try:
         voice = load(folder)
         reference = voice.speaker.companions.reference or StoredReference(REFERENCE)

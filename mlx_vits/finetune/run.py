@@ -213,7 +213,7 @@ class FinetuneRun:
         final = self.judge.score(place.step)
         self.judge.write_samples(final, self.folder)
         verdict = self.judge.verdict(final, place, seconds)
-        said = say_new_sentence(self.options, self.screen)
+        said = say_new_sentence(self.folder, self.config.version, self.screen)
         verdict["new_sentence"] = asdict(said) if said is not None else None
         with atomic_write(self.folder / VERDICT) as file:
             file.write(json.dumps(verdict, indent=1).encode())

@@ -122,6 +122,15 @@ def _load_base(name: str, given: Companions) -> Voice:
     return voice
 
 
+def companions_of_run(folder: Path, info: RunInfo, version: str) -> Companions:
+    """Return what a run's voice has to speak with: the run's own, else its base's."""
+    found = Companions(gpt=find_gpt(folder), reference=_reference_of(folder, info))
+    for base in (info.base, info.generator, version):
+        if base:
+            found = found.completed_by(of_base(base))
+    return found
+
+
 def _reference_of(folder: Path, info: RunInfo) -> StoredReference | None:
     """Return what a run speaks from; one of an earlier version has not chosen it yet."""
     stored = read_stored_reference(folder)
@@ -153,8 +162,5 @@ def _load_run(folder: Path, given: Companions) -> Voice:
     vector = folder / SPEAKER_VECTOR
     if vector.is_file():
         loaded.speaker_vector = read_speaker_vector(vector, loaded.config.reduced_dims.sv_dim)[None]
-    _complete(loaded, Companions(gpt=find_gpt(folder), reference=_reference_of(folder, info)))
-    for base in (info.base, info.generator, loaded.version):
-        if base:
-            _complete(loaded, of_base(base))
+    _complete(loaded, companions_of_run(folder, info, loaded.version))
     return loaded
