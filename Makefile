@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 VOICE ?= demo
 BASE ?=
 ARGS ?=
+OUT ?=
+export TEXT
 VOICES ?=
 EXTRAS ?= dev
 
@@ -16,7 +18,7 @@ NEEDS_MKL := $(and $(filter Linux,$(shell uname -s)),$(filter x86_64,$(shell una
 ALL_EXTRAS := $(EXTRAS)$(if $(NEEDS_MKL),$(shell echo ,)mkl)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test test-slow bench bench-reading eval-demo lint format clean
+.PHONY: help setup finetune speak test test-slow bench bench-reading eval-demo lint format clean
 
 help: ## Show this help
 	@echo "mlx_vits: fine-tune a GPT-SoVITS voice from about one minute of speech"
@@ -25,6 +27,7 @@ help: ## Show this help
 		awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  VOICE=demo         a name under weights/, or a folder of clips with transcripts.tsv"
+	@echo "  TEXT= OUT=         what to say, and a file to write it to"
 	@echo "  BASE=              a base under weights/, or its folder"
 	@echo "  ARGS=\"--epochs 4\"  further options, see: $(BIN)/python -m mlx_vits.train --help"
 
@@ -44,6 +47,12 @@ endif
 
 finetune: setup ## Fine-tune VOICE: its clips in, a voice, samples and a report out
 	$(BIN)/python -m mlx_vits.train --voice "$(VOICE)" $(if $(BASE),--base "$(BASE)") $(ARGS)
+
+speak: setup ## Let VOICE say TEXT: into OUT, or into speech.wav, which is played as well
+	@[ -n "$$TEXT" ] || { echo 'say what: make speak VOICE=$(VOICE) TEXT="Hello."'; exit 1; }
+	$(BIN)/mlx-vits speak "$(VOICE)" "$$TEXT" -o $(if $(OUT),"$(OUT)",speech.wav --force) $(ARGS)
+	@$(if $(OUT),true,for player in afplay paplay aplay play; do \
+		$$player speech.wav >/dev/null 2>&1 && break; done; true)
 
 # Two processes of one thread each: small models gain little from a second thread.
 PYTEST := MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -104,6 +104,7 @@ def test_a_run_leaves_everything_that_was_promised(finished: Any) -> None:
         "checkpoints",
         "clips_e1_s4.pth",
         "clips.safetensors",
+        "reference.json",
         "reference.wav",
         "samples",
         "losses.jsonl",

@@ -8,6 +8,7 @@
 | `starting.py`, `resuming.py` | a new run, and one that goes on |
 | `takeover.py`, `handover.py` | runs from and to GPT-SoVITS's own trainer |
 | `run.py` | one fine-tune, from nets to verdict |
+| `first_words.py` | what a run speaks from, and a first new sentence |
 | `judging.py` | how the voice sounds on the way, and at the end |
 """
 

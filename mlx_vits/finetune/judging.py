@@ -44,9 +44,11 @@ class Judge:
 
     Attributes:
         base_score: of the base, from `listen_to_base`.
+        style: name of the clip in whose style all are spoken.
     """
 
     base_score: Score
+    style: str
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Judge:
         self.options, self.config, self.base_warning = options, config, base_warning
         self._blend, self._anchor = blend, anchor
         self._listening = read_listening(prepared, config)
-        name = self._listening.reference
+        self.style = name = self._listening.reference
         self._recording = prepared / layout.WAV_FOLDER / name
         self._vector = layout.speaker_file(prepared, name) if config.model.is_pro else None
         speech = read_audio(self._recording)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import write_voice
 from mlx_vits.config import Config
 from mlx_vits.errors import Interrupted, TrainingStopped, UserError
+from mlx_vits.finetune.first_words import keep_prompt, say_new_sentence, speak_command
 from mlx_vits.finetune.judging import Judge
 from mlx_vits.finetune.nets import Nets
 from mlx_vits.finetune.options import FinetuneOptions, Screen
@@ -116,6 +118,9 @@ class FinetuneRun:
             self.trainer.restore(read_run_state(state), str(state))
             self.screen.say(f"Resuming at step {self.trainer.place.step}.")
         self.judge.keep_reference(self.folder)
+        keep_prompt(
+            self.folder, self.voice.folder, self.judge.style, self.options.language, self.screen
+        )
         self.saved_step = self.trainer.place.step
         is_over = self.saved_step >= self.trainer.total_steps  # its blend may have changed
         if is_over or not (state.is_file() and self.voice_file.is_file()):
@@ -208,11 +213,15 @@ class FinetuneRun:
         final = self.judge.score(place.step)
         self.judge.write_samples(final, self.folder)
         verdict = self.judge.verdict(final, place, seconds)
+        said = say_new_sentence(self.folder, self.config.version, self.screen)
+        verdict["new_sentence"] = asdict(said) if said is not None else None
         with atomic_write(self.folder / VERDICT) as file:
             file.write(json.dumps(verdict, indent=1).encode())
         report = write_report(self.folder)
         for words in (*verdict["words"], verdict["verdict"], f"Open {report}"):
             self.screen.say(words)
+        if said is not None:
+            self.screen.say(f"Hear it say what you like: {speak_command(self.folder)}")
         return verdict
 
     def _advise(self) -> None:

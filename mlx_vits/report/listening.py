@@ -138,12 +138,12 @@ def _take(
     return f"""<figure class="take {take.kind}"><figcaption><h4>{title}</h4></figcaption>
 <audio controls preload="metadata" aria-label="{escape(f"{title}, {clip}")}"
 src="data:audio/flac;base64,{sound}"></audio>
-{_spectrogram(take, f"{title}, {clip}", top, longest)}
+{draw_spectrogram(take, f"{title}, {clip}", top, longest)}
 <dl>{numbers}</dl></figure>
 """
 
 
-def _spectrogram(take: Take, name: str, top: float, longest: float) -> str:
+def draw_spectrogram(take: Take, name: str, top: float, longest: float) -> str:
     """Build the picture with its axes; the time axis spans the clip's longest take."""
     data = DataSection()
     picture = base64.b64encode(paint(take.mel, top)).decode()

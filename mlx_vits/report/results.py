@@ -17,6 +17,7 @@ from mlx_vits.training.log import LOSSES, SCORES
 
 VERDICT = "verdict.json"
 SAMPLES = "samples"
+NEW_SENTENCE = "new_sentence.wav"  # among the samples
 TAKES = ("recording", "base", "finetuned")
 
 
@@ -50,8 +51,18 @@ class _Best(TypedDict):
     mel_distance: float | None
 
 
+class _Sentence(TypedDict):
+    text: str
+    language: str
+    seconds: float
+    largest_sample: float
+    reference_text: str
+    warnings: list[str]
+
+
 class _MayHave(TypedDict, total=False):
     best: _Best | None
+    new_sentence: _Sentence | None
 
 
 class _Verdict(_MayHave):

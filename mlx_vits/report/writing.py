@@ -19,6 +19,7 @@ from typing import Any
 from mlx_vits.report.curves import percent
 from mlx_vits.report.drift import drift_section
 from mlx_vits.report.listening import listening_section
+from mlx_vits.report.new_sentence import new_sentence_section
 from mlx_vits.report.results import RunResults, read_results
 from mlx_vits.report.training_curves import curves_section
 from mlx_vits.synthesis.scoring import FULL_SCALE
@@ -64,7 +65,7 @@ def build_page(results: RunResults) -> str:
         script=script,
         header=_header(verdict),
         verdict=_verdict_section(verdict),
-        listen=listening_section(results),
+        listen=listening_section(results) + new_sentence_section(results),
         curves=curves_section(results),
         drift=drift_section(verdict["drift"]),
         made=_made_section(verdict),

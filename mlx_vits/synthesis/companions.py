@@ -72,6 +72,11 @@ def read_stored_reference(folder: Path) -> StoredReference | None:
     return StoredReference(str(audio), stored.text, stored.language)
 
 
+def vector_beside(recording: Path) -> Path:
+    """Return where a run keeps the speaker vector of a reference, for v2Pro and v2ProPlus."""
+    return recording.with_name(f"{recording.stem}_sv.pt")
+
+
 def write_stored_reference(folder: Path, reference: StoredReference) -> None:
     """Write `reference.json`.
 

@@ -16,13 +16,16 @@ from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.threads import on_lasting_thread
+from mlx_vits.preprocessing import prepared as layout
+from mlx_vits.preprocessing.choosing import choose_reference, read_candidates
 from mlx_vits.preprocessing.prepared import read_speaker_vector
-from mlx_vits.synthesis.companions import Companions, read_stored_reference
+from mlx_vits.synthesis.companions import Companions, StoredReference, read_stored_reference
 from mlx_vits.synthesis.gpt import find_gpt_path
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.system.files import given_path
 
-REFERENCE = "reference.wav"
+REFERENCE = "reference.wav"  # the style of `Voice.convert`, and of a run's scores
+PROMPT = "prompt.wav"  # what a run's speech continues, where that is another clip
 SPEAKER_VECTOR = "reference_sv.pt"  # of a v2Pro or v2ProPlus run
 
 
@@ -119,6 +122,31 @@ def _load_base(name: str, given: Companions) -> Voice:
     return voice
 
 
+def companions_of_run(folder: Path, info: RunInfo, version: str) -> Companions:
+    """Return what a run's voice has to speak with: the run's own, else its base's."""
+    found = Companions(gpt=find_gpt(folder), reference=_reference_of(folder, info))
+    for base in (info.base, info.generator, version):
+        if base:
+            found = found.completed_by(of_base(base))
+    return found
+
+
+def _reference_of(folder: Path, info: RunInfo) -> StoredReference | None:
+    """Return what a run speaks from; one of an earlier version has not chosen it yet."""
+    stored = read_stored_reference(folder)
+    if stored is not None:
+        return stored
+    prepared = folder / info.prepared
+    if layout.is_prepared(prepared):
+        choice = choose_reference(read_candidates(prepared, info.language))
+        if choice is not None:
+            chosen = choice.candidate
+            recording = prepared / layout.WAV_FOLDER / chosen.name
+            return StoredReference(str(recording), chosen.text, chosen.language)
+    recording = folder / REFERENCE
+    return StoredReference(str(recording), "", info.language) if recording.is_file() else None
+
+
 def _load_run(folder: Path, given: Companions) -> Voice:
     info = RunInfo.read(folder)
     voice = folder / f"{info.voice}.safetensors"
@@ -134,8 +162,5 @@ def _load_run(folder: Path, given: Companions) -> Voice:
     vector = folder / SPEAKER_VECTOR
     if vector.is_file():
         loaded.speaker_vector = read_speaker_vector(vector, loaded.config.reduced_dims.sv_dim)[None]
-    _complete(loaded, Companions(gpt=find_gpt(folder), reference=read_stored_reference(folder)))
-    for base in (info.base, info.generator, loaded.version):
-        if base:
-            _complete(loaded, of_base(base))
+    _complete(loaded, companions_of_run(folder, info, loaded.version))
     return loaded

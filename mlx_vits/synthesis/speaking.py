@@ -24,9 +24,10 @@ from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.speaker_encoder import ERes2NetV2
 from mlx_vits.nn.threads import on_lasting_thread
+from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser
 from mlx_vits.preprocessing.speakers import speaker_vector
-from mlx_vits.synthesis.companions import Companions, StoredReference
+from mlx_vits.synthesis.companions import Companions, StoredReference, vector_beside
 from mlx_vits.synthesis.generation import MUTE_CODE
 from mlx_vits.synthesis.gpt import GPT, load_gpt
 from mlx_vits.synthesis.pipeline import Pipeline
@@ -179,9 +180,7 @@ class Speaker:
             reference = read_reference(path, self.voice.sample_rate)
             vector = None
             if self.voice.config.model.is_pro:
-                vector = speaker_vector(
-                    self._speaker_encoder, reference.for_style, self.voice.sample_rate, path
-                )
+                vector = self._speaker_vector(path, reference)
             spec = self.voice.reference_spectrogram(reference.for_style)
             codes = prompt_codes(reference, self._encode) if as_prompt else None
             self._heard[key] = _Heard(reference, codes, spec, vector)
@@ -190,6 +189,15 @@ class Speaker:
         self._heard.move_to_end(key)
         return self._heard[key]
 
+    def _speaker_vector(self, path: Path, reference: Reference) -> np.ndarray:
+        """Return the vector `(1, V)` that a run keeps beside its own reference, or compute it."""
+        own, kept = self.companions.reference, vector_beside(path)
+        if own is not None and path == Path(own.audio) and kept.is_file():
+            return read_speaker_vector(kept, self.voice.config.reduced_dims.sv_dim)[None]
+        return speaker_vector(
+            self._speaker_encoder, reference.for_style, self.voice.sample_rate, path
+        )
+
     def _prompt(self, reference: StoredReference, auxiliary: Sequence[str | Path]) -> Prompt:
         heard = [self._hear(reference.audio, as_prompt=bool(reference.text.strip()))]
         heard += [self._hear(path, as_prompt=False) for path in auxiliary]
@@ -197,7 +205,7 @@ class Speaker:
         if not reference.text.strip():
             self._warnings.append(
                 f"{reference.audio}: its text is not known, so only its timbre is used and not its "
-                "manner; give it with --reference-text"
+                "manner; give a recording of 3 to 10 s with --reference and --reference-text"
             )
         return Prompt(heard[0].codes, [one.spec for one in heard], vectors)
 

@@ -30,7 +30,14 @@ from mlx_vits.synthesis.companions import Companions
 from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.synthesis.request import SpeechRequest
-from mlx_vits.synthesis.speaking import Speaker, Speech, speak, stored_reference, stream
+from mlx_vits.synthesis.speaking import (
+    Speaker,
+    Speech,
+    own_language,
+    speak,
+    stored_reference,
+    stream,
+)
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Reference = str | Path | Array
@@ -354,7 +361,7 @@ class Voice:
         self,
         text: str,
         *,
-        language: str = "en",
+        language: str | None = None,
         reference: str | Path | None = None,
         reference_text: str | None = None,
         reference_language: str | None = None,
@@ -375,7 +382,8 @@ class Voice:
         Args:
             text: of any length; `[pause 0.8s]` within it is a silence.
             language: "en", "zh", "ja", "ko", "yue"; "all_zh" and its like where English words stand
-                in the text; "auto" or "auto_yue" where the language changes.
+                in the text; "auto" or "auto_yue" where the language changes; by default that of the
+                voice's own reference.
             reference: a recording of 3 to 10 s to speak like; by default the voice's own.
             reference_text: what it says; without it only its timbre is used.
             reference_language: by default that of the text.
@@ -392,6 +400,7 @@ class Voice:
             UserError: something that is needed is missing or damaged, or the text cannot be
                 spoken; the message names it and the cure.
         """
+        language = language or own_language(self.speaker)
         given = stored_reference(reference, reference_text, reference_language or language)
         request = SpeechRequest(
             text=text,
@@ -412,7 +421,7 @@ class Voice:
         self,
         text: str,
         *,
-        language: str = "en",
+        language: str | None = None,
         reference: str | Path | None = None,
         reference_text: str | None = None,
         reference_language: str | None = None,
@@ -446,6 +455,7 @@ class Voice:
         """
         if chunk not in ("pause", "fixed"):
             raise UserError(f"chunk is {chunk!r}; it has to be 'pause' or 'fixed'")
+        language = language or own_language(self.speaker)
         request = SpeechRequest(
             text=text,
             text_lang=language,

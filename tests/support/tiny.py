@@ -112,13 +112,13 @@ def hum(seconds: float, pitch: float = 150.0, rate: int = RATE) -> np.ndarray:
     return (0.15 * np.sum(parts, axis=0)).astype(np.float32)
 
 
-def make_voice(folder: Path, clips: int = 5) -> Path:
-    """Writes clips of 1.2 to 2 seconds with transcripts."""
+def make_voice(folder: Path, clips: int = 5, shortest: float = 1.2) -> Path:
+    """Writes clips of 1.2 to 2 seconds, or from `shortest` on, with transcripts."""
     folder.mkdir(parents=True)
     lines = []
     for index in range(clips):
         name = f"clip_{index}.wav"
-        write_wav(folder / name, hum(1.2 + 0.2 * index, 120 + 20 * index), RATE)
+        write_wav(folder / name, hum(shortest + 0.2 * index, 120 + 20 * index), RATE)
         lines.append(f"{name}\t{TEXTS[index % len(TEXTS)]}\n")
     (folder / "transcripts.tsv").write_text("".join(lines))
     return folder
