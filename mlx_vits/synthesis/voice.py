@@ -6,7 +6,7 @@ K semantic codes, L phonemes, T spectrogram frames, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from mlx_vits.synthesis.companions import Companions
 from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.synthesis.request import SpeechRequest
-from mlx_vits.synthesis.speaking import Speaker, Speech, speak, stored_reference, stream
+from mlx_vits.synthesis.speaking import Speaker, Speech, faults, speak, stored_reference, stream
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Reference = str | Path | Array
@@ -429,6 +429,7 @@ class Voice:
         min_chunk: int = 16,
         overlap: int = 2,
         compat: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Iterator[np.ndarray]:
         """Read a text aloud, each sentence while it is being made.
 
@@ -436,6 +437,7 @@ class Voice:
             chunk: "pause" cuts where speech is most like silence, "fixed" every `min_chunk` codes.
             min_chunk: codes of a chunk, at least; 25 are a second.
             overlap: codes that are decoded again to join two chunks.
+            warn: told in a sentence of what may be wrong, as `Speech.warnings`.
             (others): see `speak`.
 
         Yields:
@@ -463,7 +465,9 @@ class Voice:
             overlap_length=overlap,
         )
         given = stored_reference(reference, reference_text, reference_language or language)
-        for piece in stream(self.speaker, request, given, aux_references, compat=compat):
+        for piece in stream(self.speaker, request, given, aux_references, compat=compat, warn=warn):
+            for words in faults(piece.sentences):
+                warn(words)
             yield piece.wav
 
     def _own_vector(self, refer: Any) -> Array:
