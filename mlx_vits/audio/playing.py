@@ -83,7 +83,7 @@ class Player:
             if self._stream is not None:
                 self._stream.write(wav[:, None])
             else:
-                self._input().write((wav * 32767).astype("<i2").tobytes())
+                self._input().write(np.round(wav * 32767).astype("<i2").tobytes())
         except self._faults as error:
             raise self._stopped() from error
 
