@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import typer
 
 import mlx_vits
 from mlx_vits.audio.playing import Player
 from mlx_vits.audio.writing import SoundFile
-from mlx_vits.errors import UserError
+from mlx_vits.errors import Interrupted, UserError
 from mlx_vits.report.terminal import report_errors
-from mlx_vits.synthesis.request import Piece, SpeechRequest
+from mlx_vits.synthesis.pauses import split_pauses
+from mlx_vits.synthesis.request import SpeechRequest
 from mlx_vits.synthesis.speaking import (
-    Speaker,
     StoredReference,
     faults,
     own_language,
@@ -27,7 +30,7 @@ from mlx_vits.synthesis.speaking import (
 )
 from mlx_vits.synthesis.text_marks import is_spoken
 from mlx_vits.synthesis.voice import Voice
-from mlx_vits.system.text_files import read_text
+from mlx_vits.system.text_files import decode_text, read_text
 
 RUNS = Path("runs")
 _LINE_NAME = "{:03d}.wav"
@@ -90,7 +93,7 @@ def main(
     Exit status: 0, spoken; 1, something is missing or wrong, with what to do.
     """
     lines = _lines(text, file)
-    if output is None and not play:
+    if not output and not play:
         raise UserError("say where the speech goes: -o FILE, -o FOLDER/ or --play")
     loaded = mlx_vits.load(_known_run(voice), content_encoder=content_encoder, gpt=gpt)
     speaker = loaded.speaker
@@ -114,16 +117,18 @@ def main(
         streaming_mode=stream_,
     )
     given = stored_reference(reference, reference_text, reference_language or spoken_language)
-    job = _Job(loaded, request, given, aux_reference or [], play=play, overwrite=force)
-    if output is not None and output.endswith("/"):
-        for number, line in enumerate(lines, start=1):
-            job.speak(line, Path(output) / _LINE_NAME.format(number))
-    else:
-        job.speak("\n".join(lines), Path(output) if output else None)
+    # All at once, so that a name that is taken is said before anything is spoken.
+    jobs = [
+        (part, SoundFile(path, loaded.sample_rate, overwrite=force) if path else None)
+        for part, path in _parts(lines, output)
+    ]
+    for part, sound_file in jobs:
+        job = _Job(loaded, replace(request, text=part), given, aux_reference or [])
+        job.speak(sound_file, Player(loaded.sample_rate) if play else None)
 
 
 class _Job:
-    """Speak texts, and say how far it is."""
+    """Speak a text, and say how far it is."""
 
     def __init__(
         self,
@@ -131,46 +136,79 @@ class _Job:
         request: SpeechRequest,
         reference: StoredReference | None,
         auxiliary: list[Path],
-        *,
-        play: bool,
-        overwrite: bool,
     ):
-        self._speaker: Speaker = voice.speaker
-        self._request, self._reference, self._auxiliary = request, reference, auxiliary
-        self._rate, self._play, self._overwrite = voice.sample_rate, play, overwrite
+        self._rate, self._length = voice.sample_rate, len(request.text)
+        self._begun, self._samples, self._done = time.monotonic(), 0, 0
+        self._noticed: list[str] = []
+        self._pieces = stream(
+            voice.speaker, request, reference, auxiliary, warn=self._noticed.append
+        )
 
-    def speak(self, text: str, output: Path | None) -> None:
-        begun = time.monotonic()
-        samples = done = 0
-        with ExitStack() as stack:
-            sinks: list[SoundFile | Player] = []
-            if output is not None:
-                file = SoundFile(output, self._rate, overwrite=self._overwrite)
-                sinks.append(stack.enter_context(file))
-            if self._play:
-                sinks.append(stack.enter_context(Player(self._rate)))
-            for piece in self._pieces(text):
+    def speak(self, file: SoundFile | None, player: Player | None) -> None:
+        sinks = [sink for sink in (file, player) if sink is not None]
+        try:
+            with ExitStack() as stack:
                 for sink in sinks:
-                    sink.write(piece.wav)
-                samples += len(piece.wav)
-                done += sum(len(sentence.text) for sentence in piece.sentences)
-                for warning in [*self._speaker.take_warnings(), *faults(piece.sentences)]:
-                    print(f"! {warning}", file=sys.stderr)
-                if piece.sentences and done < len(text):
-                    passed = time.monotonic() - begun
-                    left = passed / done * (len(text) - done)
-                    print(
-                        f"{min(done, len(text))}/{len(text)} characters  "
-                        f"{samples / self._rate:.1f} s spoken  {left:.0f} s left",
-                        file=sys.stderr,
-                    )
-        passed = time.monotonic() - begun
-        seconds = samples / self._rate
-        print(f"{output or 'played'}: {seconds:.2f} s, made in {passed:.2f} s")
+                    stack.enter_context(sink)
+                for piece in self._pieces:
+                    for sink in sinks:
+                        sink.write(piece.wav)
+                    self._samples += len(piece.wav)
+                    self._done += sum(len(sentence.text) for sentence in piece.sentences)
+                    self._noticed += faults(piece.sentences)
+                    self._report(at_end_of_sentence=bool(piece.sentences))
+        except KeyboardInterrupt as error:
+            if file is None or not file.samples:
+                raise
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            raise Interrupted(f"stopped; {self._kept(file)}", number) from error
+        except UserError:
+            self._report()
+            if file is not None and file.samples:
+                _tell(f"! {self._kept(file)}")
+            raise
+        self._report()
+        passed = time.monotonic() - self._begun
+        seconds = self._samples / self._rate
+        where = "played" if file is None else file.path
+        _tell(f"{where}: {seconds:.2f} s, made in {passed:.2f} s", sys.stdout)
 
-    def _pieces(self, text: str) -> Iterator[Piece]:
-        request = replace(self._request, text=text)
-        return stream(self._speaker, request, self._reference, self._auxiliary)
+    def _kept(self, file: SoundFile) -> str:
+        return f"{file.path} holds what was spoken until then, {file.samples / self._rate:.1f} s"
+
+    def _report(self, *, at_end_of_sentence: bool = False) -> None:
+        for warning in dict.fromkeys(self._noticed):
+            _tell(f"! {warning}")
+        self._noticed.clear()
+        if not at_end_of_sentence or self._done >= self._length:
+            return
+        passed = time.monotonic() - self._begun
+        left = passed / self._done * (self._length - self._done)
+        _tell(
+            f"{self._done}/{self._length} characters  {self._samples / self._rate:.1f} s spoken  "
+            f"{left:.0f} s left"
+        )
+
+
+def _tell(text: str, file: TextIO | None = None) -> None:
+    """Print on standard error, or nowhere once its reader is gone: speech goes on."""
+    file = file or sys.stderr
+    try:
+        print(text, file=file, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def _parts(lines: list[str], output: str | None) -> list[tuple[str, Path | None]]:
+    """Return each text to speak, and the file for it."""
+    if not output or not output.endswith("/"):
+        return [("\n".join(lines), Path(output) if output else None)]
+    spoken = [line for line in lines if any(isinstance(p, str) for p in split_pauses(line))]
+    return [
+        (line, Path(output) / _LINE_NAME.format(number))
+        for number, line in enumerate(spoken, start=1)
+    ]
 
 
 def _known_run(voice: str) -> str:
@@ -188,11 +226,19 @@ def _lines(text: str | None, file: str | None) -> list[str]:
     if (text is None) == (file is None):
         raise UserError("give either a text, or --file FILE (- for standard input)")
     if file is not None:
-        text = sys.stdin.read() if file == "-" else read_text(Path(file))
+        text = _read_input() if file == "-" else read_text(Path(file))
     lines = [line for line in (text or "").splitlines() if is_spoken(line)]
     if not lines:
         raise UserError("the text has nothing to speak; give at least one word")
     return lines
+
+
+def _read_input() -> str:
+    if sys.stdin is None:  # closed by the shell
+        raise UserError("there is no standard input; give a text, or --file FILE")
+    if sys.stdin.isatty():
+        _tell("Write the text, and end it with Ctrl-D on a line of its own.")
+    return decode_text(sys.stdin.buffer.read(), "standard input")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import subprocess
 from types import TracebackType
+from typing import IO, Any
 
 import numpy as np
 
@@ -35,15 +36,21 @@ class Player:
     def __init__(self, rate: int):
         self._rate = rate
         self._process: subprocess.Popen[bytes] | None = None
+        self._stream: Any = None
+        self._faults: tuple[type[Exception], ...] = (OSError,)
         try:
             import sounddevice  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
+            self._faults = (OSError, sounddevice.PortAudioError)
+        except (ImportError, OSError):  # PortAudio itself may be missing
+            self._command = self._find_program()
+            return
+        try:
             self._stream = sounddevice.OutputStream(samplerate=rate, channels=1, dtype="float32")
-        except (ImportError, OSError) as error:
-            self._stream = None
-            self._command = self._find_program(error)
+        except self._faults:  # such as no device
+            self._command = self._find_program()
 
-    def _find_program(self, error: Exception) -> list[str]:
+    def _find_program(self) -> list[str]:
         for program, arguments in _PLAYERS.items():
             path = shutil.which(program)
             if path is not None:
@@ -51,30 +58,34 @@ class Player:
         raise UserError(
             "there is nothing to play sound with; pip install 'mlx-vits[play]', or install sox, "
             "or write a file with -o"
-        ) from error
+        )
 
     def __enter__(self) -> Player:
-        if self._stream is not None:
-            self._stream.start()
-        else:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
+        try:
+            if self._stream is not None:
+                self._stream.start()
+            else:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
+        except self._faults as error:
+            raise self._stopped() from error
         return self
 
     def write(self, wav: np.ndarray) -> None:
-        """Play samples `(N,)` float32 after those before."""
+        """Play samples `(N,)` float32 after those before.
+
+        Raises:
+            UserError: the program or the device has gone.
+        """
         wav = np.clip(wav, -1.0, 1.0).astype(np.float32)
-        if self._stream is not None:
-            self._stream.write(wav[:, None])
-            return
-        assert self._process is not None
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write((wav * 32767).astype("<i2").tobytes())
-        except BrokenPipeError as error:
-            program = self._command[0]
-            raise UserError(f"{program}: stopped playing; write a file with -o instead") from error
+            if self._stream is not None:
+                self._stream.write(wav[:, None])
+            else:
+                self._input().write(np.round(wav * 32767).astype("<i2").tobytes())
+        except self._faults as error:
+            raise self._stopped() from error
 
     def __exit__(
         self,
@@ -82,14 +93,39 @@ class Player:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._stream is not None:
+        try:
             if kind is None:
-                self._stream.stop()  # once all is played
+                self._finish()
+        finally:
+            self._end()
+
+    def _finish(self) -> None:
+        """Wait until all is played."""
+        try:
+            if self._stream is not None:
+                self._stream.stop()
+            elif self._process is not None:
+                self._input().close()
+                if self._process.wait() != 0:
+                    raise self._stopped()
+        except self._faults as error:
+            raise self._stopped() from error
+
+    def _end(self) -> None:
+        """Fall silent."""
+        if self._stream is not None:
             self._stream.close()
         elif self._process is not None:
-            assert self._process.stdin is not None
-            if kind is not None:
-                self._process.terminate()
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+            self._process.kill()
+            with contextlib.suppress(OSError):
+                self._input().close()
             self._process.wait()
+
+    def _input(self) -> IO[bytes]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    def _stopped(self) -> UserError:
+        name = "sounddevice" if self._stream is not None else self._command[0]
+        return UserError(f"{name}: cannot play, or has stopped; write a file with -o instead")

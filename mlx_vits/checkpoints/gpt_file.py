@@ -105,6 +105,9 @@ def _read_folder(path: Path) -> GPTFile:
 
 
 def _read_ckpt(path: Path) -> GPTFile:
+    if path.suffix == ".safetensors":
+        _own_names(read_tensors(path).tensors, path)  # says what else it is
+        raise CheckpointError(f"{path}: holds a GPT without its {CONFIG}; give the folder of both")
     content = read_torch_archive(path)
     tables = content if isinstance(content, dict) else {}
     for name in ("weight", "state_dict"):

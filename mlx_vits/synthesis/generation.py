@@ -259,6 +259,9 @@ def _steps(
 
     While a step is computed the next one is described to MLX already: what was drawn is looked at
     a step late, once a step.
+
+    Raises:
+        FloatingPointError: the model computes NaN or infinity.
     """
     eos, width = model.config.EOS, model.config.vocab_size
     limit = limit_of(model, max_tokens)
@@ -268,6 +271,7 @@ def _steps(
     codes = mx.zeros((0,), mx.int32) if prompt is None else prompt.astype(mx.int32)
     codes = mx.broadcast_to(codes, (len(requests), *codes.shape))
     logits, reading = _prefill(model, requests, codes)
+    is_finite = mx.isfinite(mx.sum(logits))
     said, rows = mark(codes, width), list(range(len(requests)))
     drawn = _draw(logits, said, sampling, draws(0, rows), 0, eos)
     mx.async_eval(drawn)
@@ -279,6 +283,8 @@ def _steps(
             following = _draw(logits, said, sampling, draws(step + 1, rows), step + 1, eos)
             mx.async_eval(following)
         tokens: list[int] = drawn.tolist()  # type: ignore[assignment]
+        if step == 0 and not is_finite.item():
+            raise FloatingPointError("the T2S model computes NaN or infinity")
         alive = [place for place, token in enumerate(tokens) if token != eos]
         rows = [rows[place] for place in alive]
         yield _Step([tokens[place] for place in alive], rows, is_last)

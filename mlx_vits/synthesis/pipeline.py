@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
+from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.models.t2s import Text2SemanticDecoder
 from mlx_vits.synthesis import generation
 from mlx_vits.synthesis.buckets import batch_sentences
@@ -32,7 +33,7 @@ from mlx_vits.synthesis.joining import ChunkJoiner
 from mlx_vits.synthesis.pauses import Pause, split_pauses
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
 from mlx_vits.synthesis.sound import Level, fade_ends
-from mlx_vits.synthesis.text_marks import collapse_marks
+from mlx_vits.synthesis.text_marks import TextError, collapse_marks
 from mlx_vits.synthesis.text_split import finish_prompt, pre_segment
 from mlx_vits.synthesis.verifying import GOOD_ENOUGH, Verify
 from mlx_vits.synthesis.watch import Fault, find_fault, find_loop
@@ -79,6 +80,8 @@ class Pipeline:
         compat: give upstream's result, see above.
         retries: how often a sentence is drawn again.
         verify: tells from a sentence's sound how much of it is misheard; not used in streaming.
+        warn: told of a sentence that is left out because nothing in it can be spoken; without it,
+            and with `compat`, such a sentence is an error.
     """
 
     def __init__(
@@ -93,11 +96,12 @@ class Pipeline:
         compat: bool = False,
         retries: int = RETRIES,
         verify: Verify | None = None,
+        warn: Callable[[str], None] | None = None,
     ):
         self._voice, self._t2s, self._front_end, self._prompt = voice, t2s, front_end, prompt
         self._given_noise, self._mute_code = noise, mute_code
         self._compat, self._retries = compat, 0 if compat else retries
-        self._verify = None if compat else verify
+        self._verify, self._warn = (None, None) if compat else (verify, warn)
         self._code_samples = voice.model.decoded_frames(1) * voice.config.data.hop_length
         self._level, self._decodings = Level(), 0
 
@@ -111,6 +115,7 @@ class Pipeline:
         Raises:
             UserError: an option is out of range, or the text has nothing to speak.
             DataError: a text cannot be read in its language.
+            CheckpointError: a model computes NaN or infinity.
         """
         request.check()
         self._level, self._decodings = Level(per_piece=self._compat), 0
@@ -137,12 +142,24 @@ class Pipeline:
 
     def _sentences(self, request: SpeechRequest) -> Iterator[Sentence]:
         """Cut the text and read each sentence when it is asked for."""
+        fault: DataError | None = None
+        is_spoken = False
         for index, sentence in enumerate(self._with_pauses(request)):
-            reading = self._front_end(sentence.text, request.text_lang)
+            try:
+                reading = self._front_end(sentence.text, request.text_lang)
+            except DataError as error:
+                if self._warn is None:
+                    raise
+                fault = fault or error
+                self._warn(f"left out: {error}")
+                continue
+            is_spoken = True
             sentence.phonemes, sentence.ids = reading.phones, reading.ids
             sentence.features, sentence.length = reading.features, len(reading.norm_text)
             sentence.index, sentence.seed = index, request.seed
             yield sentence
+        if not (is_spoken or self._compat):
+            raise fault or TextError("the text has nothing to speak; give at least one word")
 
     def _with_pauses(self, request: SpeechRequest) -> Iterator[Sentence]:
         """Cut the text; each sentence with the silence before and after it."""
@@ -154,18 +171,19 @@ class Pipeline:
             for piece in pre_segment(text, request.text_lang, method, compat=True):
                 yield Sentence(piece, pause=pause)
             return
-        lead, last = 0.0, None
+        lead, last, is_paused = 0.0, None, False
         for part in split_pauses(text):
             if isinstance(part, Pause):
                 if last is None:
                     lead += part.seconds
                 else:
-                    last.pause = part.seconds
+                    last.pause = part.seconds + (last.pause if is_paused else 0.0)
+                    is_paused = True
                 continue
             for piece in pre_segment(part, request.text_lang, method):
                 if last is not None:
                     yield last
-                last, lead = Sentence(piece, pause=pause, lead=lead), 0.0
+                last, lead, is_paused = Sentence(piece, pause=pause, lead=lead), 0.0, False
         if last is not None:
             yield last
 
@@ -213,15 +231,19 @@ class Pipeline:
     def _drawn(self, batch: list[Sentence], context: _Context) -> list[Generated]:
         rows = [context.row(sentence) for sentence in batch]
         common = (context.prompt, context.request.sampling)
-        if context.request.parallel_infer:
-            return generation.generate_batch(self._t2s, rows, *common, compat=self._compat)
-        return [generation.generate(self._t2s, row, *common, compat=self._compat) for row in rows]
+        one, all_ = generation.generate, generation.generate_batch
+        try:
+            if context.request.parallel_infer:
+                return all_(self._t2s, rows, *common, compat=self._compat)
+            return [one(self._t2s, row, *common, compat=self._compat) for row in rows]
+        except FloatingPointError as error:
+            raise self._damaged("its T2S model") from error
 
     def _decode(
         self, codes: np.ndarray, ids: Sequence[int], seed: int, context: _Context
     ) -> np.ndarray:
         speed = context.request.speed_factor
-        return self._voice.decode(
+        wav = self._voice.decode(
             codes[None, None],
             np.array([ids], np.int32),
             self._prompt.style,
@@ -229,6 +251,18 @@ class Pipeline:
             noise=self._noise(self._voice.model.decoded_frames(len(codes), speed), seed, 0),
             noise_scale=NOISE_SCALE,
             speed=speed,
+        )
+        return self._checked(wav)
+
+    def _checked(self, wav: np.ndarray) -> np.ndarray:
+        if not np.isfinite(wav).all():
+            raise self._damaged("the voice")
+        return wav
+
+    def _damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._voice.name}: {what} computes NaN or infinity, its weights are damaged; copy "
+            "or download it again, or take an earlier one"
         )
 
     def _decode_verified(self, sentence: Sentence, context: _Context) -> np.ndarray:
@@ -284,7 +318,7 @@ class Pipeline:
         said: list[np.ndarray] = []
         if sentence.lead:
             yield Piece(_silence(sentence.lead, rate), [])
-        for number, chunk in enumerate(self._chunks(sentence, context)):
+        for number, chunk in enumerate(self._sound_chunks(sentence, context)):
             if len(chunk.codes) == 0:
                 wav = joiner.finish()
             else:
@@ -305,7 +339,7 @@ class Pipeline:
                     noise_scale=NOISE_SCALE,
                     speed=speed,
                 )
-                wav, encoded = decoded.wav, decoded.encoded
+                wav, encoded = self._checked(decoded.wav), decoded.encoded
                 if known and new < _SHORT_CHUNK:
                     wav = wav[-int((overlap + new) * self._code_samples / speed) :]
                 wav = joiner.add(self._level.apply(wav), is_last=chunk.is_final)
@@ -315,6 +349,12 @@ class Pipeline:
             yield Piece(wav, [])
         sentence.codes = np.concatenate(said) if said else sentence.codes
         yield Piece(_silence(sentence.pause, rate), [sentence])
+
+    def _sound_chunks(self, sentence: Sentence, context: _Context) -> Iterator[Chunk]:
+        try:
+            yield from self._chunks(sentence, context)
+        except FloatingPointError as error:
+            raise self._damaged("its T2S model") from error
 
     def _chunks(self, sentence: Sentence, context: _Context) -> Iterator[Chunk]:
         """Codes as T2S draws them; the last chunk comes early where it has begun to loop."""

@@ -23,6 +23,7 @@ ENCODER_RATE = 16000
 _SHORTEST, _LONGEST = 3.0, 10.0  # seconds, what T2S has learnt to continue
 # Appended to the prompt. Upstream means 0.3 s, counted at 32 kHz.
 _SILENCE_SAMPLES = 9600
+_SHORTEST_STYLE = 0.5  # seconds, of a recording that gives its timbre alone
 _SILENT = 1e-4
 _LOUDEST = 2.0  # a louder recording is divided by this, and stays above full scale
 
@@ -55,9 +56,14 @@ def read_reference(path: str | Path, rate: int) -> Reference:
         rate: of the voice, in Hz.
 
     Raises:
-        DataError: as `read_audio`, or the recording is silent.
+        DataError: as `read_audio`, or the recording is silent or too short.
     """
     recording = read_audio(path)
+    if len(recording.wav) < _SHORTEST_STYLE * recording.rate:
+        raise DataError(
+            f"{path}: lasts {len(recording.wav) / recording.rate:.2f} s; a reference has to last "
+            f"{_SHORTEST:.0f} to {_LONGEST:.0f} s"
+        )
     peak = float(np.abs(recording.wav).max(initial=0.0))
     if peak < _SILENT:
         raise DataError(f"{path}: is silent; give a recording of speech as the reference")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -86,19 +87,36 @@ class SpeechRequest:
             _ = self.sampling
         except ValueError as error:
             raise UserError(str(error)) from error
-        for name, least, most in (
-            ("speed_factor", *_SPEEDS),
-            ("fragment_interval", -math.inf, _LONGEST_PAUSE),
-            ("batch_size", 1, _MOST_BATCH),
-            ("min_chunk_length", 1, 1000),
-            ("overlap_length", 1, 100),
-            ("seed", 0, 2**32 - 1),
+        for name in ("text", "text_lang", "prompt_text", "prompt_lang", "text_split_method"):
+            _check_text(name, getattr(self, name))
+        kind: Any
+        for name, kind, least, most in (
+            ("speed_factor", Real, *_SPEEDS),
+            ("fragment_interval", Real, -math.inf, _LONGEST_PAUSE),
+            ("batch_size", Integral, 1, _MOST_BATCH),
+            ("min_chunk_length", Integral, 1, 1000),
+            ("overlap_length", Integral, 1, 100),
+            ("seed", Integral, 0, 2**32 - 1),
         ):
             value = getattr(self, name)
-            if not least <= value <= most:
-                raise UserError(f"{name} is {value}; it has to lie between {least:g} and {most:g}")
+            if not (isinstance(value, kind) and least <= value <= most):
+                whole = "be a whole number and " if kind is Integral else ""
+                span = f"between {least} and {most}" if math.isfinite(least) else f"below {most}"
+                raise UserError(f"{name} is {value!r}; it has to {whole}lie {span}")
         if self.streaming_mode and self.batch_size > 1:
             raise UserError("streaming speaks one sentence at a time; leave batch_size at 1")
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{name} is {value!r:.40}; give it as a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # as Python reads other bytes from a command line
+        raise UserError(
+            f"{name} has characters that are not Unicode, at {value[error.start :][:10]!r}; write "
+            "it in UTF-8"
+        ) from error
 
 
 class Prompt(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 
 import mlx.core as mx
 
@@ -51,7 +51,7 @@ class Sampling:
             ("repetition_penalty", 0.01, 100.0),
         ):
             value = getattr(self, name)
-            if not lowest <= value <= most:
+            if not (isinstance(value, Real) and lowest <= value <= most):
                 raise ValueError(
                     f"{name} is {value}; it has to lie between {lowest:g} and {most:g}"
                 )

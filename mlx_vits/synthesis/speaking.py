@@ -7,9 +7,9 @@ is read when it is first needed, and kept.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,6 @@ import numpy as np
 
 from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.bert_file import find_bert, read_bert
-from mlx_vits.checkpoints.codebook import CODEBOOK_KEY, codebook_sha256
 from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.models.hubert import HubertModel
@@ -28,13 +27,21 @@ from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser
 from mlx_vits.preprocessing.speakers import speaker_vector
 from mlx_vits.synthesis.companions import Companions, StoredReference, vector_beside
-from mlx_vits.synthesis.generation import MUTE_CODE
+from mlx_vits.synthesis.fitting import (
+    check_codebook,
+    check_language,
+    check_sizes,
+    language_of,
+    mute_code,
+)
 from mlx_vits.synthesis.gpt import GPT, load_gpt
 from mlx_vits.synthesis.pipeline import Pipeline
 from mlx_vits.synthesis.reference import Reference, prompt_codes, read_reference
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
 from mlx_vits.synthesis.verifying import Verify, verifier
 from mlx_vits.synthesis.watch import CODES_PER_SECOND
+from mlx_vits.system.files import given_path
+from mlx_vits.text.cleaner import resolve_language
 from mlx_vits.text.front_end import Reading, read
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon, read_lexicon
 from mlx_vits.text.segments import segment
@@ -42,9 +49,8 @@ from mlx_vits.text.segments import segment
 if TYPE_CHECKING:
     from mlx_vits.synthesis.voice import Voice
 
-# In a T2S model's `config.json`: all languages that it has heard, and the code of silence.
-LANGUAGES_KEY, MUTE_KEY = "languages", "mute_code"
 _KEPT_REFERENCES = 8
+Warn = Callable[[str], None]
 _PHONEMES_PER_SECOND = (3, 25)  # of speech whose transcript fits; upstream's limits for training
 
 
@@ -87,7 +93,6 @@ class Speaker:
         self.voice, self.companions = voice, companions
         self.lexicon: Lexicon = NO_WORDS
         self._heard: OrderedDict[tuple[str, int, int, bool], _Heard] = OrderedDict()
-        self._warnings: list[str] = []
         self._verify: Verify | None = None
 
     def verify_with_whisper(self, model: str = DEFAULT_MODEL) -> None:
@@ -110,12 +115,15 @@ class Speaker:
             CheckpointError: there is none, or it belongs to another version or codebook.
         """
         if self.companions.gpt is None:
+            cure = f"fetch one with `mlx-vits download {self.voice.version}`, or give it with --gpt"
+            if self.voice.config.is_reduced:
+                cure = "give that of the base that the voice was made from, with --gpt"
             raise CheckpointError(
-                f"{self.voice.name}: has no T2S model, which turns text into speech; fetch one "
-                f"with `mlx-vits download {self.voice.version}`, or give it with --gpt"
+                f"{self.voice.name}: has no T2S model, which turns text into speech; {cure}"
             )
         gpt = load_gpt(self.companions.gpt, version=self.voice.version)
-        _check_codebook(gpt, self.voice, self.companions.gpt)
+        check_sizes(gpt, self.voice, self.companions.gpt)
+        check_codebook(gpt, self.voice, self.companions.gpt)
         return gpt
 
     @cached_property
@@ -147,7 +155,7 @@ class Speaker:
         features: mx.array = self._bert(text)
         return features
 
-    def _read(self, text: str, language: str) -> Reading:
+    def _read(self, warn: Warn, text: str, language: str) -> Reading:
         reading = read(
             text,
             language,
@@ -158,7 +166,7 @@ class Speaker:
         )
         if reading.unspoken:
             signs = " ".join(dict.fromkeys(reading.unspoken))
-            self._warnings.append(f"not spoken: {signs} (in {_shortened(text)!r})")
+            warn(f"not spoken: {signs} (in {_shortened(text)!r})")
         return reading
 
     def _encode(self, wav: np.ndarray) -> np.ndarray:
@@ -167,7 +175,7 @@ class Speaker:
 
     def _hear(self, path: str | Path, *, as_prompt: bool) -> _Heard:
         """Read a recording, or take what was read of it before if the file is still the same."""
-        path = Path(path)
+        path = given_path(path, DataError)
         try:
             state = path.stat()
         except OSError as error:
@@ -198,24 +206,30 @@ class Speaker:
             self._speaker_encoder, reference.for_style, self.voice.sample_rate, path
         )
 
-    def _prompt(self, reference: StoredReference, auxiliary: Sequence[str | Path]) -> Prompt:
+    def _prompt(
+        self, reference: StoredReference, auxiliary: Sequence[str | Path], warn: Warn
+    ) -> Prompt:
         heard = [self._hear(reference.audio, as_prompt=bool(reference.text.strip()))]
         heard += [self._hear(path, as_prompt=False) for path in auxiliary]
         vectors = [one.vector for one in heard if one.vector is not None]
         if not reference.text.strip():
-            self._warnings.append(
+            warn(
                 f"{reference.audio}: its text is not known, so only its timbre is used and not its "
                 "manner; give a recording of 3 to 10 s with --reference and --reference-text"
             )
         return Prompt(heard[0].codes, [one.spec for one in heard], vectors)
 
-    def _check_transcript(self, reference: StoredReference, codes: np.ndarray | None) -> None:
-        if codes is None:
-            return
-        phonemes = len(self._read(reference.text, reference.language).ids)
+    def _check_transcript(self, reference: StoredReference, codes: np.ndarray, warn: Warn) -> None:
+        try:
+            phonemes = len(self._read(warn, reference.text, reference.language).ids)
+        except DataError as error:
+            raise DataError(
+                f"{reference.audio}: what it says cannot be read as {reference.language!r} "
+                f"({error}); give --reference-text and --reference-language"
+            ) from error
         rate = phonemes / (len(codes) / CODES_PER_SECOND)
         if not _PHONEMES_PER_SECOND[0] <= rate <= _PHONEMES_PER_SECOND[1]:
-            self._warnings.append(
+            warn(
                 f"{reference.audio}: {rate:.1f} phonemes a second would be said, too "
                 f"{'few' if rate < _PHONEMES_PER_SECOND[0] else 'many'}; check that the text is "
                 "what the recording says, all of it and no more"
@@ -228,16 +242,20 @@ class Speaker:
         auxiliary: Sequence[str | Path],
         *,
         compat: bool,
+        warn: Warn,
     ) -> Iterator[Piece]:
         """Speak a request piece by piece.
 
         Args:
             reference: in place of the voice's own.
             auxiliary: further recordings, whose timbre is averaged with the reference's.
+            warn: told in a sentence of what may be wrong, as `Speech.warnings`.
 
         Raises:
             UserError: something is missing or cannot be read; the message names it and the cure.
         """
+        request.check()
+        language = resolve_language(request.text_lang, self.voice.version)
         reference = reference or self.companions.reference
         if reference is None:
             raise UserError(
@@ -246,24 +264,24 @@ class Speaker:
             )
         if self._verify is not None and request.streaming_mode:
             raise UserError("a sentence is checked as a whole; leave out either verify or stream")
-        _check_language(self.gpt, request.text_lang, self.voice.name)
-        prompt = self._prompt(reference, auxiliary)
-        self._check_transcript(reference, prompt.codes)
+        check_language(self.gpt, language, self.voice.name)
+        if reference.text.strip():
+            spoken = language_of(reference, self.voice.version)
+            check_language(self.gpt, spoken, reference.audio, of="the reference's language")
+        prompt = self._prompt(reference, auxiliary, warn)
+        if prompt.codes is not None:
+            self._check_transcript(reference, prompt.codes, warn)
         pipeline = Pipeline(
             self.voice,
             self.gpt.model,
-            self._read,
+            partial(self._read, warn),
             prompt,
-            mute_code=_mute_code(self.gpt),
+            mute_code=mute_code(self.gpt),
             compat=compat,
             verify=self._verify,
+            warn=warn,
         )
         return pipeline.run(request.with_prompt(reference.text, reference.language))
-
-    def take_warnings(self) -> list[str]:
-        """Return what was noticed since the last call."""
-        found, self._warnings = list(dict.fromkeys(self._warnings)), []
-        return found
 
 
 def speak(
@@ -275,15 +293,11 @@ def speak(
     compat: bool,
 ) -> Speech:
     """Speak a request as a whole."""
-    pieces = list(speaker.begin(request, reference, auxiliary, compat=compat))
+    noticed: list[str] = []
+    pieces = list(speaker.begin(request, reference, auxiliary, compat=compat, warn=noticed.append))
     sentences = [sentence for piece in pieces for sentence in piece.sentences]
     wav = np.concatenate([piece.wav for piece in pieces] or [np.zeros(0, np.float32)])
-    warnings = [*speaker.take_warnings(), *faults(sentences)]
-    if not np.isfinite(wav).all():
-        raise CheckpointError(
-            f"{speaker.voice.name}: speaks NaN or infinity, its weights are damaged; copy or "
-            "download the voice again, or take an earlier one"
-        )
+    warnings = [*dict.fromkeys(noticed), *faults(sentences)]
     return Speech(wav, speaker.voice.sample_rate, sentences, warnings)
 
 
@@ -294,9 +308,11 @@ def stream(
     auxiliary: Sequence[str | Path],
     *,
     compat: bool = False,
+    warn: Warn = lambda _: None,
 ) -> Iterator[Piece]:
     """Speak a request piece by piece, from whichever thread asks for the next one."""
-    pieces = on_lasting_thread(speaker.begin)(request, reference, auxiliary, compat=compat)
+    begin = on_lasting_thread(speaker.begin)
+    pieces = begin(request, reference, auxiliary, compat=compat, warn=warn)
     advance = on_lasting_thread(lambda: next(pieces, None))
     while (piece := advance()) is not None:
         yield piece
@@ -330,48 +346,6 @@ def own_language(speaker: Speaker) -> str:
     """Return the language that a voice's reference speaks, "en" where it has none."""
     stored = speaker.companions.reference
     return stored.language if stored is not None else "en"
-
-
-def _mute_code(gpt: GPT) -> int:
-    code = gpt.config.extra.get(MUTE_KEY, MUTE_CODE)
-    if not (isinstance(code, int) and 0 <= code < gpt.config.EOS):
-        raise CheckpointError(
-            f"{gpt.name}: {MUTE_KEY} in its configuration is {code!r}, which is no code; put one "
-            f"of 0 to {gpt.config.EOS - 1} there, or take it away"
-        )
-    return code
-
-
-def _check_language(gpt: GPT, language: str, name: str) -> None:
-    """Refuse a language that a T2S model says it has never heard.
-
-    Raises:
-        DataError: it is one.
-    """
-    heard = gpt.config.extra.get(LANGUAGES_KEY)
-    plain = language.lower().removeprefix("all_")
-    if heard and plain not in heard:
-        raise DataError(
-            f"{name}: its T2S model has heard {', '.join(heard)} alone and cannot speak "
-            f"{language!r}; take a full-size base (`mlx-vits download v2`) for other languages"
-        )
-
-
-def _check_codebook(gpt: GPT, voice: Voice, path: Path) -> None:
-    """Refuse a T2S model whose codes mean something else to the voice.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    stated = gpt.config.extra.get(CODEBOOK_KEY)
-    # Those that state none are upstream's, and go with upstream's own codebook.
-    is_full_size = not voice.config.is_reduced
-    fits = stated == codebook_sha256(voice.model) if stated else is_full_size
-    if not fits:
-        raise CheckpointError(
-            f"{path}: this T2S model was trained with another codebook than {voice.name}'s; take "
-            "the one of the base that the voice was made from"
-        )
 
 
 def _shortened(text: str) -> str:

@@ -6,7 +6,7 @@ K semantic codes, L phonemes, T spectrogram frames, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +33,7 @@ from mlx_vits.synthesis.request import SpeechRequest
 from mlx_vits.synthesis.speaking import (
     Speaker,
     Speech,
+    faults,
     own_language,
     speak,
     stored_reference,
@@ -438,6 +439,7 @@ class Voice:
         min_chunk: int = 16,
         overlap: int = 2,
         compat: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Iterator[np.ndarray]:
         """Read a text aloud, each sentence while it is being made.
 
@@ -445,6 +447,7 @@ class Voice:
             chunk: "pause" cuts where speech is most like silence, "fixed" every `min_chunk` codes.
             min_chunk: codes of a chunk, at least; 25 are a second.
             overlap: codes that are decoded again to join two chunks.
+            warn: told in a sentence of what may be wrong, as `Speech.warnings`.
             (others): see `speak`.
 
         Yields:
@@ -473,7 +476,9 @@ class Voice:
             overlap_length=overlap,
         )
         given = stored_reference(reference, reference_text, reference_language or language)
-        for piece in stream(self.speaker, request, given, aux_references, compat=compat):
+        for piece in stream(self.speaker, request, given, aux_references, compat=compat, warn=warn):
+            for words in faults(piece.sentences):
+                warn(words)
             yield piece.wav
 
     def _own_vector(self, refer: Any) -> Array:

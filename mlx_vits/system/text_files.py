@@ -28,16 +28,28 @@ def read_text(path: Path, *, cure: str = "check the path") -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read ({reason}); {cure}") from error
+    return decode_text(data, path)
+
+
+def decode_text(data: bytes, source: str | Path) -> str:
+    r"""Decode a text; line endings become `\n`.
+
+    Args:
+        source: of the text, for messages.
+
+    Raises:
+        DataError: it has another encoding, see `read_text`.
+    """
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: is not UTF-8 text{_likely(data)}; save it again as UTF-8"
+            f"{source}: is not UTF-8 text{_likely(data)}; save it again as UTF-8"
         ) from error
     if "\0" in text:
         raise DataError(
-            f"{path}: is not UTF-8 text but UTF-16 without its mark, or no text at all; save it "
+            f"{source}: is not UTF-8 text but UTF-16 without its mark, or no text at all; save it "
             "again as UTF-8"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
