@@ -29,7 +29,7 @@ TEXT = "Hello there. Good day to you. And so we go."
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_speaking_base(tmp_path_factory.mktemp("speaking") / "base")
+    return make_speaking_base(tmp_path_factory.mktemp("speaking") / "base", most_codes=12)
 
 
 @pytest.fixture(autouse=True)
@@ -132,13 +132,13 @@ class TestFiles:
         small_files: Callable[[int], None],
         stream: bool,
     ) -> None:
-        small_files(150_000)
+        small_files(100_000)
         done = run(TEXT, "-o", "out.wav", *(["--stream"] if stream else []))
         small_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
         assert done.exit_code == 1
         assert "out.wav: cannot be written (File too large)" in done.stderr
         assert "out.wav holds what was spoken until then" in done.stderr
-        assert 1.0 < seconds("out.wav") <= 150_000 / 2 / RATE
+        assert 1.0 < seconds("out.wav") <= 100_000 / 2 / RATE
         assert [path.name for path in here.iterdir()] == ["out.wav"]
 
 

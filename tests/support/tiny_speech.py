@@ -23,24 +23,31 @@ WORDS = "Now, as all books are made."
 CODES = 32  # entries of the tiny codebook
 
 
-def make_speaking_base(folder: Path) -> Path:
-    """Write a base whose every sentence takes 0.8 s, as its T2S never ends one."""
+def make_speaking_base(folder: Path, *, most_codes: int = 21) -> Path:
+    """Write a base whose every sentence has `most_codes`, as its T2S never ends one."""
     make_base(folder)
     sha256 = codebook_sha256(mlx_vits.load(folder).model)
-    write_tiny_gpt(folder / "gpt", {CODEBOOK_KEY: sha256, "mute_code": 3})
+    write_tiny_gpt(folder / "gpt", {CODEBOOK_KEY: sha256, "mute_code": 3}, most_codes=most_codes)
     write_wav(folder / "reference.wav", hum(3.5), RATE)
     write_stored_reference(folder, StoredReference("reference.wav", WORDS, "en"))
     return folder
 
 
 def write_tiny_gpt(
-    folder: Path, stated: Mapping[str, Any], *, codes: int = CODES, phonemes: int = 732
+    folder: Path,
+    stated: Mapping[str, Any],
+    *,
+    codes: int = CODES,
+    phonemes: int = 732,
+    most_codes: int = 21,
 ) -> Path:
     """Write a T2S model; `stated` is put beside `model` in its configuration."""
     mx.random.seed(5)
     width = {"hidden_dim": 64, "embedding_dim": 64, "head": 2, "n_layer": 1}
     counts = {"vocab_size": codes + 1, "EOS": codes, "phoneme_vocab_size": phonemes}
-    config = T2SConfig.from_dict({"model": width | counts, "data": {"max_sec": 0.4}, **stated})
+    config = T2SConfig.from_dict(
+        {"model": width | counts, "data": {"max_sec": (most_codes - 1) / 50}, **stated}
+    )
     write_gpt(folder, state_of(Text2SemanticDecoder(config)), config, info="")
     return folder
 
