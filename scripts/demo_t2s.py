@@ -33,7 +33,7 @@ from mlx_vits.audio.files import resample
 from mlx_vits.checkpoints.codebook import CODEBOOK_KEY, codebook_sha256
 from mlx_vits.config import T2SConfig
 from mlx_vits.models.t2s import Text2SemanticDecoder
-from mlx_vits.synthesis.speaking import LANGUAGES_KEY, MUTE_KEY
+from mlx_vits.synthesis.fitting import LANGUAGES_KEY, MUTE_KEY
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 import mlx.core as mx

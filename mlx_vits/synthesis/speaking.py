@@ -345,7 +345,7 @@ def faults(sentences: Sequence[Sentence]) -> list[str]:
 def own_language(speaker: Speaker) -> str:
     """Return the language that a voice's reference speaks, "en" where it has none."""
     stored = speaker.companions.reference
-    return stored.language if stored is not None else "en"
+    return "en" if stored is None else language_of(stored, speaker.voice.version)
 
 
 def _shortened(text: str) -> str:

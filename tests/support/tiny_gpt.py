@@ -14,7 +14,7 @@ from mlx_vits.checkpoints.gpt_file import CONFIG, GPT_FOLDER, write_gpt
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.config import T2SConfig
 from mlx_vits.models.t2s import Text2SemanticDecoder
-from mlx_vits.synthesis.speaking import LANGUAGES_KEY, MUTE_KEY
+from mlx_vits.synthesis.fitting import LANGUAGES_KEY, MUTE_KEY
 
 EOS = 24
 
