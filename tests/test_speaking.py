@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import mlx.core as mx
@@ -255,3 +256,13 @@ def test_a_t2s_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="another codebook"):
         mlx_vits.load("demo", gpt=tmp_path).speak("Hello.")
+
+
+def test_a_stream_passes_from_thread_to_thread(voice: Voice) -> None:
+    text = f"[pause 0.1s]{SHORT}"
+    pieces = voice.stream(text)
+    taken = [next(pieces)]  # the pause
+    rest = threading.Thread(target=lambda: taken.extend(pieces))
+    rest.start()
+    rest.join()
+    assert np.array_equal(np.concatenate(taken), np.concatenate(list(voice.stream(text))))

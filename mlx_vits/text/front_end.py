@@ -113,7 +113,10 @@ def read(
         )
 
     reading = read_once(text)
-    return reading if len(reading.phones) >= _FEWEST_PHONEMES else read_once(_LEAD + text)
+    if len(reading.phones) < _FEWEST_PHONEMES:
+        reading = read_once(_LEAD + text)
+    mx.eval(reading.features)  # another thread may use them
+    return reading
 
 
 class _Part(NamedTuple):
