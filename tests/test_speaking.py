@@ -103,6 +103,12 @@ class TestStreaming:
         steps = np.abs(np.diff(spoken))
         assert steps[ends - 1].max() < 0.5 * steps.max()
 
+    def test_chunks_shorter_than_the_overlap(self, voice: Voice, short) -> None:
+        pieces = voice.stream(SHORT, chunk="fixed", min_chunk=5, overlap=100)
+        spoken = np.concatenate(list(pieces))
+        assert len(spoken) == pytest.approx(len(short.wav), rel=0.25)
+        assert abs(spoken[0]) < 1e-3
+
     def test_is_as_near_to_the_whole_as_another_noise(self, voice: Voice, speech) -> None:
         spoken = np.concatenate([piece.wav for piece in self.chunks(voice)])
         one, codes = speech.sentences[0], speech.sentences[0].codes

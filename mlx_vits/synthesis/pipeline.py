@@ -277,7 +277,7 @@ class Pipeline:
     def _stream(self, sentence: Sentence, context: _Context) -> Iterator[Piece]:
         """Speak a sentence in chunks, each decoded with all codes so far."""
         request, rate = context.request, self._voice.sample_rate
-        speed, overlap = request.speed_factor, request.overlap_length
+        speed, overlap = request.speed_factor, min(request.overlap_length, request.min_chunk_length)
         shared = math.ceil(overlap * self._code_samples / speed)
         joiner = ChunkJoiner(shared, joins_last=not self._compat)
         encoded: mx.array | None = None
@@ -310,7 +310,7 @@ class Pipeline:
                     wav = wav[-int((overlap + new) * self._code_samples / speed) :]
                 wav = joiner.add(self._level.apply(wav), is_last=chunk.is_final)
             if not self._compat:
-                wav = fade_ends(wav, rate, start=number == 0, end=chunk.is_final)
+                wav = fade_ends(wav, rate, start=sentence.samples == 0, end=chunk.is_final)
             sentence.samples += len(wav)
             yield Piece(wav, [])
         sentence.codes = np.concatenate(said) if said else sentence.codes

@@ -42,7 +42,8 @@ class SpeechRequest:
         streaming_mode: whether chunks of a sentence are given while it is being spoken.
         fixed_length_chunk: whether chunks are cut at a fixed length, otherwise at pauses.
         min_chunk_length: codes of a chunk, at least; 25 are a second.
-        overlap_length: codes that are decoded again for the join of two chunks.
+        overlap_length: codes that are decoded again for the join of two chunks, at most as many as
+            `min_chunk_length`.
     """
 
     text: str

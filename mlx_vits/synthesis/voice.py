@@ -435,7 +435,7 @@ class Voice:
         Args:
             chunk: "pause" cuts where speech is most like silence, "fixed" every `min_chunk` codes.
             min_chunk: codes of a chunk, at least; 25 are a second.
-            overlap: codes that are decoded again to join two chunks.
+            overlap: codes that are decoded again to join two chunks, at most `min_chunk`.
             (others): see `speak`.
 
         Yields:
