@@ -186,6 +186,28 @@ class TestWatch:
         spoken = voice.speak(SENTENCE, split="cut0")
         assert "words may be missing" in spoken.warnings[0]
 
+    def test_a_stream_that_does_not_end(
+        self, voice: Voice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(generation, "limit_of", lambda *_: 12)
+        request = SpeechRequest("Hello.", "en", streaming_mode=True)
+        (sentence,) = [s for piece in stream(voice.speaker, request, None, ()) for s in piece[1]]
+        assert sentence.fault.kind == "endless"
+
+    def test_a_misheard_sentence_is_never_drawn_from_a_seed_again(
+        self, voice: Voice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seeds: list[int] = []
+
+        def short(model, requests, *rest, **options):
+            seeds.extend(request.seed for request in requests)
+            return [Generated(self.CODES[:20].astype(np.int32), True) for _ in requests]
+
+        monkeypatch.setattr(generation, "generate_batch", short)
+        monkeypatch.setattr(voice.speaker, "_verify", lambda wav, text, language: 1.0)
+        (sentence,) = voice.speak(SENTENCE, split="cut0").sentences
+        assert len(set(seeds)) == len(seeds) == 1 + sentence.retries
+
 
 class TestReferences:
     def test_without_text_only_the_timbre_is_used(self, voice: Voice, tmp_path: Path) -> None:

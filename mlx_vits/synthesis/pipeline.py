@@ -236,15 +236,16 @@ class Pipeline:
         wav = self._decode(sentence.codes, sentence.ids, sentence.seed, context)
         if self._verify is None:
             return wav
-        language, seed = context.request.text_lang, sentence.seed
+        language = context.request.text_lang
         sentence.misheard = self._verify(wav, sentence.text, language)
-        for retry in range(1, self._retries + 1):
-            if sentence.misheard is None or sentence.misheard <= GOOD_ENOUGH:
+        for _ in range(self._retries):
+            if sentence.misheard <= GOOD_ENOUGH:
                 break
-            other = replace(sentence, seed=seed + retry)
+            sentence.retries += 1
+            # Not a seed of `_draw` again.
+            other = replace(sentence, seed=context.request.seed + sentence.retries)
             (drawn,) = self._drawn([other], context)
             spoken = self._decode(drawn.codes, sentence.ids, other.seed, context)
-            sentence.retries += 1
             misheard = self._verify(spoken, sentence.text, language)
             if misheard < sentence.misheard:
                 wav, sentence.misheard, sentence.seed = spoken, misheard, other.seed
@@ -331,13 +332,16 @@ class Pipeline:
             compat=self._compat,
         ):
             said = np.concatenate([said, chunk.codes])
-            if chunk.is_final and not self._compat:
-                sentence.fault = context.fault(sentence, Generated(said, True))
-            elif not self._compat and find_loop(said):
-                sentence.fault = context.fault(sentence, Generated(said, True))
-                yield chunk._replace(is_final=True)
+            if self._compat:
+                yield chunk
+                continue
+            is_over = chunk.is_final or find_loop(said) is not None
+            if is_over:
+                drawn = Generated(said, len(said) < generation.limit_of(self._t2s))
+                sentence.fault = context.fault(sentence, drawn)
+            yield chunk._replace(is_final=is_over)
+            if is_over:
                 return
-            yield chunk
 
 
 class _Part(NamedTuple):
