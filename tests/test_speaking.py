@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 
 import mlx_vits
 from mlx_vits.audio.files import write_wav
@@ -244,6 +245,17 @@ class TestReferences:
         before = voice.speak(SHORT, reference=path)
         write_wav(path, hum(5.0, pitch=260.0), 32000)
         assert not np.array_equal(voice.speak(SHORT, reference=path).wav, before.wav)
+
+    def test_a_loud_one_is_lowered_once(self, voice: Voice, tmp_path: Path) -> None:
+        loud = 3 * hum(4.0) / np.abs(hum(4.0)).max()
+        for name, wav in (("loud", loud), ("half", loud / 2), ("full", loud / 3)):
+            soundfile.write(tmp_path / f"{name}.wav", wav, 32000, subtype="FLOAT")
+        specs = {
+            name: voice.speaker._hear(tmp_path / f"{name}.wav", as_prompt=False).spec
+            for name in ("loud", "half", "full")
+        }
+        assert mx.allclose(specs["loud"], 1.5 * specs["full"], rtol=0.02, atol=0.05).item()
+        assert mx.allclose(specs["half"], specs["full"], rtol=0.02, atol=0.05).item()
 
     def test_none_at_all(self, tmp_path: Path) -> None:
         voice = mlx_vits.load("demo")

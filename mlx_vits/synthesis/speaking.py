@@ -30,7 +30,7 @@ from mlx_vits.synthesis.companions import Companions, StoredReference
 from mlx_vits.synthesis.generation import MUTE_CODE
 from mlx_vits.synthesis.gpt import GPT, load_gpt
 from mlx_vits.synthesis.pipeline import Pipeline
-from mlx_vits.synthesis.reference import Reference, prompt_codes, read_reference
+from mlx_vits.synthesis.reference import Reference, lowered, prompt_codes, read_reference
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
 from mlx_vits.synthesis.verifying import Verify, verifier
 from mlx_vits.synthesis.watch import CODES_PER_SECOND
@@ -180,7 +180,10 @@ class Speaker:
             vector = None
             if self.voice.config.model.is_pro:
                 vector = speaker_vector(
-                    self._speaker_encoder, reference.for_style, self.voice.sample_rate, path
+                    self._speaker_encoder,
+                    lowered(reference.for_style),
+                    self.voice.sample_rate,
+                    path,
                 )
             spec = self.voice.reference_spectrogram(reference.for_style)
             codes = prompt_codes(reference, self._encode) if as_prompt else None

@@ -29,6 +29,7 @@ from mlx_vits.synthesis.arguments import Array, floats, integers
 from mlx_vits.synthesis.companions import Companions
 from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
+from mlx_vits.synthesis.reference import lowered
 from mlx_vits.synthesis.request import SpeechRequest
 from mlx_vits.synthesis.speaking import Speaker, Speech, speak, stored_reference, stream
 from mlx_vits.text import clean_text, phonemes_to_ids
@@ -492,7 +493,7 @@ class Voice:
         """A reference for `decode`.
 
         Args:
-            wav: `(N,)` at the voice's rate; where it is louder than full scale it is lowered.
+            wav: `(N,)` at the voice's rate; it is `lowered` first.
 
         Returns:
             [1, 1025, T].
@@ -500,11 +501,8 @@ class Voice:
         Raises:
             DataError: the recording is too short.
         """
-        peak = float(np.abs(wav).max(initial=0.0))
-        if peak > 1:
-            wav = wav / min(2.0, peak)
         try:
-            spec = spectrogram(mx.array(wav)[None], self.config.data)
+            spec = spectrogram(mx.array(lowered(wav))[None], self.config.data)
         except ValueError as error:
             raise DataError(f"the reference is too short: {error}") from error
         spec = spec.swapaxes(1, 2)
