@@ -149,7 +149,7 @@ class TestWatch:
         looping = np.concatenate([self.CODES[:30], np.tile(self.CODES[30:50], 4)])
         assert find_fault(looping, 60, pace=2.0).kind == "repeated"
         humming = np.concatenate([self.CODES[:30], np.full(60, 5)])
-        assert find_fault(humming, 60, pace=2.0).kind == "repeated"
+        assert find_fault(humming, 60, pace=2.0).words == "holds a sound for 2 s"
 
     def test_words_left_out(self) -> None:
         assert find_fault(self.CODES[:30], 40, pace=2.0).kind == "omitted"

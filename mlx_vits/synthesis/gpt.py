@@ -18,6 +18,7 @@ from mlx_vits import accel
 from mlx_vits.checkpoints.base import find_base, weights_home
 from mlx_vits.checkpoints.gpt_file import find_gpt, load_gpt_model, read_gpt
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE
 from mlx_vits.config import T2SConfig
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.t2s import BERT_CHANNELS, SelfAttention, Text2SemanticDecoder
@@ -350,7 +351,7 @@ def find_gpt_path(name_or_path: str | Path) -> Path:
             f"{path}: neither the run nor its base {info.base} has a GPT; give the .ckpt of one"
         )
     is_name = len(path.parts) == 1 and not path.suffix and (weights_home() / path).is_dir()
-    if is_name or (path / "generator.safetensors").is_file():
+    if is_name or (path / GENERATOR_FILE).is_file():
         found = find_base(given).gpt
         if found is None:
             raise CheckpointError(f"{given}: this base has no GPT; give the .ckpt of one")

@@ -74,7 +74,7 @@ class Pipeline:
         front_end: text and language to phonemes and features.
         prompt: of the reference.
         noise: `(shape, index)` to standard normal noise, `index` counting the decodings of a
-            request; by default drawn from the request's seed and the sentence.
+            request; by default drawn from the sentence's seed.
         mute_code: the code of silence, at which streamed chunks are cut.
         compat: give upstream's result, see above.
         retries: how often a sentence is drawn again.
@@ -122,9 +122,7 @@ class Pipeline:
         elif request.return_fragment:
             while batch := list(islice(sentences, request.batch_size)):
                 parts = self._speak(batch, context)
-                yield Piece(
-                    np.concatenate([self._finished(part, request) for part in parts]), batch
-                )
+                yield Piece(np.concatenate([self._finished(part) for part in parts]), batch)
         else:
             yield self._speak_whole(list(sentences), context)
 
@@ -184,7 +182,7 @@ class Pipeline:
             ):
                 parts[number] = part
         self._level.foresee(parts[number].wav for number in range(len(sentences)))
-        finished = [self._finished(parts[number], request) for number in range(len(sentences))]
+        finished = [self._finished(parts[number]) for number in range(len(sentences))]
         return Piece(np.concatenate(finished or [np.zeros(0, np.float32)]), sentences)
 
     def _speak(self, batch: list[Sentence], context: _Context) -> list[_Part]:
@@ -267,8 +265,8 @@ class Pipeline:
             return self._given_noise(shape, self._decodings - 1)
         return mx.random.normal(shape, key=mx.random.split(mx.random.key(seed), part + 1)[part])
 
-    def _finished(self, part: _Part, request: SpeechRequest) -> np.ndarray:
-        """Level, fades, and the silence after a sentence."""
+    def _finished(self, part: _Part) -> np.ndarray:
+        """Apply level and fades, and add the silence before and after a sentence."""
         rate, sentence = self._voice.sample_rate, part.sentence
         wav = self._level.apply(part.wav)
         if not self._compat:
@@ -325,7 +323,7 @@ class Pipeline:
             self._t2s,
             context.row(sentence),
             context.prompt,
-            context.request.sampling,
+            request.sampling,
             chunk="fixed" if request.fixed_length_chunk else "pause",
             chunk_length=request.min_chunk_length,
             mute_code=self._mute_code,
@@ -355,7 +353,7 @@ class _Try(NamedTuple):
     fault: Fault | None
 
 
-# Of several tries that all seem wrong, one that is long says every word at least.
+# Of tries that all seem wrong the least bad is kept: a long one at least says every word.
 _BADNESS = {"": 0, "endless": 1, "repeated": 2, "omitted": 3}
 
 

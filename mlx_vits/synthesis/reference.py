@@ -66,7 +66,7 @@ def read_reference(path: str | Path, rate: int) -> Reference:
 
 
 def lowered(wav: np.ndarray) -> np.ndarray:
-    """Lower a recording `(N,)` that is louder than full scale, by half at most, as upstream does."""
+    """Divide a recording `(N,)` louder than full scale by its peak, at most by 2, as upstream."""
     peak = float(np.abs(wav).max(initial=0.0))
     return wav / min(_LOUDEST, peak) if peak > 1 else wav
 

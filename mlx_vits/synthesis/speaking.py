@@ -78,8 +78,11 @@ class Speaker:
     """What `voice` speaks with.
 
     Args:
+        voice: decodes codes.
         companions: where the rest is.
-        lexicon: the user's own pronunciations, a file or what `read_lexicon` gave.
+
+    Attributes:
+        lexicon: the user's own pronunciations, see `use_lexicon`.
     """
 
     def __init__(self, voice: Voice, companions: Companions):
@@ -98,7 +101,11 @@ class Speaker:
         self._verify = verifier(load_recogniser(model), self.voice.sample_rate)
 
     def use_lexicon(self, path: str | Path) -> None:
-        """Read the words that are to be pronounced in the user's own way."""
+        """Read words that are to be pronounced in the user's own way; see `text.lexicon`.
+
+        Raises:
+            DataError: the file cannot be read, or a line of it cannot.
+        """
         self.lexicon = read_lexicon(Path(path))
 
     @cached_property

@@ -57,8 +57,9 @@ class Voice:
         model: the generator.
         info: how far it was trained, in upstream's words.
         name: for messages and files.
-        content_encoder: needed by `convert` alone.
-        reference: a recording of the voice, the default style of `convert`.
+        content_encoder: needed by `convert`; `speak` takes it in place of its companions'.
+        reference: a recording of the voice, the default style of `convert`; that of `speak` is in
+            `companions`.
         speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
         companions: what `speak` needs beside all that.
 
