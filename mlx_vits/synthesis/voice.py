@@ -139,7 +139,7 @@ class Voice:
         Raises:
             ValueError: an array has another shape, or a code or phoneme does not exist.
         """
-        frames = self._frames(codes, speed)
+        frames = self._frames(codes.shape[-1], speed)
         request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
         wav = self._decode(self._folding.model(), request, speed)
         return np.array(wav[0, :, 0], dtype=np.float32)
@@ -173,20 +173,21 @@ class Voice:
             two frames a code.
 
         Raises:
-            ValueError: as `decode`.
+            ValueError: as `decode`, or there are not so many codes.
         """
-        kept = self.model.decoded_frames(tail_codes)
-        frames = self.model.decoded_frames(tail_codes, speed)
+        if not 1 <= tail_codes <= codes.shape[-1]:
+            raise ValueError(f"tail_codes is {tail_codes} of {codes.shape[-1]} codes")
+        kept, frames = self._frames(tail_codes), self._frames(tail_codes, speed)
         request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
         request = request._replace(before=() if before is None else (before,))
         wav, encoded = self._decode_chunk(self._folding.model(), request, speed, kept)
         mx.eval(wav, encoded)
         return Chunk(np.array(wav[0, :, 0], dtype=np.float32), encoded)
 
-    def _frames(self, codes: Array, speed: float) -> int:
+    def _frames(self, codes: int, speed: float = 1.0) -> int:
         if not speed > 0:
             raise ValueError(f"speed is {speed}; it has to be above 0")
-        return self.model.decoded_frames(codes.shape[-1], speed)
+        return self.model.decoded_frames(codes, speed)
 
     def _request(
         self,
@@ -339,7 +340,7 @@ class Voice:
             `(samples,)` float32.
         """
         codes = self.extract_codes(features.T[None])
-        frames = self.model.decoded_frames(codes.shape[-1], speed)
+        frames = self._frames(codes.shape[-1], speed)
         shape = (1, self.config.model.inter_channels, frames)
         return self.decode(
             codes,
