@@ -340,16 +340,7 @@ def find_gpt_path(name_or_path: str | Path) -> Path:
     given = str(name_or_path)
     path = given_path(given, CheckpointError)
     if is_run(path):
-        found = find_gpt(path)
-        if found is not None:
-            return found
-        info = RunInfo.read(path)
-        found = find_gpt(Path(info.generator)) if info.generator else None
-        if found is not None:
-            return found
-        raise CheckpointError(
-            f"{path}: neither the run nor its base {info.base} has a GPT; give the .ckpt of one"
-        )
+        return find_gpt(path) or _gpt_of_base(path)
     is_name = len(path.parts) == 1 and not path.suffix and (weights_home() / path).is_dir()
     if is_name or (path / GENERATOR_FILE).is_file():
         found = find_base(given).gpt
@@ -362,3 +353,22 @@ def find_gpt_path(name_or_path: str | Path) -> Path:
             f"{weights_home()}"
         )
     return (find_gpt(path) or path) if path.is_dir() else path
+
+
+def _gpt_of_base(run: Path) -> Path:
+    """Find the GPT of the base that a run was started from: where that was, or by its name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    info = RunInfo.read(run)
+    for base in filter(None, (info.generator, info.base)):
+        try:
+            found = find_base(base).gpt
+        except CheckpointError:  # a generator of its own, or no longer there
+            continue
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{run}: neither the run nor its base {info.base} has a GPT; give the .ckpt of one"
+    )
