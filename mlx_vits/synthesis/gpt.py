@@ -182,7 +182,7 @@ class GPT:
         mute_code: int = MUTE_CODE,
         compat: bool = False,
     ) -> Iterator[Chunk]:
-        """Generate the semantic codes of a text, and give them away while it goes on.
+        """Generate the semantic codes of a text, chunk by chunk.
 
         Args:
             phones, bert, prompt, top_k, top_p, temperature, repetition_penalty, max_tokens, seed,
@@ -224,7 +224,7 @@ class GPT:
 
     @on_lasting_thread
     def logits(self, phones: Array, codes: Array, *, bert: Array | None = None) -> np.ndarray:
-        """Logits of every code of a sequence, given those before it.
+        """Compute the logits of every code of a sequence, given those before it.
 
         Args:
             phones: [1, L] ids.

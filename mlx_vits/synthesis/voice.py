@@ -121,7 +121,7 @@ class Voice:
         noise_scale: float = 0.5,
         speed: float = 1.0,
     ) -> np.ndarray:
-        """Speech from semantic codes and phonemes, in the style of a reference.
+        """Synthesize speech from semantic codes and phonemes, in the style of a reference.
 
         Args:
             codes: [1, 1, K] integers.
@@ -235,7 +235,7 @@ class Voice:
 
     @on_lasting_thread
     def extract_codes(self, ssl: Array) -> np.ndarray:
-        """Semantic codes of SSL features.
+        """Quantize SSL features to semantic codes.
 
         Args:
             ssl: [B, ssl_dim, T].
@@ -263,7 +263,7 @@ class Voice:
         speed: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """A recording, spoken again in this voice.
+        """Speak a recording again in this voice.
 
         Args:
             wav: `(N,)` mono, full scale 1.0.
@@ -328,7 +328,7 @@ class Voice:
         speed: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """What `convert` does once features and phonemes are known.
+        """Do what `convert` does once features and phonemes are known.
 
         Args:
             features: `(S, ssl_dim)`, from `preprocessing.features`.
@@ -492,7 +492,7 @@ class Voice:
 
     @on_lasting_thread
     def reference_spectrogram(self, wav: np.ndarray) -> mx.array:
-        """A reference for `decode`.
+        """Compute the spectrogram of a reference, for `decode`.
 
         Args:
             wav: `(N,)` at the voice's rate; it is `lowered` first.
@@ -513,7 +513,7 @@ class Voice:
 
     @on_lasting_thread
     def save(self, path: str | Path) -> Path:
-        """Writes the voice, every tensor under upstream's name and in PyTorch's axes.
+        """Write the voice, every tensor under upstream's name and in PyTorch's axes.
 
         Args:
             path: `.pth` gives the file that GPT-SoVITS opens (fp16, without the posterior
