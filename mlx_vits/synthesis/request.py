@@ -27,7 +27,8 @@ class SpeechRequest:
 
     Attributes:
         text: of any length.
-        text_lang: "en", "zh", "ja", "ko", "yue", "all_zh" and its like, "auto" or "auto_yue".
+        text_lang: "en", "zh", "ja", "ko", "yue", "all_zh" and its like, "auto" or "auto_yue", see
+            `text.segments`.
         prompt_text: what the reference says; "" for speech without a prompt.
         prompt_lang: its language.
         top_k, top_p, temperature, repetition_penalty: of sampling.

@@ -377,8 +377,9 @@ class Voice:
 
         Args:
             text: of any length; `[pause 0.8s]` within it is a silence.
-            language: "en", "zh", "ja", "ko", "yue"; "all_zh" and its like where English words stand
-                in the text; "auto" or "auto_yue" where the language changes.
+            language: "en", or "zh", "ja", "ko", "yue", with English words in it; "all_zh" and its
+                like read numbers beside them in that language; "auto" or "auto_yue" where the
+                language changes. See `text.segments`.
             reference: a recording of 3 to 10 s to speak like; by default the voice's own.
             reference_text: what it says; without it only its timbre is used.
             reference_language: by default that of the text.
