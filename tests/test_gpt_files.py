@@ -215,7 +215,9 @@ def test_numbers_too_large_for_fp16_are_not_exported(gpt: mlx_vits.GPT, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_the_gpt_of_a_base_and_of_a_run(gpt: mlx_vits.GPT, base: Path, tmp_path: Path) -> None:
+def test_the_gpt_of_a_base_and_of_a_run(
+    gpt: mlx_vits.GPT, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A base has it in `gpt/` or as `gpt.ckpt`; a run its own, else that of its base."""
     own, run = tmp_path / "v2", tmp_path / "run"
     make_base(own)
@@ -227,5 +229,10 @@ def test_the_gpt_of_a_base_and_of_a_run(gpt: mlx_vits.GPT, base: Path, tmp_path:
     assert mlx_vits.load_gpt(own).info == "of the file"
     write_gpt(own / "gpt", state_of(gpt.model), gpt.config, info="of the base")
     assert mlx_vits.load_gpt(own).info == mlx_vits.load_gpt(run).info == "of the base"
+    moved = tmp_path / "bases" / "v2"
+    moved.parent.mkdir()
+    own.rename(moved)
+    monkeypatch.setenv("MLX_VITS_HOME", str(moved.parent))
+    assert mlx_vits.load_gpt(run).info == "of the base"
     write_gpt(run / "gpt", state_of(gpt.model), gpt.config, info="of the run")
     assert mlx_vits.load_gpt(run).info == "of the run"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 
 import mlx_vits
 from mlx_vits.audio.files import write_wav
@@ -102,6 +104,12 @@ class TestStreaming:
         steps = np.abs(np.diff(spoken))
         assert steps[ends - 1].max() < 0.5 * steps.max()
 
+    def test_chunks_shorter_than_the_overlap(self, voice: Voice, short) -> None:
+        pieces = voice.stream(SHORT, chunk="fixed", min_chunk=5, overlap=100)
+        spoken = np.concatenate(list(pieces))
+        assert len(spoken) == pytest.approx(len(short.wav), rel=0.25)
+        assert abs(spoken[0]) < 1e-3
+
     def test_is_as_near_to_the_whole_as_another_noise(self, voice: Voice, speech) -> None:
         spoken = np.concatenate([piece.wav for piece in self.chunks(voice)])
         one, codes = speech.sentences[0], speech.sentences[0].codes
@@ -141,7 +149,7 @@ class TestWatch:
         looping = np.concatenate([self.CODES[:30], np.tile(self.CODES[30:50], 4)])
         assert find_fault(looping, 60, pace=2.0).kind == "repeated"
         humming = np.concatenate([self.CODES[:30], np.full(60, 5)])
-        assert find_fault(humming, 60, pace=2.0).kind == "repeated"
+        assert find_fault(humming, 60, pace=2.0).words == "holds a sound for 2 s"
 
     def test_words_left_out(self) -> None:
         assert find_fault(self.CODES[:30], 40, pace=2.0).kind == "omitted"
@@ -179,6 +187,28 @@ class TestWatch:
         spoken = voice.speak(SENTENCE, split="cut0")
         assert "words may be missing" in spoken.warnings[0]
 
+    def test_a_stream_that_does_not_end(
+        self, voice: Voice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(generation, "limit_of", lambda *_: 12)
+        request = SpeechRequest("Hello.", "en", streaming_mode=True)
+        (sentence,) = [s for piece in stream(voice.speaker, request, None, ()) for s in piece[1]]
+        assert sentence.fault.kind == "endless"
+
+    def test_a_misheard_sentence_is_never_drawn_from_a_seed_again(
+        self, voice: Voice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seeds: list[int] = []
+
+        def short(model, requests, *rest, **options):
+            seeds.extend(request.seed for request in requests)
+            return [Generated(self.CODES[:20].astype(np.int32), True) for _ in requests]
+
+        monkeypatch.setattr(generation, "generate_batch", short)
+        monkeypatch.setattr(voice.speaker, "_verify", lambda wav, text, language: 1.0)
+        (sentence,) = voice.speak(SENTENCE, split="cut0").sentences
+        assert len(set(seeds)) == len(seeds) == 1 + sentence.retries
+
 
 class TestReferences:
     def test_without_text_only_the_timbre_is_used(self, voice: Voice, tmp_path: Path) -> None:
@@ -215,6 +245,17 @@ class TestReferences:
         before = voice.speak(SHORT, reference=path)
         write_wav(path, hum(5.0, pitch=260.0), 32000)
         assert not np.array_equal(voice.speak(SHORT, reference=path).wav, before.wav)
+
+    def test_a_loud_one_is_lowered_once(self, voice: Voice, tmp_path: Path) -> None:
+        loud = 3 * hum(4.0) / np.abs(hum(4.0)).max()
+        for name, wav in (("loud", loud), ("half", loud / 2), ("full", loud / 3)):
+            soundfile.write(tmp_path / f"{name}.wav", wav, 32000, subtype="FLOAT")
+        specs = {
+            name: voice.speaker._hear(tmp_path / f"{name}.wav", as_prompt=False).spec
+            for name in ("loud", "half", "full")
+        }
+        assert mx.allclose(specs["loud"], 1.5 * specs["full"], rtol=0.02, atol=0.05).item()
+        assert mx.allclose(specs["half"], specs["full"], rtol=0.02, atol=0.05).item()
 
     def test_none_at_all(self, tmp_path: Path) -> None:
         voice = mlx_vits.load("demo")
@@ -255,3 +296,13 @@ def test_a_t2s_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="another codebook"):
         mlx_vits.load("demo", gpt=tmp_path).speak("Hello.")
+
+
+def test_a_stream_passes_from_thread_to_thread(voice: Voice) -> None:
+    text = f"[pause 0.1s]{SHORT}"
+    pieces = voice.stream(text)
+    taken = [next(pieces)]  # the pause
+    rest = threading.Thread(target=lambda: taken.extend(pieces))
+    rest.start()
+    rest.join()
+    assert np.array_equal(np.concatenate(taken), np.concatenate(list(voice.stream(text))))

@@ -80,6 +80,21 @@ def test_wrong_input_is_named(golden_voice: mlx_vits.Voice, changes: Any, words:
         _decode(golden_voice, **changes)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tail_codes": 0}, "tail_codes is 0"),
+        ({"tail_codes": 1000}, "tail_codes is 1000"),
+        ({"tail_codes": 2, "speed": 0.0}, "speed is 0.0"),
+    ],
+)
+def test_no_chunk_is_longer_than_the_codes(
+    golden_voice: mlx_vits.Voice, options: Any, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        golden_voice.decode_chunk(DATA["in/codes"], DATA["in/text"], DATA["in/refer0"], **options)
+
+
 def test_extract_codes(golden_voice: mlx_vits.Voice) -> None:
     data = tensors("sovits_v2", "forward.safetensors")
     voice = mlx_vits.Voice(generator("sovits_v2"))

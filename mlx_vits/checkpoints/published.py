@@ -96,7 +96,10 @@ def build_bert(fetched: Sequence[Fetched], target: Path) -> None:
 
 @contextlib.contextmanager
 def _doubted(*files: Fetched) -> Iterator[None]:
-    """A file that cannot be opened, and whose checksum the hub did not state, is fetched anew."""
+    """Delete files that do not open and whose checksum the hub did not state.
+
+    The next run of the command then fetches them again.
+    """
     try:
         yield
     except CheckpointError:
@@ -145,7 +148,7 @@ def _lay_bert(fetched: Fetched, folder: Path) -> None:
 
 
 def _lay_gpt(fetched: Fetched, folder: Path) -> None:
-    """Keep the T2S model as upstream publishes it; a conversion would have its place here."""
+    """Copy the T2S model as upstream publishes it."""
     with _doubted(fetched):
         content = read_torch_archive(fetched.file)
         weights = content.get("weight") if isinstance(content, dict) else None

@@ -9,7 +9,7 @@ Array = np.ndarray | mx.array
 
 
 def floats(array: Array, shape: tuple[int | None, ...], name: str) -> mx.array:
-    """An fp32 array of this shape.
+    """Check the shape of an array and return it as fp32.
 
     Args:
         shape: None where any size will do.
@@ -24,7 +24,7 @@ def floats(array: Array, shape: tuple[int | None, ...], name: str) -> mx.array:
 
 
 def integers(array: Array, shape: tuple[int | None, ...], name: str, count: int) -> mx.array:
-    """An int32 array of this shape, of numbers from 0 to `count` - 1; see `floats`.
+    """Check shape and range (0 to `count` - 1) of an array and return it as int32; see `floats`.
 
     Raises:
         ValueError: it has another shape, or holds something else.

@@ -80,7 +80,7 @@ class Chunk(NamedTuple):
 
 
 def limit_of(model: Text2SemanticDecoder, max_tokens: int | None = None) -> int:
-    """Codes that end a sequence without EOS: upstream's two limits, or fewer."""
+    """Return the length at which a sequence ends without EOS: upstream's two limits, or fewer."""
     limit = min(MOST_STEPS, int(model.config.early_stop) + 1)
     return limit if max_tokens is None else min(limit, max_tokens)
 
@@ -160,7 +160,7 @@ def stream(
     noise: mx.array | None = None,
     compat: bool = False,
 ) -> Iterator[Chunk]:
-    """Generate the codes of one text, and give them away in chunks.
+    """Generate the codes of one text, chunk by chunk.
 
     Args:
         prompt, max_tokens, noise, compat: see `generate`. The limits lose no code here.
@@ -188,7 +188,7 @@ def stream(
 
 
 def _cut(pending: list[int], least: int, likeness: np.ndarray | None, *, waits: bool) -> int:
-    """How many of the codes make a chunk; 0 for none yet.
+    """Return how many of the codes make a chunk; 0 for none yet.
 
     Args:
         waits: wait for a pause however long it takes, as upstream does.
@@ -209,7 +209,7 @@ def _cut(pending: list[int], least: int, likeness: np.ndarray | None, *, waits: 
 
 
 def mute_likeness(model: Text2SemanticDecoder, mute_code: int = MUTE_CODE) -> np.ndarray:
-    """How much each code is like silence, `(V,)`: the cosine of their rows in the table."""
+    """Return how much each code is like silence, `(V,)`: the cosine of their rows in the table."""
     table = model.ar_audio_embedding.word_embeddings
     rows = table(mx.arange(model.config.vocab_size))
     rows = rows / mx.maximum(mx.linalg.norm(rows, axis=1, keepdims=True), 1e-8)
@@ -217,7 +217,7 @@ def mute_likeness(model: Text2SemanticDecoder, mute_code: int = MUTE_CODE) -> np
 
 
 class _Step(NamedTuple):
-    """Codes that were drawn for the rows still alive, and the rows of those that ended instead.
+    """Codes that one step drew for the rows that have not ended.
 
     Attributes:
         tokens: one for each row of `rows`.

@@ -18,6 +18,7 @@ from mlx_vits import accel
 from mlx_vits.checkpoints.base import find_base, weights_home
 from mlx_vits.checkpoints.gpt_file import find_gpt, load_gpt_model, read_gpt
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.voice_file import GENERATOR_FILE
 from mlx_vits.config import T2SConfig
 from mlx_vits.errors import CheckpointError
 from mlx_vits.models.t2s import BERT_CHANNELS, SelfAttention, Text2SemanticDecoder
@@ -181,7 +182,7 @@ class GPT:
         mute_code: int = MUTE_CODE,
         compat: bool = False,
     ) -> Iterator[Chunk]:
-        """Generate the semantic codes of a text, and give them away while it goes on.
+        """Generate the semantic codes of a text, chunk by chunk.
 
         Args:
             phones, bert, prompt, top_k, top_p, temperature, repetition_penalty, max_tokens, seed,
@@ -223,7 +224,7 @@ class GPT:
 
     @on_lasting_thread
     def logits(self, phones: Array, codes: Array, *, bert: Array | None = None) -> np.ndarray:
-        """Logits of every code of a sequence, given those before it.
+        """Compute the logits of every code of a sequence, given those before it.
 
         Args:
             phones: [1, L] ids.
@@ -339,18 +340,9 @@ def find_gpt_path(name_or_path: str | Path) -> Path:
     given = str(name_or_path)
     path = given_path(given, CheckpointError)
     if is_run(path):
-        found = find_gpt(path)
-        if found is not None:
-            return found
-        info = RunInfo.read(path)
-        found = find_gpt(Path(info.generator)) if info.generator else None
-        if found is not None:
-            return found
-        raise CheckpointError(
-            f"{path}: neither the run nor its base {info.base} has a GPT; give the .ckpt of one"
-        )
+        return find_gpt(path) or _gpt_of_base(path)
     is_name = len(path.parts) == 1 and not path.suffix and (weights_home() / path).is_dir()
-    if is_name or (path / "generator.safetensors").is_file():
+    if is_name or (path / GENERATOR_FILE).is_file():
         found = find_base(given).gpt
         if found is None:
             raise CheckpointError(f"{given}: this base has no GPT; give the .ckpt of one")
@@ -361,3 +353,22 @@ def find_gpt_path(name_or_path: str | Path) -> Path:
             f"{weights_home()}"
         )
     return (find_gpt(path) or path) if path.is_dir() else path
+
+
+def _gpt_of_base(run: Path) -> Path:
+    """Find the GPT of the base that a run was started from: where that was, or by its name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    info = RunInfo.read(run)
+    for base in filter(None, (info.generator, info.base)):
+        try:
+            found = find_base(base).gpt
+        except CheckpointError:  # a generator of its own, or no longer there
+            continue
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{run}: neither the run nor its base {info.base} has a GPT; give the .ckpt of one"
+    )

@@ -22,7 +22,7 @@ class Pause(NamedTuple):
 
 
 def split_pauses(text: str) -> list[str | Pause]:
-    """The texts and pauses of a text, in order.
+    """Split a text into texts and pauses, in order.
 
     A number without a unit is in seconds. Texts without a letter or a digit are left out where
     there is anything else.

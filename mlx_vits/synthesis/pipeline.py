@@ -75,7 +75,7 @@ class Pipeline:
         front_end: text and language to phonemes and features.
         prompt: of the reference.
         noise: `(shape, index)` to standard normal noise, `index` counting the decodings of a
-            request; by default drawn from the request's seed and the sentence.
+            request; by default drawn from the sentence's seed.
         mute_code: the code of silence, at which streamed chunks are cut.
         compat: give upstream's result, see above.
         retries: how often a sentence is drawn again.
@@ -127,9 +127,7 @@ class Pipeline:
         elif request.return_fragment:
             while batch := list(islice(sentences, request.batch_size)):
                 parts = self._speak(batch, context)
-                yield Piece(
-                    np.concatenate([self._finished(part, request) for part in parts]), batch
-                )
+                yield Piece(np.concatenate([self._finished(part) for part in parts]), batch)
         else:
             yield self._speak_whole(list(sentences), context)
 
@@ -202,7 +200,7 @@ class Pipeline:
             ):
                 parts[number] = part
         self._level.foresee(parts[number].wav for number in range(len(sentences)))
-        finished = [self._finished(parts[number], request) for number in range(len(sentences))]
+        finished = [self._finished(parts[number]) for number in range(len(sentences))]
         return Piece(np.concatenate(finished or [np.zeros(0, np.float32)]), sentences)
 
     def _speak(self, batch: list[Sentence], context: _Context) -> list[_Part]:
@@ -270,15 +268,16 @@ class Pipeline:
         wav = self._decode(sentence.codes, sentence.ids, sentence.seed, context)
         if self._verify is None:
             return wav
-        language, seed = context.request.text_lang, sentence.seed
+        language = context.request.text_lang
         sentence.misheard = self._verify(wav, sentence.text, language)
-        for retry in range(1, self._retries + 1):
-            if sentence.misheard is None or sentence.misheard <= GOOD_ENOUGH:
+        for _ in range(self._retries):
+            if sentence.misheard <= GOOD_ENOUGH:
                 break
-            other = replace(sentence, seed=seed + retry)
+            sentence.retries += 1
+            # Not a seed of `_draw` again.
+            other = replace(sentence, seed=context.request.seed + sentence.retries)
             (drawn,) = self._drawn([other], context)
             spoken = self._decode(drawn.codes, sentence.ids, other.seed, context)
-            sentence.retries += 1
             misheard = self._verify(spoken, sentence.text, language)
             if misheard < sentence.misheard:
                 wav, sentence.misheard, sentence.seed = spoken, misheard, other.seed
@@ -300,8 +299,8 @@ class Pipeline:
             return self._given_noise(shape, self._decodings - 1)
         return mx.random.normal(shape, key=mx.random.split(mx.random.key(seed), part + 1)[part])
 
-    def _finished(self, part: _Part, request: SpeechRequest) -> np.ndarray:
-        """Level, fades, and the silence after a sentence."""
+    def _finished(self, part: _Part) -> np.ndarray:
+        """Apply level and fades, and add the silence before and after a sentence."""
         rate, sentence = self._voice.sample_rate, part.sentence
         wav = self._level.apply(part.wav)
         if not self._compat:
@@ -311,7 +310,7 @@ class Pipeline:
     def _stream(self, sentence: Sentence, context: _Context) -> Iterator[Piece]:
         """Speak a sentence in chunks, each decoded with all codes so far."""
         request, rate = context.request, self._voice.sample_rate
-        speed, overlap = request.speed_factor, request.overlap_length
+        speed, overlap = request.speed_factor, min(request.overlap_length, request.min_chunk_length)
         shared = math.ceil(overlap * self._code_samples / speed)
         joiner = ChunkJoiner(shared, joins_last=not self._compat)
         encoded: mx.array | None = None
@@ -344,7 +343,7 @@ class Pipeline:
                     wav = wav[-int((overlap + new) * self._code_samples / speed) :]
                 wav = joiner.add(self._level.apply(wav), is_last=chunk.is_final)
             if not self._compat:
-                wav = fade_ends(wav, rate, start=number == 0, end=chunk.is_final)
+                wav = fade_ends(wav, rate, start=sentence.samples == 0, end=chunk.is_final)
             sentence.samples += len(wav)
             yield Piece(wav, [])
         sentence.codes = np.concatenate(said) if said else sentence.codes
@@ -364,20 +363,23 @@ class Pipeline:
             self._t2s,
             context.row(sentence),
             context.prompt,
-            context.request.sampling,
+            request.sampling,
             chunk="fixed" if request.fixed_length_chunk else "pause",
             chunk_length=request.min_chunk_length,
             mute_code=self._mute_code,
             compat=self._compat,
         ):
             said = np.concatenate([said, chunk.codes])
-            if chunk.is_final and not self._compat:
-                sentence.fault = context.fault(sentence, Generated(said, True))
-            elif not self._compat and find_loop(said):
-                sentence.fault = context.fault(sentence, Generated(said, True))
-                yield chunk._replace(is_final=True)
+            if self._compat:
+                yield chunk
+                continue
+            is_over = chunk.is_final or find_loop(said) is not None
+            if is_over:
+                drawn = Generated(said, len(said) < generation.limit_of(self._t2s))
+                sentence.fault = context.fault(sentence, drawn)
+            yield chunk._replace(is_final=is_over)
+            if is_over:
                 return
-            yield chunk
 
 
 class _Part(NamedTuple):
@@ -391,7 +393,7 @@ class _Try(NamedTuple):
     fault: Fault | None
 
 
-# Of several tries that all seem wrong, one that is long says every word at least.
+# Of tries that all seem wrong the least bad is kept: a long one at least says every word.
 _BADNESS = {"": 0, "endless": 1, "repeated": 2, "omitted": 3}
 
 

@@ -36,7 +36,7 @@ class Reference(NamedTuple):
     Attributes:
         source: its path, for messages.
         for_prompt: `(N,)` float32 at 16 kHz.
-        for_style: `(N,)` float32 at the voice's rate, above full scale only where it was twice so.
+        for_style: `(N,)` float32 at the voice's rate, not yet `lowered`.
     """
 
     source: str
@@ -68,10 +68,13 @@ def read_reference(path: str | Path, rate: int) -> Reference:
     if peak < _SILENT:
         raise DataError(f"{path}: is silent; give a recording of speech as the reference")
     for_style = resample_sinc(recording.wav, recording.rate, rate)
-    peak = float(np.abs(for_style).max(initial=0.0))
-    if peak > 1:
-        for_style = for_style / min(_LOUDEST, peak)
     return Reference(str(path), resample(recording.wav, recording.rate, ENCODER_RATE), for_style)
+
+
+def lowered(wav: np.ndarray) -> np.ndarray:
+    """Divide a recording `(N,)` louder than full scale by its peak, at most by 2, as upstream."""
+    peak = float(np.abs(wav).max(initial=0.0))
+    return wav / min(_LOUDEST, peak) if peak > 1 else wav
 
 
 def prompt_codes(reference: Reference, encode: Encode) -> np.ndarray:

@@ -28,7 +28,8 @@ class SpeechRequest:
 
     Attributes:
         text: of any length.
-        text_lang: "en", "zh", "ja", "ko", "yue", "all_zh" and its like, "auto" or "auto_yue".
+        text_lang: "en", "zh", "ja", "ko", "yue", "all_zh" and its like, "auto" or "auto_yue", see
+            `text.segments`.
         prompt_text: what the reference says; "" for speech without a prompt.
         prompt_lang: its language.
         top_k, top_p, temperature, repetition_penalty: of sampling.
@@ -43,7 +44,8 @@ class SpeechRequest:
         streaming_mode: whether chunks of a sentence are given while it is being spoken.
         fixed_length_chunk: whether chunks are cut at a fixed length, otherwise at pauses.
         min_chunk_length: codes of a chunk, at least; 25 are a second.
-        overlap_length: codes that are decoded again for the join of two chunks.
+        overlap_length: codes that are decoded again for the join of two chunks, at most as many as
+            `min_chunk_length`.
     """
 
     text: str

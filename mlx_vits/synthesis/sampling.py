@@ -58,7 +58,7 @@ class Sampling:
 
 
 def mark(codes: mx.array, count: int) -> mx.array:
-    """Which of `count` codes occur: `(B, P)` ids to `(B, count)` boolean."""
+    """Mark which of `count` codes occur: `(B, P)` ids to `(B, count)` boolean."""
     if codes.shape[1] == 0:
         return mx.zeros((codes.shape[0], count), mx.bool_)
     return mx.any(codes[..., None] == mx.arange(count), axis=1)
@@ -77,7 +77,7 @@ def penalize(logits: mx.array, said: mx.array, penalty: float) -> mx.array:
 
 
 def to_probabilities(logits: mx.array, sampling: Sampling) -> mx.array:
-    """Probabilities `(B, V)` of penalized logits; 0 for what is dropped."""
+    """Turn penalized logits into probabilities `(B, V)`; 0 for what is dropped."""
     width = logits.shape[1]
     dropped = mx.array(-mx.inf, logits.dtype)
     if sampling.top_p < 1.0:
@@ -102,7 +102,7 @@ def probabilities(
     temperature: float = 1.0,
     repetition_penalty: float = 1.35,
 ) -> mx.array:
-    """Probabilities that the next code is drawn with.
+    """Compute the probabilities that the next code is drawn with.
 
     Args:
         logits: `(B, V)`.
@@ -151,7 +151,7 @@ class Noise:
         return [mx.random.split(mx.random.key(seed), _MOST_BLOCKS) for seed in self.seeds]
 
     def __call__(self, step: int, rows: Sequence[int]) -> mx.array:
-        """Noise `(len(rows), V)` of these rows of the batch at a step."""
+        """Return the noise `(len(rows), V)` of these rows of the batch at a step."""
         block, place = divmod(step, _BLOCK)
         if block != self._block:
             self._block = block

@@ -92,7 +92,7 @@ class Listening(NamedTuple):
 
 
 def read_listening(folder: Path, config: Config) -> Listening:
-    """What a prepared folder gives to listen to.
+    """Read what a prepared folder gives to listen to.
 
     Raises:
         DataError: a file is damaged.
@@ -128,7 +128,7 @@ def score_voice(
     reference: mx.array,
     speaker_vector: mx.array | None = None,
 ) -> Score:
-    """Scores a voice.
+    """Score a voice.
 
     Args:
         clips: from `read_listening`.
@@ -158,7 +158,7 @@ def _score_clip(
 
 
 def mel_distance(spoken: np.ndarray, recording: np.ndarray, config: Config) -> float:
-    """Mean |log-mel difference| over the frames that both have; both `(N,)`."""
+    """Compute the mean |log-mel difference| over the frames that both have; both `(N,)`."""
     mels = [mel_spectrogram(mx.array(wav)[None], config.data)[0] for wav in (spoken, recording)]
     frames = min(len(mel) for mel in mels)
     return float(mx.mean(mx.abs(mels[0][:frames] - mels[1][:frames])))

@@ -36,7 +36,7 @@ from mlx_vits.synthesis.fitting import (
 )
 from mlx_vits.synthesis.gpt import GPT, load_gpt
 from mlx_vits.synthesis.pipeline import Pipeline
-from mlx_vits.synthesis.reference import Reference, prompt_codes, read_reference
+from mlx_vits.synthesis.reference import Reference, lowered, prompt_codes, read_reference
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
 from mlx_vits.synthesis.verifying import Verify, verifier
 from mlx_vits.synthesis.watch import CODES_PER_SECOND
@@ -85,8 +85,11 @@ class Speaker:
     """What `voice` speaks with.
 
     Args:
+        voice: decodes codes.
         companions: where the rest is.
-        lexicon: the user's own pronunciations, a file or what `read_lexicon` gave.
+
+    Attributes:
+        lexicon: the user's own pronunciations, see `use_lexicon`.
     """
 
     def __init__(self, voice: Voice, companions: Companions):
@@ -104,7 +107,11 @@ class Speaker:
         self._verify = verifier(load_recogniser(model), self.voice.sample_rate)
 
     def use_lexicon(self, path: str | Path) -> None:
-        """Read the words that are to be pronounced in the user's own way."""
+        """Read words that are to be pronounced in the user's own way; see `text.lexicon`.
+
+        Raises:
+            DataError: the file cannot be read, or a line of it cannot.
+        """
         self.lexicon = read_lexicon(Path(path))
 
     @cached_property
@@ -203,7 +210,7 @@ class Speaker:
         if own is not None and path == Path(own.audio) and kept.is_file():
             return read_speaker_vector(kept, self.voice.config.reduced_dims.sv_dim)[None]
         return speaker_vector(
-            self._speaker_encoder, reference.for_style, self.voice.sample_rate, path
+            self._speaker_encoder, lowered(reference.for_style), self.voice.sample_rate, path
         )
 
     def _prompt(

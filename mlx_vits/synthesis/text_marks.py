@@ -25,7 +25,7 @@ class TextError(UserError, ValueError):
 
 
 def end_pattern(marks: str) -> re.Pattern[str]:
-    """A pattern for the end of a clause: a run of marks and the closing quotes after it.
+    """Return a pattern for the end of a clause: a run of marks and the closing quotes after it.
 
     Marks inside a number ("3.14", "1,000", "10:30"), a file name or an abbreviation ("main.py",
     "a.m.") and the colon of "https://" end nothing.
@@ -41,7 +41,7 @@ def end_pattern(marks: str) -> re.Pattern[str]:
 
 
 def is_spoken(text: str) -> bool:
-    """Whether a text has a letter or a digit."""
+    """Tell whether a text has a letter or a digit."""
     return _SPOKEN.search(text) is not None
 
 
@@ -56,16 +56,16 @@ def collapse_marks(text: str, *, compat: bool = False) -> str:
 
 
 def first_clause(text: str) -> str:
-    """The text before its first splitter, stripped."""
+    """Return the text before its first splitter, stripped."""
     return _FIRST_SPLITTER.split(text, maxsplit=1)[0].strip()
 
 
 def final_mark(language: str) -> str:
-    """The mark that upstream puts at the end of a text that has none."""
+    """Return the mark that upstream puts at the end of a text that has none."""
     return "." if language == "en" else "。"
 
 
 def finish(text: str, language: str) -> str:
-    """The text without blanks after it, and with a final mark if it ends in none."""
+    """Strip the blanks at the end of a text, and add a final mark where it ends in none."""
     text = text.rstrip()
     return text if _ENDS_WITH_MARK.search(text[-20:]) else text + final_mark(language)

@@ -73,7 +73,7 @@ def cut(text: str, method: str, *, compat: bool = False) -> str:
 
 
 def pre_segment(text: str, language: str, method: str, *, compat: bool = False) -> list[str]:
-    """The pieces of a text, each long enough to be spoken by itself and ending in a mark.
+    """Cut a text into pieces that are long enough to be spoken alone and end in a mark.
 
     Args:
         text: what is to be spoken.
@@ -129,7 +129,7 @@ def split_long(text: str, language: str, longest: int = LONGEST) -> list[str]:
 
 
 def finish_prompt(text: str, language: str, *, compat: bool = False) -> str:
-    """The words of the reference recording, with a final mark; empty if there are none.
+    """Return the words of the reference recording with a final mark; "" if there are none.
 
     Args:
         text: the prompt text.
@@ -152,7 +152,7 @@ def _check_method(method: str) -> None:
 
 
 def _cut(text: str, method: str) -> list[str]:
-    """The spoken pieces, marks and blanks as they are written."""
+    """Cut into spoken pieces, with marks and blanks as they are written."""
     pieces: list[str] = []
     for line in text.splitlines():
         clauses = [line] if method == "cut0" else _clauses(line, _ENDS[method])
@@ -166,7 +166,7 @@ def _cut(text: str, method: str) -> list[str]:
 
 
 def _clauses(line: str, end: re.Pattern[str]) -> list[str]:
-    """Clauses that each have a letter or a digit; marks alone belong to the clause before."""
+    """Cut after marks; what has no letter or digit belongs to the clause before."""
     starts = [0]  # of the clauses but for the first, and of what follows the last
     done, spoken = 0, False
     for stop in [*(match.end() for match in end.finditer(line)), len(line)]:
@@ -178,7 +178,7 @@ def _clauses(line: str, end: re.Pattern[str]) -> list[str]:
 
 
 def _needs_lead(text: str, language: str, method: str) -> bool:
-    """Whether upstream speaks a mark ahead of a short first clause; a cut at that mark drops it."""
+    """Tell whether a mark goes before a short first clause; a cut at that mark would drop it."""
     if method in ("cut3", "cut4", "cut5") and final_mark(language) in _MARKS[method]:
         return False
     return text[0] not in SPLITTERS and len(first_clause(text)) < _SHORT_START
@@ -192,6 +192,6 @@ def _spoken_length(text: str) -> float:
 
 
 def _join(first: str, second: str) -> str:
-    """Two pieces in one; a blank is put between English ones that a line break kept apart."""
+    """Join two pieces, with a blank between English ones that a line break kept apart."""
     apart = first[-1:].isascii() and second[:1].isascii() and second[:1].isalnum()
     return f"{first} {second}" if first and apart else first + second

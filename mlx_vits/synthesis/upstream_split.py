@@ -17,7 +17,7 @@ _CHARACTERS_A_GROUP = 50
 
 
 def upstream_cut(text: str, method: str) -> str:
-    """The text with line breaks where a method of upstream cuts it.
+    """Insert line breaks where a method of upstream cuts.
 
     Raises:
         IndexError: cut1 or cut2 of an empty text.
@@ -32,7 +32,7 @@ def upstream_cut(text: str, method: str) -> str:
 
 
 def upstream_pre_segment(text: str, language: str, method: str) -> list[str]:
-    """The pieces that `TTS.run` speaks one by one.
+    """Cut a text into the pieces that `TTS.run` speaks one by one.
 
     Raises:
         TextError: all pieces are blank.
@@ -54,7 +54,7 @@ def upstream_pre_segment(text: str, language: str, method: str) -> list[str]:
 
 
 def upstream_split_long(text: str, limit: int = 510) -> list[str]:
-    """Clauses in pieces of at most `limit` characters; a longer clause stays whole."""
+    """Group clauses into pieces of at most `limit` characters; a longer clause stays whole."""
     pieces, current = [], ""
     for part in re.split(f"([{SPLITTERS}])", text):
         if len(current) + len(part) > limit:
@@ -87,7 +87,7 @@ def merge_short(
 
 
 def group_by_length(clauses: list[str]) -> list[str]:
-    """Groups of more than 50 characters; a shorter last one belongs to the one before."""
+    """Group clauses until they exceed 50 characters; a shorter last group joins the one before."""
     groups: list[str] = []
     pending: list[str] = []
     length = 0

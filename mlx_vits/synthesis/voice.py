@@ -29,6 +29,7 @@ from mlx_vits.synthesis.arguments import Array, floats, integers
 from mlx_vits.synthesis.companions import Companions
 from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
+from mlx_vits.synthesis.reference import lowered
 from mlx_vits.synthesis.request import SpeechRequest
 from mlx_vits.synthesis.speaking import (
     Speaker,
@@ -64,8 +65,9 @@ class Voice:
         model: the generator.
         info: how far it was trained, in upstream's words.
         name: for messages and files.
-        content_encoder: needed by `convert` alone.
-        reference: a recording of the voice, the default style of `convert`.
+        content_encoder: needed by `convert`; `speak` takes it in place of its companions'.
+        reference: a recording of the voice, the default style of `convert`; that of `speak` is in
+            `companions`.
         speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
         companions: what `speak` needs beside all that.
 
@@ -127,7 +129,7 @@ class Voice:
         noise_scale: float = 0.5,
         speed: float = 1.0,
     ) -> np.ndarray:
-        """Speech from semantic codes and phonemes, in the style of a reference.
+        """Synthesize speech from semantic codes and phonemes, in the style of a reference.
 
         Args:
             codes: [1, 1, K] integers.
@@ -145,7 +147,7 @@ class Voice:
         Raises:
             ValueError: an array has another shape, or a code or phoneme does not exist.
         """
-        frames = self._frames(codes, speed)
+        frames = self._frames(codes.shape[-1], speed)
         request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
         wav = self._decode(self._folding.model(), request, speed)
         return np.array(wav[0, :, 0], dtype=np.float32)
@@ -179,20 +181,21 @@ class Voice:
             two frames a code.
 
         Raises:
-            ValueError: as `decode`.
+            ValueError: as `decode`, or there are not so many codes.
         """
-        kept = self.model.decoded_frames(tail_codes)
-        frames = self.model.decoded_frames(tail_codes, speed)
+        if not 1 <= tail_codes <= codes.shape[-1]:
+            raise ValueError(f"tail_codes is {tail_codes} of {codes.shape[-1]} codes")
+        kept, frames = self._frames(tail_codes), self._frames(tail_codes, speed)
         request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
         request = request._replace(before=() if before is None else (before,))
         wav, encoded = self._decode_chunk(self._folding.model(), request, speed, kept)
         mx.eval(wav, encoded)
         return Chunk(np.array(wav[0, :, 0], dtype=np.float32), encoded)
 
-    def _frames(self, codes: Array, speed: float) -> int:
+    def _frames(self, codes: int, speed: float = 1.0) -> int:
         if not speed > 0:
             raise ValueError(f"speed is {speed}; it has to be above 0")
-        return self.model.decoded_frames(codes.shape[-1], speed)
+        return self.model.decoded_frames(codes, speed)
 
     def _request(
         self,
@@ -240,7 +243,7 @@ class Voice:
 
     @on_lasting_thread
     def extract_codes(self, ssl: Array) -> np.ndarray:
-        """Semantic codes of SSL features.
+        """Quantize SSL features to semantic codes.
 
         Args:
             ssl: [B, ssl_dim, T].
@@ -268,7 +271,7 @@ class Voice:
         speed: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """A recording, spoken again in this voice.
+        """Speak a recording again in this voice.
 
         Args:
             wav: `(N,)` mono, full scale 1.0.
@@ -333,7 +336,7 @@ class Voice:
         speed: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """What `convert` does once features and phonemes are known.
+        """Do what `convert` does once features and phonemes are known.
 
         Args:
             features: `(S, ssl_dim)`, from `preprocessing.features`.
@@ -345,7 +348,7 @@ class Voice:
             `(samples,)` float32.
         """
         codes = self.extract_codes(features.T[None])
-        frames = self.model.decoded_frames(codes.shape[-1], speed)
+        frames = self._frames(codes.shape[-1], speed)
         shape = (1, self.config.model.inter_channels, frames)
         return self.decode(
             codes,
@@ -382,9 +385,9 @@ class Voice:
 
         Args:
             text: of any length; `[pause 0.8s]` within it is a silence.
-            language: "en", "zh", "ja", "ko", "yue"; "all_zh" and its like where English words stand
-                in the text; "auto" or "auto_yue" where the language changes; by default that of the
-                voice's own reference.
+            language: "en", or "zh", "ja", "ko", "yue", with English words in it; "all_zh" and its
+                like read numbers beside them in that language; "auto" or "auto_yue" where the
+                language changes, see `text.segments`; by default that of the voice's own reference.
             reference: a recording of 3 to 10 s to speak like; by default the voice's own.
             reference_text: what it says; without it only its timbre is used.
             reference_language: by default that of the text.
@@ -446,7 +449,7 @@ class Voice:
         Args:
             chunk: "pause" cuts where speech is most like silence, "fixed" every `min_chunk` codes.
             min_chunk: codes of a chunk, at least; 25 are a second.
-            overlap: codes that are decoded again to join two chunks.
+            overlap: codes that are decoded again to join two chunks, at most `min_chunk`.
             warn: told in a sentence of what may be wrong, as `Speech.warnings`.
             (others): see `speak`.
 
@@ -504,10 +507,10 @@ class Voice:
 
     @on_lasting_thread
     def reference_spectrogram(self, wav: np.ndarray) -> mx.array:
-        """A reference for `decode`.
+        """Compute the spectrogram of a reference, for `decode`.
 
         Args:
-            wav: `(N,)` at the voice's rate; where it is louder than full scale it is lowered.
+            wav: `(N,)` at the voice's rate; it is `lowered` first.
 
         Returns:
             [1, 1025, T].
@@ -515,11 +518,8 @@ class Voice:
         Raises:
             DataError: the recording is too short.
         """
-        peak = float(np.abs(wav).max(initial=0.0))
-        if peak > 1:
-            wav = wav / min(2.0, peak)
         try:
-            spec = spectrogram(mx.array(wav)[None], self.config.data)
+            spec = spectrogram(mx.array(lowered(wav))[None], self.config.data)
         except ValueError as error:
             raise DataError(f"the reference is too short: {error}") from error
         spec = spec.swapaxes(1, 2)
@@ -528,7 +528,7 @@ class Voice:
 
     @on_lasting_thread
     def save(self, path: str | Path) -> Path:
-        """Writes the voice, every tensor under upstream's name and in PyTorch's axes.
+        """Write the voice, every tensor under upstream's name and in PyTorch's axes.
 
         Args:
             path: `.pth` gives the file that GPT-SoVITS opens (fp16, without the posterior

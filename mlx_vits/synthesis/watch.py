@@ -22,7 +22,12 @@ _LONGEST_TONE = 50  # codes of such rounds, 2 s
 
 
 class Fault(NamedTuple):
-    """What seems wrong with a sentence: `kind` is "omitted", "repeated" or "endless"."""
+    """What seems wrong with a sentence.
+
+    Attributes:
+        kind: "omitted", "repeated" or "endless".
+        words: what follows the sentence in a warning.
+    """
 
     kind: str
     words: str
@@ -45,6 +50,8 @@ def find_fault(
     if not has_ended:
         return Fault("endless", f"did not end within {len(codes) / CODES_PER_SECOND:.0f} s")
     if (period := find_loop(codes)) is not None:
+        if period < _SHORTEST_PHRASE:
+            return Fault("repeated", f"holds a sound for {_LONGEST_TONE / CODES_PER_SECOND:.0f} s")
         return Fault("repeated", f"repeats {period / CODES_PER_SECOND:.1f} s of itself")
     if phonemes < _FIRST_PHONEMES:
         return None
@@ -60,7 +67,7 @@ def find_fault(
 
 
 def find_loop(codes: np.ndarray) -> int | None:
-    """Return the period, in codes, of a phrase that is said several times in a row, or None."""
+    """Return the period, in codes, of a phrase said several times in a row or a held tone."""
     for period in range(1, min(_LONGEST_PHRASE, len(codes) // _ROUNDS) + 1):
         least = _LONGEST_TONE if period < _SHORTEST_PHRASE else (_ROUNDS - 1) * period
         if _longest_run(codes[period:] == codes[:-period]) >= least:

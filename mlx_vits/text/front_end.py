@@ -113,7 +113,10 @@ def read(
         )
 
     reading = read_once(text)
-    return reading if len(reading.phones) >= _FEWEST_PHONEMES else read_once(_LEAD + text)
+    if len(reading.phones) < _FEWEST_PHONEMES:
+        reading = read_once(_LEAD + text)
+    mx.eval(reading.features)  # another thread may use them
+    return reading
 
 
 class _Part(NamedTuple):
@@ -124,7 +127,7 @@ class _Part(NamedTuple):
 def _clean_segments(
     segments: Sequence[Segment], version: str, lexicon: Lexicon, clean: Cleaner
 ) -> list[_Part]:
-    """Every segment's phonemes; one that cannot be spoken keeps its marks, if another can.
+    """Read every segment; one that cannot be spoken keeps its marks, if another can be.
 
     Raises:
         DataError: none can be spoken.
@@ -145,7 +148,7 @@ def _clean_segments(
 
 
 def _marks_alone(text: str) -> CleanText:
-    """The marks of a text as phonemes; everything else that has a sound is unknown."""
+    """Read the marks of a text alone; everything else that has a sound is unknown."""
     marked = keep_marks(plain_characters(text))
     marks = [c for c in marked.text if c in MARKS]
     unread = [c for c in marked.text if c not in MARKS]
@@ -153,7 +156,7 @@ def _marks_alone(text: str) -> CleanText:
 
 
 def _keep_lead(parts: list[_Part]) -> None:
-    """Puts back the lead where a front end takes a mark at the start for nothing, as English."""
+    """Put back the lead where a front end drops a mark at the start, as the English one does."""
     first = parts[0].cleaned
     if first.normalized[:1] not in MARKS:
         parts[0] = parts[0]._replace(
@@ -168,7 +171,7 @@ def _keep_lead(parts: list[_Part]) -> None:
 def _phoneme_features(
     part: _Part, version: str, characters_to_features: CharactersToFeatures | None, width: int
 ) -> mx.array:
-    """Features of a segment's phonemes, `(n, C)`: each character's, once for each of its own."""
+    """Return the features of a segment's phonemes, `(n, C)`: those of their character."""
     count = len(part.cleaned.phonemes)
     if part.language != "zh":
         return mx.zeros((count, width))

@@ -23,7 +23,7 @@ _CHARACTERS = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U
 
 
 def settle_characters(pieces: list[Item]) -> list[Item]:
-    """Pieces whose Chinese and Japanese parts have the language that their sentence tells.
+    """Give Chinese and Japanese pieces the language that their sentence tells.
 
     Args:
         pieces: in the languages "zh", "ja" and others, which stay as they are.
@@ -54,12 +54,12 @@ def _sentences(pieces: list[Item]) -> list[list[Item]]:
 
 
 def _has_kana(sentence: list[Item]) -> bool:
-    """Whether a sentence has Japanese letters."""
+    """Tell whether a sentence has kana."""
     return any(_KANA.search(piece.text) for piece in sentence)
 
 
 def _has_chinese(sentence: list[Item]) -> bool:
-    """Whether a sentence has characters, or words, that are Chinese alone."""
+    """Tell whether a sentence has characters, or words, that are Chinese alone."""
     return any(
         not can_be_japanese(run)
         for piece in sentence
@@ -69,7 +69,7 @@ def _has_chinese(sentence: list[Item]) -> bool:
 
 
 def _in_both(piece: Item) -> list[Item]:
-    """A piece of a sentence of both languages; what Japan does not write is cut out of Japanese."""
+    """Cut what Japanese does not write out of a piece of a sentence of both languages."""
     if not _KANA.search(piece.text):
         return [
             Item("ja" if piece.kind == "ja" and not _has_chinese([piece]) else "zh", piece.text)

