@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 
 from mlx_vits.models.t2s import Text2SemanticDecoder, TransformerEncoderLayer
@@ -199,13 +198,12 @@ class T2SStep:
             checkpoint_blocks(model, [TransformerEncoderLayer])
         optimizer.init(model.trainable_parameters())
         self.state = [model.state, optimizer.state]
-        self._gather: Callable[..., Gradients] = self.gradients
-        self._finish: Callable[..., Losses] = self.update
-        if compiled:
-            self._gather, self._finish = (
-                mx.compile(stage, inputs=self.state, outputs=self.state)
-                for stage in (self.gradients, self.update)
-            )
+
+        def stage(function: Any) -> Any:
+            state = self.state
+            return mx.compile(function, inputs=state, outputs=state) if compiled else function
+
+        self._gather, self._finish = stage(self.gradients), stage(self.update)
 
     def __call__(self, batches: Sequence[T2SBatch], key: Key) -> Losses:
         """Update the model by the sum over micro-batches; the update is not evaluated yet.
