@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CHECKPOINTING = ("auto", "on", "off")
 
 
 def compute_type(precision: str) -> mx.Dtype:

@@ -11,7 +11,7 @@ counts as if it were to be learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -161,6 +161,28 @@ def t2s_terms(
         losses["loss_dpo"] = mean(mx.logaddexp(-DPO_BETA * lead, mx.array(0.0)))
     codes = mx.sum(chosen.targets != model.config.EOS)
     return T2STerms(losses, chosen.hits, codes, mx.sum(chosen.counted))
+
+
+class CodeScore(NamedTuple):
+    """How well a GPT foretells codes: cross-entropy a code, and top-3 accuracy."""
+
+    ce: float
+    top3_accuracy: float
+
+
+def score_codes(model: Text2SemanticDecoder, batches: Iterable[T2SBatch]) -> CodeScore:
+    """Score a GPT on clips, as those that are held out of training; without dropout.
+
+    Args:
+        batches: at least one.
+    """
+    summed: Any = None
+    for batch in batches:
+        terms = t2s_terms(model, batch)
+        summed = terms if summed is None else add_gradients(summed, terms)
+        mx.eval(summed)
+    ce = summed.losses["loss_ce"].item() / summed.targets.item()
+    return CodeScore(ce, summed.hits.item() / max(summed.codes.item(), 1))
 
 
 class T2SStep:

@@ -34,14 +34,13 @@ from mlx_vits.training.optimizers import (
     set_learning_rates,
     update_state,
 )
-from mlx_vits.training.precision import compute_type
+from mlx_vits.training.precision import CHECKPOINTING, compute_type
 from mlx_vits.training.regularization import Anchor, pretrained_regularization
 from mlx_vits.training.step import Batch, GANStep, Scalars
 
 __all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig", "freeze_for"]
 
 TrainedPart = Literal["all", "decoder"]
-CHECKPOINTING = ("auto", "on", "off")
 _LARGEST_RATE = 1e38  # of fp32
 _LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, MOST_STEPS),
