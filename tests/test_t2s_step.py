@@ -134,7 +134,8 @@ def test_micro_batches_are_the_step_of_the_large_batch() -> None:
     for batches in ([batch_of(clips)], [batch_of(clips[:2]), batch_of(clips[2:])]):
         model = tiny_gpt()
         pull = pretrained_regularization(take_anchor(model), 1.0)
-        model.update({"bert_proj": {"weight": 1.1 * model.bert_proj.weight}})
+        attention = model.h.layers[0].self_attn
+        attention.in_proj_weight = 1.1 * attention.in_proj_weight
         step = make_step(model, penalty=pull)
         losses = step(batches, None)
         found.append(({k: v.item() for k, v in losses.items()}, flat(step.model.parameters())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from mlx_vits.checkpoints.run import T2S_PARTS, read_run_state, write_run_state
 from mlx_vits.errors import CheckpointError, DataError, TrainingStopped
 from mlx_vits.training import t2s_trainer
 from mlx_vits.training.regularization import take_anchor
-from mlx_vits.training.t2s_step import score_codes
+from mlx_vits.training.scaled_adam import ScaledAdam
+from mlx_vits.training.t2s_footprint import T2SClips, count_weights, estimate_t2s_peak
+from mlx_vits.training.t2s_step import T2SStep, score_codes
 from mlx_vits.training.t2s_trainer import T2STrainer, T2STrainingConfig
-from tests.support.t2s_voice import RandomVoice, batch_of, random_clips
-from tests.support.tiny_gpt import tiny_gpt
+from tests.support.t2s_voice import BERT, Clip, RandomVoice, batch_of, random_clips
+from tests.support.tiny_gpt import EOS, tiny_gpt
 
 CLIPS = 14
 QUICK = T2STrainingConfig(steps=4, batch_size=2)
@@ -153,6 +156,27 @@ def test_layers_are_computed_again_where_memory_is_short(monkeypatch: pytest.Mon
         for wish in ("on", "off"):
             trainer = make_trainer(replace(QUICK, checkpoint_activations=wish))
             assert trainer.recomputes == (wish == "on")
+
+
+@pytest.mark.skipif(
+    mx.default_device().type == mx.DeviceType.gpu, reason="the memory was measured on a CPU"
+)
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_memory_of_a_step_is_foretold(recomputes: bool) -> None:
+    model = tiny_gpt()
+    step = T2SStep(model, ScaledAdam(1e-3), recomputes=recomputes)
+    clips = T2SClips(8, phonemes=40, codes=160)
+    row = np.arange(200, dtype=np.int32) % EOS
+    clip = Clip(row[:40], row[:160], np.zeros((40, BERT), np.float32), row[:0])
+    batch = batch_of([clip] * clips.size)
+    mx.eval(batch, step.state)
+    gc.collect()
+    elsewhere = mx.get_active_memory() - 12 * count_weights(model.config)
+    mx.reset_peak_memory()
+    mx.eval(step([batch], mx.random.key(0)), step.state)
+    peak = mx.get_peak_memory() - elsewhere
+    expected = estimate_t2s_peak(model.config, clips, recomputes=recomputes)
+    assert expected == pytest.approx(peak, rel=0.25)
 
 
 @pytest.mark.parametrize(
