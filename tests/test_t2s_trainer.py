@@ -14,9 +14,12 @@ from mlx.utils import tree_flatten
 
 from mlx_vits.checkpoints.run import T2S_PARTS, read_run_state, write_run_state
 from mlx_vits.errors import CheckpointError, DataError, TrainingStopped
+from mlx_vits.preprocessing.codes import CodeLine, write_code_lines
+from mlx_vits.preprocessing.prepared import TextLine, write_text_lines
 from mlx_vits.training import t2s_trainer
 from mlx_vits.training.regularization import take_anchor
 from mlx_vits.training.scaled_adam import ScaledAdam
+from mlx_vits.training.t2s_batches import T2SVoice as PreparedT2S
 from mlx_vits.training.t2s_footprint import T2SClips, count_weights, estimate_t2s_peak
 from mlx_vits.training.t2s_step import T2SStep, score_codes
 from mlx_vits.training.t2s_trainer import T2STrainer, T2STrainingConfig
@@ -156,6 +159,19 @@ def test_layers_are_computed_again_where_memory_is_short(monkeypatch: pytest.Mon
         for wish in ("on", "off"):
             trainer = make_trainer(replace(QUICK, checkpoint_activations=wish))
             assert trainer.recomputes == (wish == "on")
+
+
+def test_a_prepared_folder_is_trained_on(tmp_path: Path) -> None:
+    texts = [TextLine(name, ["HH", "AH0"] * 4, "text") for name in "ab"]
+    write_text_lines(tmp_path / "2-name2text.txt", texts, [None, None])
+    codes = [CodeLine(name, [place % EOS for place in range(40)]) for name in "ab"]
+    write_code_lines(tmp_path / "6-name2semantic.tsv", codes)
+    config = replace(QUICK, steps=1, dpo=True)
+    trainer = T2STrainer(tiny_gpt(), PreparedT2S(tmp_path, "v2", eos=EOS, dpo=True), config)
+    assert trainer.voice.largest_batch(2) == T2SClips(2, phonemes=32, codes=64)
+    (record,) = run(trainer)
+    assert record["ce"] > 0
+    assert record["loss_dpo"] > 0
 
 
 @pytest.mark.skipif(

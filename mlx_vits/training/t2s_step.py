@@ -24,8 +24,8 @@ from mlx_vits.training.losses import mean, total
 from mlx_vits.training.optimizers import add_gradients
 from mlx_vits.training.precision import cast_floats
 from mlx_vits.training.regularization import add_pull
+from mlx_vits.training.step import Scalars
 
-Losses = dict[str, mx.array]
 Penalty = Callable[[Text2SemanticDecoder], mx.array]
 
 DPO_BETA = 0.2
@@ -36,11 +36,12 @@ class T2SBatch(NamedTuple):
     """A micro-batch.
 
     Attributes:
-        phones: `(B, X)` int32, padded on the left, with `compat` on the right.
+        phones: `(B, X)` int32, padded with 0 on the left, with `compat` on the right.
         phone_lengths: `(B,)` int32.
-        codes: `(B, Y)` int32, padded on the right.
+        codes: `(B, Y)` int32, padded with EOS on the right. What lies beyond a row's length is
+            there for the shape, and is no target.
         code_lengths: `(B,)` int32.
-        bert: `(B, X, 1024)`, padded like `phones`; `(B, X, 0)` where no clip has BERT features.
+        bert: `(B, X, C)`, padded like `phones`; C = 0 where no clip of the voice has BERT features.
         rejected: `(B, R)` int32, spoiled codes for DPO, padded on the right; R = 0 without DPO.
         rejected_lengths: `(B,)` int32.
     """
@@ -64,7 +65,7 @@ class T2STerms(NamedTuple):
         targets: codes and EOS whose cross-entropy is in `loss_ce`.
     """
 
-    losses: Losses
+    losses: Scalars
     hits: mx.array
     codes: mx.array
     targets: mx.array
@@ -227,7 +228,7 @@ class T2SStep:
 
         self._gather, self._finish = stage(self.gradients), stage(self.update)
 
-    def __call__(self, batches: Sequence[T2SBatch], key: Key) -> Losses:
+    def __call__(self, batches: Sequence[T2SBatch], key: Key) -> Scalars:
         """Update the model by the sum over micro-batches; the update is not evaluated yet.
 
         Args:
@@ -262,7 +263,7 @@ class T2SStep:
             self.model.update(weights)
         return Gradients(terms, gradients)
 
-    def update(self, terms: T2STerms, gradients: Any) -> Losses:
+    def update(self, terms: T2STerms, gradients: Any) -> Scalars:
         """Add the penalty's gradient, and update the model."""
         loss = sum(terms.losses.values(), start=mx.array(0.0))
         pulled = add_pull(self.model, gradients, self.penalty)
