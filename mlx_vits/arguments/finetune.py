@@ -20,8 +20,8 @@ from mlx_vits.checkpoints.run import MOST_STEPS
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.options import FinetuneOptions
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
-from mlx_vits.training.precision import PRECISIONS
-from mlx_vits.training.vits_trainer import CHECKPOINTING, VITSTrainingConfig
+from mlx_vits.training.precision import CHECKPOINTING, PRECISIONS
+from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 _DEFAULT = VITSTrainingConfig()
 _CHOICES = {

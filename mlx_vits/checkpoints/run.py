@@ -7,6 +7,7 @@ bit whatever form its weights have. What leaves a run is written by `voice_file.
 | --- | --- |
 | `generator/`, `discriminator/` | parameters |
 | `optimizer_g/`, `optimizer_d/` | AdamW's moments, steps and learning rates |
+| `t2s/`, `optimizer/` | of the GPT stage, in a file of its own: parameters, the optimizer's state |
 
 The place in the run (step, epoch, batches done, best score, ...) is JSON in the metadata.
 """
@@ -14,7 +15,7 @@ The place in the run (step, epoch, batches done, best score, ...) is JSON in the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ BEST = "best.safetensors"
 MOST_STEPS = 10**8  # years of training
 _MOST_DIGITS, _MOST_STEPS = 4, 32  # of an index, and of a name
 _COUNTS = ("step", "batch", "best_step", "epoch_batches")
-_PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+VITS_PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+T2S_PARTS = ("t2s", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Place:
 
 @dataclass(frozen=True)
 class RunState:
-    """Trees of arrays, one for each of the four parts, and the place."""
+    """Trees of arrays, one for each part, and the place."""
 
     place: Place
     trees: dict[str, Any]
@@ -78,23 +80,26 @@ def write_run_state(path: Path, trees: dict[str, Any], place: Place) -> None:
     """Writes a state.
 
     Args:
-        trees: `generator`, `discriminator`, `optimizer_g` and `optimizer_d`.
+        trees: of `VITS_PARTS` or `T2S_PARTS`.
 
     Raises:
         UserError: the file cannot be written; an older one stays as it was.
     """
     tensors: dict[str, mx.array] = {}
-    for part in _PARTS:
-        leaves: Any = tree_flatten(trees[part])
+    for part, tree in trees.items():
+        leaves: Any = tree_flatten(tree)
         tensors |= {f"{part}/{name}": array for name, array in leaves}
     make_folder(path.parent)
     write_tensors(path, tensors, {"place": json.dumps(asdict(place))})
 
 
-def read_run_state(path: Path, *, finite: bool = True) -> RunState:
+def read_run_state(
+    path: Path, *, finite: bool = True, parts: Sequence[str] = VITS_PARTS
+) -> RunState:
     """Reads a state.
 
     Args:
+        parts: whose trees it has to hold, and no others.
         finite: refuses weights and moments that hold NaN or infinity.
 
     Raises:
@@ -103,14 +108,14 @@ def read_run_state(path: Path, *, finite: bool = True) -> RunState:
     file = read_tensors(path)
     if finite:
         check_finite(file.tensors, path)
-    leaves: dict[str, list[tuple[str, mx.array]]] = {part: [] for part in _PARTS}
+    leaves: dict[str, list[tuple[str, mx.array]]] = {part: [] for part in parts}
     place = read_place(file.metadata, path)
     for name, array in file.tensors.items():
         part, _, key = name.partition("/")
         leaves.setdefault(part, []).append((key, array))
     trees = {part: _tree(leaves[part]) for part in leaves}
-    states = trees["optimizer_g"].get("states")
-    if len(trees) > len(_PARTS) or not all(trees.values()) or not isinstance(states, list):
+    groups = trees["optimizer_g"].get("states") if "optimizer_g" in parts else []
+    if len(trees) > len(parts) or not all(trees.values()) or not isinstance(groups, list):
         raise CheckpointError(f"{path}: is not the state of a run; give a run's folder")
     return RunState(place, trees)
 

@@ -152,7 +152,12 @@ def _cures(config: Config, clips: Clips, memory: int, recomputes: bool, accumula
 
 def is_short(config: Config, clips: Clips, memory: int, *, recomputes: bool = False) -> bool:
     """Whether a batch is likely not to fit into `memory` bytes, 0 for unknown."""
-    return 0 < memory < _MARGIN * estimate_peak(config, clips, recomputes=recomputes)
+    return exceeds(memory, estimate_peak(config, clips, recomputes=recomputes))
+
+
+def exceeds(memory: int, peak: int) -> bool:
+    """Whether an estimated peak is likely not to fit into `memory` bytes, 0 for unknown."""
+    return 0 < memory < _MARGIN * peak
 
 
 def count_parts(config: Config, clips: Clips) -> Parts:

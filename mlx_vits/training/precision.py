@@ -9,9 +9,13 @@ frozen. bf16 has the range of fp32, so losses are not scaled.
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
+from mlx.utils import tree_map
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CHECKPOINTING = ("auto", "on", "off")
 
 
 def compute_type(precision: str) -> mx.Dtype:
@@ -27,3 +31,8 @@ def compute_type(precision: str) -> mx.Dtype:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     return mx.bfloat16 if precision == "bf16" else mx.float32
+
+
+def cast_floats(tree: Any, dtype: mx.Dtype) -> Any:
+    """Cast the arrays of a tree; gradients arrive in the types they had."""
+    return tree_map(lambda array: array.astype(dtype), tree)

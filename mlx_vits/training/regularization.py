@@ -14,15 +14,34 @@ strength on it acts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import added, total
+from mlx_vits.training.optimizers import add_gradients, global_norm
 
 Anchor = dict[str, mx.array]
+_JOINED = "in_proj_weight"  # of an attention: queries, keys and values
+
+
+class Pulled(NamedTuple):
+    """Gradients with the pull's added.
+
+    Attributes:
+        gradients: a tree.
+        loss_reg: the pull.
+        norm, norm_task, norm_reg: of the sum, of what was given, and of the pull's gradient.
+    """
+
+    gradients: Any
+    loss_reg: mx.array
+    norm: mx.array
+    norm_task: mx.array
+    norm_reg: mx.array
 
 
 def _weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -32,12 +51,14 @@ def _weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, Convolution):
             if "weight" in trained or "weight_v" in trained:
                 yield path, module
-        elif isinstance(module, nn.Linear) and "weight" in trained:
+        elif (isinstance(module, nn.Linear) and "weight" in trained) or _JOINED in trained:
             yield path, module
 
 
 def _weight(layer: nn.Module) -> mx.array:
-    return layer.effective_weight() if isinstance(layer, Convolution) else layer["weight"]
+    if isinstance(layer, Convolution):
+        return layer.effective_weight()
+    return layer[_JOINED if _JOINED in layer else "weight"]
 
 
 def effective_weights(model: nn.Module) -> Anchor:
@@ -91,3 +112,18 @@ class PretrainedRegularization:
 def pretrained_regularization(anchor: Anchor, strength: float) -> PretrainedRegularization:
     """Build the pull toward an anchor."""
     return PretrainedRegularization(anchor, strength)
+
+
+def add_pull(
+    model: nn.Module,
+    gradients: Any,
+    penalty: Callable[[Any], mx.array] | None,
+    norm_of: Callable[[Any], mx.array] = global_norm,
+) -> Pulled:
+    """Add the gradient of the pull, from `pretrained_regularization`; None for none."""
+    norm, nothing = norm_of(gradients), mx.array(0.0)
+    if penalty is None:
+        return Pulled(gradients, nothing, norm, norm, nothing)
+    loss, own = nn.value_and_grad(model, penalty)(model)
+    both = add_gradients(gradients, own)
+    return Pulled(both, loss, norm_of(both), norm, norm_of(own))

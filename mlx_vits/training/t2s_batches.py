@@ -23,33 +23,12 @@ import numpy as np
 from mlx_vits.preprocessing.bert_features import bert_file, read_bert_features
 from mlx_vits.text.front_end import FEATURE_WIDTH
 from mlx_vits.training.rejected import Rejection, draw_rejections, reject
+from mlx_vits.training.t2s_footprint import T2SClips
 from mlx_vits.training.t2s_order import batch_size_for, epoch_order, upstream_order
 from mlx_vits.training.t2s_rows import EOS, T2SItem, read_rows, repeat
+from mlx_vits.training.t2s_step import T2SBatch
 
 Fields = dict[str, np.ndarray]
-
-
-class T2SBatch(NamedTuple):
-    """A micro-batch.
-
-    Attributes:
-        phones: `(B, X)` int32, padded with 0 on the left, with `compat` on the right.
-        phone_lengths: `(B,)` int32.
-        codes: `(B, Y)` int32, padded with EOS on the right. What lies beyond a row's length is
-            there for the shape, and is no target.
-        code_lengths: `(B,)` int32.
-        bert: `(B, X, C)`, padded like `phones`; C = 0 where no clip of the voice has BERT features.
-        rejected: `(B, R)` int32, spoiled codes for DPO, padded on the right; R = 0 without DPO.
-        rejected_lengths: `(B,)` int32.
-    """
-
-    phones: mx.array
-    phone_lengths: mx.array
-    codes: mx.array
-    code_lengths: mx.array
-    bert: mx.array
-    rejected: mx.array
-    rejected_lengths: mx.array
 
 
 class T2SUtterance(NamedTuple):
@@ -112,6 +91,15 @@ class T2SVoice:
     def batch_size(self, asked: int) -> int:
         """Return the batch size that is used where the user asks for one, as upstream has it."""
         return batch_size_for(len(self.repeated()), asked, dpo=self.dpo)
+
+    def largest_batch(self, batch_size: int) -> T2SClips:
+        """The shape of the largest batch that may come."""
+        phones, codes = T2SPadding(1, 1) if self.compat else T2SPadding()
+        return T2SClips(
+            batch_size,
+            _round_up(max(len(item.ids) for item in self.items), phones),
+            _round_up(max(len(item.codes) for item in self.items), codes),
+        )
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> list[list[T2SItem]]:
         """The batches of one epoch, from 1, not yet read."""
@@ -225,7 +213,11 @@ def _lengths(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _padded_length(arrays: Sequence[np.ndarray], step: int) -> int:
-    return -(-max(len(array) for array in arrays) // step) * step
+    return _round_up(max(len(array) for array in arrays), step)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def _pad_right(arrays: Sequence[np.ndarray], step: int, value: int) -> np.ndarray:

@@ -6,11 +6,10 @@ prints nothing. `mlx_vits/finetune/run.py` drives it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -19,30 +18,29 @@ from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.checkpoints.run import MOST_STEPS, Place, RunState
 from mlx_vits.checkpoints.run_info import DAMAGED
-from mlx_vits.errors import CheckpointError, TrainingStopped
+from mlx_vits.errors import CheckpointError
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.nn.weight_norm import NormScheme
 from mlx_vits.system.json_files import build_record, check_ranges
 from mlx_vits.training.accumulation import AccumulatingStep
-from mlx_vits.training.ahead import Ahead
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.checkpointed import checkpointed
 from mlx_vits.training.footprint import is_short, usable_memory
+from mlx_vits.training.loop import Begun, StepRecord, TrainingLoop, begin, other_settings
 from mlx_vits.training.optimizers import (
     build_optimizers,
     check_state,
     set_learning_rates,
     update_state,
 )
-from mlx_vits.training.precision import compute_type
+from mlx_vits.training.precision import CHECKPOINTING, compute_type
 from mlx_vits.training.regularization import Anchor, pretrained_regularization
 from mlx_vits.training.step import Batch, GANStep, Scalars
 
 __all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig", "freeze_for"]
 
 TrainedPart = Literal["all", "decoder"]
-CHECKPOINTING = ("auto", "on", "off")
 _LARGEST_RATE = 1e38  # of fp32
 _LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, MOST_STEPS),
@@ -131,35 +129,7 @@ class VITSTrainingConfig:
             raise ValueError(f"checkpoint_activations is {self.checkpoint_activations!r}")
 
 
-class StepRecord(NamedTuple):
-    """One step, as it is logged.
-
-    Attributes:
-        values: the losses' names, `lr_g`, `lr_d`, `step` and `epoch`, as numbers.
-        place: where the run stands after it.
-    """
-
-    values: dict[str, float]
-    place: Place
-
-
-class _Begun(NamedTuple):
-    """A step that the device is given to compute.
-
-    Attributes:
-        names: of the losses.
-        losses: their values, one array.
-        rates: learning rates.
-        place: where the run stands after it.
-    """
-
-    names: tuple[str, ...]
-    losses: mx.array
-    rates: dict[str, float]
-    place: Place
-
-
-class VITSTrainer:
+class VITSTrainer(TrainingLoop[dict[str, np.ndarray]]):
     """Fine-tunes a generator and a discriminator on one voice.
 
     Args:
@@ -170,10 +140,7 @@ class VITSTrainer:
         anchor: the base's weights, from `take_anchor` on a generator that `freeze_for` has seen.
 
     Attributes:
-        place: where the run stands after the last step whose losses were read.
-        is_ahead: whether the weights are of the step after it, see `steps`.
         recomputes: whether activations are checkpointed.
-        waited_seconds: for batches, so far.
     """
 
     step_class: type[GANStep] = GANStep  # another recipe of a step is a subclass of both
@@ -186,11 +153,9 @@ class VITSTrainer:
         config: VITSTrainingConfig,
         anchor: Anchor | None = None,
     ):
+        super().__init__()
         self.generator, self.discriminator = generator, discriminator
         self.voice, self.config = voice, config
-        self.place = Place()
-        self.is_ahead = False
-        self.waited_seconds = 0.0
         freeze_for(generator, config.train)
         self.recomputes = self._recomputes()
         self._gan, self._update = self._build_step(anchor)
@@ -231,40 +196,9 @@ class VITSTrainer:
             return self.config.steps
         return self.config.epochs * self.steps_per_epoch
 
-    def steps(self, settles: Callable[[int], bool] | None = None) -> Iterator[StepRecord]:
-        """Runs on from the present place to the end, yielding after every update.
-
-        A step is begun before the losses of the one before it are read, so that the device never
-        waits for their reader. `is_ahead` then says that the weights are of the step after `place`.
-
-        Args:
-            settles: whether the next step may not be begun when one's record is given, as where
-                the weights are to be read; asked with the number of the one. None for every step.
-
-        Raises:
-            TrainingStopped: a loss or a gradient is no longer a number; nor are the weights now.
-        """
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         size, seed = self.config.clips_a_step, self.config.seed
-        ahead = Ahead(self.voice.endless(size, seed, self.place.epoch, self.place.batch))
-        begun: _Begun | None = None
-        try:
-            while (place := begun.place if begun else self.place).step < self.total_steps:
-                place = self._enter_epoch(place)
-                fields = next(ahead)
-                self.waited_seconds = ahead.waited
-                before = begun
-                try:
-                    begun = self._begin(fields, place)
-                finally:  # the step before it counts, also where this one fails
-                    if before is not None:
-                        yield self._read(before, is_ahead=True)
-                if settles is None or settles(begun.place.step):
-                    yield self._read(begun)
-                    begun = None
-            if begun is not None:
-                yield self._read(begun)
-        finally:
-            ahead.close()
+        return self.voice.endless(size, seed, self.place.epoch, self.place.batch)
 
     def _enter_epoch(self, place: Place) -> Place:
         """A place with a batch left in its epoch."""
@@ -275,38 +209,13 @@ class VITSTrainer:
                 return replace(place, epoch_batches=count)
             place = replace(place, epoch=place.epoch + 1, batch=0)
 
-    def _begin(self, arrays: Mapping[str, np.ndarray], place: Place) -> _Begun:
-        """Begins the step that comes after a place, and does not wait for it.
-
-        Args:
-            arrays: fields of its batch; MLX's copies of them go when the step is done.
-        """
+    def _begin(self, fields: dict[str, np.ndarray], place: Place) -> Begun:
+        place = self._enter_epoch(place)
         rates = self._set_rates(place.epoch)
-        batch = Batch(**{name: mx.array(array) for name, array in arrays.items()})
+        batch = Batch(**{name: mx.array(array) for name, array in fields.items()})
         losses = self._update(batch, mx.random.key((self.config.seed << 32) + place.step))
-        together = mx.stack(list(losses.values()))  # one transfer from the device, not one a loss
-        mx.async_eval(together, self._gan.state)
         after = replace(place, step=place.step + 1, batch=place.batch + 1)
-        return _Begun(tuple(losses), together, rates, after)
-
-    def _read(self, begun: _Begun, *, is_ahead: bool = False) -> StepRecord:
-        """Waits for a step, and moves to its place.
-
-        Args:
-            is_ahead: whether the next one is begun.
-
-        Raises:
-            TrainingStopped: one of its losses is no number.
-        """
-        read: Any = begun.losses.tolist()
-        values: dict[str, float] = dict(zip(begun.names, read, strict=True))
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        place = begun.place
-        if broken:
-            raise TrainingStopped(f"{broken[0]} is no longer a number", place.step)
-        self.place, self.is_ahead = place, is_ahead
-        values |= begun.rates | {"step": place.step, "epoch": place.epoch}
-        return StepRecord(values, place)
+        return begin(losses, self._gan.state, rates, after)
 
     def _set_rates(self, epoch: int) -> dict[str, float]:
         """Learning rates of an epoch; upstream decays them before the first."""
@@ -341,18 +250,8 @@ class VITSTrainer:
             update_state(optimizers.generator.state, state.trees["optimizer_g"])
             update_state(optimizers.discriminator.state, state.trees["optimizer_d"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{source}: belongs to a run with other settings ({error}); start a new run"
-            ) from error
+            raise other_settings(source, error) from error
         self.place = state.place
-
-    def note_score(self, score: float) -> bool:
-        """Takes a score of the present weights (lower is better); whether it is the best yet."""
-        best = self.place.best_score
-        if best is not None and score >= best:
-            return False
-        self.place = replace(self.place, best_score=score, best_step=self.place.step)
-        return True
 
 
 def freeze_for(generator: SynthesizerTrn, train: TrainedPart) -> None:
