@@ -176,6 +176,13 @@ def test_a_content_encoder_can_be_given(tmp_path: Path) -> None:
     assert voice.convert(hum(1.5), RATE, TEXTS[0]).size
 
 
+def test_a_content_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
+    make_base(tmp_path / "tiny")
+    other = make_base(tmp_path / "wide", ssl_dim=32)
+    with pytest.raises(CheckpointError, match="32 wide, and the voice needs 16"):
+        mlx_vits.load(tmp_path / "tiny", content_encoder=other.content_encoder)
+
+
 def test_configuration_is_frozen(golden_voice: mlx_vits.Voice) -> None:
     with pytest.raises(AttributeError):
         golden_voice.config.model.hidden_channels = 3  # type: ignore[misc]

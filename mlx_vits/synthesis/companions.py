@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_vits.errors import CheckpointError
+from mlx_vits.models.hubert import HubertModel
 from mlx_vits.system.files import atomic_write, inside
 from mlx_vits.system.json_files import read_json
 
@@ -55,6 +56,24 @@ class Companions:
             self.content_encoder or other.content_encoder,
             self.speaker_encoder or other.speaker_encoder,
             self.reference or other.reference,
+        )
+
+
+def check_content_encoder(encoder: HubertModel, ssl_dim: int, name: str) -> None:
+    """Refuse a content encoder whose features a voice cannot take.
+
+    Args:
+        ssl_dim: of the voice.
+        name: of the voice, for the message.
+
+    Raises:
+        CheckpointError: they have another width.
+    """
+    width = encoder.config.hidden_size
+    if width != ssl_dim:
+        raise CheckpointError(
+            f"{name}: its content encoder gives features {width} wide, and the voice needs "
+            f"{ssl_dim}; give the folder of the one that it was trained with (--content-encoder)"
         )
 
 

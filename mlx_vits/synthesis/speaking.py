@@ -26,7 +26,12 @@ from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser
 from mlx_vits.preprocessing.speakers import speaker_vector
-from mlx_vits.synthesis.companions import Companions, StoredReference, vector_beside
+from mlx_vits.synthesis.companions import (
+    Companions,
+    StoredReference,
+    check_content_encoder,
+    vector_beside,
+)
 from mlx_vits.synthesis.fitting import (
     check_codebook,
     check_language,
@@ -143,7 +148,9 @@ class Speaker:
                 f"fetch it with `mlx-vits download {self.voice.version}`, or give its folder with "
                 "--content-encoder"
             )
-        return load_content_encoder(self.companions.content_encoder)
+        encoder = load_content_encoder(self.companions.content_encoder)
+        check_content_encoder(encoder, self.voice.config.reduced_dims.ssl_dim, self.voice.name)
+        return encoder
 
     @cached_property
     def _speaker_encoder(self) -> ERes2NetV2:

@@ -26,7 +26,7 @@ from mlx_vits.nn.layout import channels_last
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.features import speech_features
 from mlx_vits.synthesis.arguments import Array, floats, integers
-from mlx_vits.synthesis.companions import Companions
+from mlx_vits.synthesis.companions import Companions, check_content_encoder
 from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.synthesis.reference import lowered
@@ -71,6 +71,9 @@ class Voice:
         speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
         companions: what `speak` needs beside all that.
 
+    Raises:
+        CheckpointError: the content encoder gives features of another width than the model takes.
+
     Example:
         >>> import mlx_vits, soundfile
         >>> voice = mlx_vits.load("demo")
@@ -91,6 +94,8 @@ class Voice:
         speaker_vector: np.ndarray | None = None,
         companions: Companions | None = None,
     ):
+        if content_encoder is not None:
+            check_content_encoder(content_encoder, model.config.reduced_dims.ssl_dim, name)
         mx.eval(model.parameters())  # for other threads
         self.model, self.info, self.name = model, info, name
         self._folding = Folding(model)
