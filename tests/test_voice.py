@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import mlx_vits
 from mlx_vits.audio.files import write_wav
 from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.models.hubert import HubertModel
+from mlx_vits.models.vits import SynthesizerTrn
 from tests.support.goldens import generator, golden, tensors
 from tests.support.repeating import same
-from tests.support.tiny import RATE, TEXTS, hum, make_base
+from tests.support.tiny import RATE, TEXTS, hum, make_base, tiny_config
 
 DATA = tensors("sovits_v2", "decode.safetensors")
 
@@ -181,6 +184,19 @@ def test_a_content_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     other = make_base(tmp_path / "wide", ssl_dim=32)
     with pytest.raises(CheckpointError, match="32 wide, and the voice needs 16"):
         mlx_vits.load(tmp_path / "tiny", content_encoder=other.content_encoder)
+
+
+def test_a_voice_frees_its_weights_when_it_is_dropped() -> None:
+    """Each score of a training builds a voice: the memory must not wait for the collector."""
+    mx.random.seed(1)
+    voice = mlx_vits.Voice(SynthesizerTrn(tiny_config("v2")))
+    weights = weakref.ref(voice.model)
+    gc.disable()
+    try:
+        del voice
+        assert weights() is None
+    finally:
+        gc.enable()
 
 
 def test_configuration_is_frozen(golden_voice: mlx_vits.Voice) -> None:

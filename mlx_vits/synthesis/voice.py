@@ -7,6 +7,7 @@ K semantic codes, L phonemes, T spectrogram frames, N samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -102,7 +103,16 @@ class Voice:
         self._decode, self._decode_chunk = accel.inference(decode), accel.inference(decode_chunk)
         self.content_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
-        self.speaker = Speaker(self, companions or Companions())
+        self._companions = companions or Companions()
+
+    @cached_property
+    def speaker(self) -> Speaker:
+        """What `speak` and `stream` work with; built when it is first asked for.
+
+        The two refer to each other: a voice without one, as those that score a training, frees its
+        weights as soon as it is dropped.
+        """
+        return Speaker(self, self._companions)
 
     @property
     def config(self) -> Config:
