@@ -74,6 +74,14 @@ def test_pauses_and_speed(voice: Voice, short) -> None:
     assert not paused.wav[: int(0.5 * 32000)].any()
 
 
+def test_a_language_code_in_capitals(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(voice.speaker, "_verify", lambda wav, text, code: asked.append(code) or 0.0)
+    (sentence,) = voice.speak("Can you hear me", language="EN").sentences
+    assert sentence.text == "Can you hear me."
+    assert asked == ["en"]
+
+
 def test_sentences_begin_and_end_in_silence(speech) -> None:
     spoken = speech.wav[: speech.sentences[0].samples]
     assert abs(spoken[0]) < 1e-3

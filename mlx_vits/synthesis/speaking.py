@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -270,6 +270,7 @@ class Speaker:
         """
         request.check()
         language = resolve_language(request.text_lang, self.voice.version)
+        request = replace(request, text_lang=language)
         reference = reference or self.companions.reference
         if reference is None:
             raise UserError(
