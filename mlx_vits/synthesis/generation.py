@@ -257,8 +257,7 @@ def _steps(
 ) -> Iterator[_Step]:
     """Draw code after code until all rows have ended or the limit is reached.
 
-    While a step is computed the next one is described to MLX already: what was drawn is looked at
-    a step late, once a step.
+    What a step drew is read only when the next step is under way, so that the device never waits.
 
     Raises:
         FloatingPointError: the model computes NaN or infinity.

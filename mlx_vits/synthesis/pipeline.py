@@ -139,7 +139,7 @@ class Pipeline:
         return _Context(request, reading.ids, reading.features, mx.array(self._prompt.codes))
 
     def _sentences(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Cut the text and read each sentence when it is asked for."""
+        """Read each sentence when it is asked for; one that cannot be spoken is left out."""
         fault: DataError | None = None
         is_spoken = False
         for index, sentence in enumerate(self._with_pauses(request)):
@@ -160,7 +160,7 @@ class Pipeline:
             raise fault or TextError("the text has nothing to speak; give at least one word")
 
     def _with_pauses(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Cut the text; each sentence with the silence before and after it."""
+        """Cut the text into sentences with the silence before and after each."""
         pause = max(0.0, request.fragment_interval)
         text, method = request.text, request.text_split_method
         if self._compat:

@@ -14,12 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.errors import UserError
+from mlx_vits.synthesis.pauses import LONGEST_PAUSE
 from mlx_vits.synthesis.sampling import Sampling
 from mlx_vits.synthesis.watch import Fault
 
 _SPEEDS = (0.25, 4.0)
 _MOST_BATCH = 200
-_LONGEST_PAUSE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SpeechRequest:
         speed_factor: 2.0 halves the length.
         fragment_interval: seconds of silence after each sentence.
         seed: the same seed gives the same sound.
-        parallel_infer: whether T2S takes a batch at once; no difference but in speed.
+        parallel_infer: whether T2S takes a batch at once, which is faster.
         streaming_mode: whether chunks of a sentence are given while it is being spoken.
         fixed_length_chunk: whether chunks are cut at a fixed length, otherwise at pauses.
         min_chunk_length: codes of a chunk, at least; 25 are a second.
@@ -94,7 +94,7 @@ class SpeechRequest:
         kind: Any
         for name, kind, least, most in (
             ("speed_factor", Real, *_SPEEDS),
-            ("fragment_interval", Real, -math.inf, _LONGEST_PAUSE),
+            ("fragment_interval", Real, -math.inf, LONGEST_PAUSE),
             ("batch_size", Integral, 1, _MOST_BATCH),
             ("min_chunk_length", Integral, 1, 1000),
             ("overlap_length", Integral, 1, 100),

@@ -44,7 +44,7 @@ from mlx_vits.synthesis.pipeline import Pipeline
 from mlx_vits.synthesis.reference import Reference, lowered, prompt_codes, read_reference
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
 from mlx_vits.synthesis.verifying import Verify, verifier
-from mlx_vits.synthesis.watch import CODES_PER_SECOND
+from mlx_vits.synthesis.watch import CODES_PER_SECOND, PHONEMES_PER_SECOND
 from mlx_vits.system.files import given_path
 from mlx_vits.text.cleaner import resolve_language
 from mlx_vits.text.front_end import Reading, read
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
 _KEPT_REFERENCES = 8
 Warn = Callable[[str], None]
-_PHONEMES_PER_SECOND = (3, 25)  # of speech whose transcript fits; upstream's limits for training
 
 
 @dataclass
@@ -242,10 +241,11 @@ class Speaker:
                 f"({error}); give --reference-text and --reference-language"
             ) from error
         rate = phonemes / (len(codes) / CODES_PER_SECOND)
-        if not _PHONEMES_PER_SECOND[0] <= rate <= _PHONEMES_PER_SECOND[1]:
+        fewest, most = PHONEMES_PER_SECOND
+        if not fewest <= rate <= most:
             warn(
                 f"{reference.audio}: {rate:.1f} phonemes a second would be said, too "
-                f"{'few' if rate < _PHONEMES_PER_SECOND[0] else 'many'}; check that the text is "
+                f"{'few' if rate < fewest else 'many'}; check that the text is "
                 "what the recording says, all of it and no more"
             )
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 CODES_PER_SECOND = 25
-_FASTEST, _SLOWEST = 25 / 25, 25 / 3  # codes a phoneme, at 25 and at 3 phonemes a second
+PHONEMES_PER_SECOND = (3, 25)  # upstream's limits for training
+_SLOWEST, _FASTEST = (CODES_PER_SECOND / rate for rate in PHONEMES_PER_SECOND)  # codes a phoneme
 _LEAST_SHARE, _LARGEST_SHARE = 0.6, 2.0  # of the reference's own codes a phoneme
 _FIRST_PHONEMES = 12  # a shorter sentence may be mostly its pauses
 _ROUNDS = 3  # of a phrase
