@@ -297,6 +297,20 @@ def test_signs_that_are_not_spoken_are_named(voice: Voice) -> None:
     assert any("🎉" in warning for warning in voice.speak("Hello there 🎉.").warnings)
 
 
+def test_a_stream_warns_of_each_thing_once(voice: Voice, tmp_path: Path) -> None:
+    write_wav(tmp_path / "hum.wav", hum(4.0), 32000)
+    noticed: list[str] = []
+    said = {"reference": tmp_path / "hum.wav", "reference_text": "Some words 🎉 that are said."}
+    list(voice.stream(SHORT, **said, warn=noticed.append))
+    assert [("🎉" in words) for words in noticed].count(True) == 1
+
+
+@pytest.mark.parametrize("options", [{"chunk": "word"}, {"speed": 9.0}, {"reference_text": "a"}])
+def test_a_stream_that_cannot_be_is_refused_at_once(voice: Voice, options: dict) -> None:
+    with pytest.raises(UserError):
+        voice.stream(SHORT, **options)
+
+
 def test_a_t2s_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> None:
     folder = Path(voice.speaker.companions.gpt)
     (tmp_path / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())

@@ -263,12 +263,13 @@ class Speaker:
         Args:
             reference: in place of the voice's own.
             auxiliary: further recordings, whose timbre is averaged with the reference's.
-            warn: told in a sentence of what may be wrong, as `Speech.warnings`.
+            warn: told in a sentence of what may be wrong, as `Speech.warnings`; of each once.
 
         Raises:
             UserError: something is missing or cannot be read; the message names it and the cure.
         """
         request.check()
+        warn = _once(warn)
         language = resolve_language(request.text_lang, self.voice.version)
         request = replace(request, text_lang=language)
         reference = reference or self.companions.reference
@@ -312,7 +313,7 @@ def speak(
     pieces = list(speaker.begin(request, reference, auxiliary, compat=compat, warn=noticed.append))
     sentences = [sentence for piece in pieces for sentence in piece.sentences]
     wav = np.concatenate([piece.wav for piece in pieces] or [np.zeros(0, np.float32)])
-    warnings = [*dict.fromkeys(noticed), *faults(sentences)]
+    warnings = [*noticed, *faults(sentences)]
     return Speech(wav, speaker.voice.sample_rate, sentences, warnings)
 
 
@@ -366,3 +367,15 @@ def own_language(speaker: Speaker) -> str:
 def _shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _once(warn: Warn) -> Warn:
+    """Wrap `warn` so that it is told of nothing twice: a reference is read more often than once."""
+    told: set[str] = set()
+
+    def warn_once(words: str) -> None:
+        if words not in told:
+            told.add(words)
+            warn(words)
+
+    return warn_once

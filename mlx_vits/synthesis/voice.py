@@ -31,7 +31,7 @@ from mlx_vits.synthesis.companions import Companions, check_content_encoder
 from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.synthesis.reference import lowered
-from mlx_vits.synthesis.request import SpeechRequest
+from mlx_vits.synthesis.request import Piece, SpeechRequest
 from mlx_vits.synthesis.speaking import (
     Speaker,
     Speech,
@@ -472,7 +472,8 @@ class Voice:
             `(N,)` float32 at `sample_rate`.
 
         Raises:
-            UserError: as `speak`.
+            UserError: as `speak`; at once where an option is out of range, otherwise from the
+                iterator.
         """
         if chunk not in ("pause", "fixed"):
             raise UserError(f"chunk is {chunk!r}; it has to be 'pause' or 'fixed'")
@@ -493,8 +494,15 @@ class Voice:
             min_chunk_length=min_chunk,
             overlap_length=overlap,
         )
+        request.check()
         given = stored_reference(reference, reference_text, reference_language or language)
-        for piece in stream(self.speaker, request, given, aux_references, compat=compat, warn=warn):
+        pieces = stream(self.speaker, request, given, aux_references, compat=compat, warn=warn)
+        return self._sound_of(pieces, warn)
+
+    def _sound_of(
+        self, pieces: Iterator[Piece], warn: Callable[[str], None]
+    ) -> Iterator[np.ndarray]:
+        for piece in pieces:
             for words in faults(piece.sentences):
                 warn(words)
             yield piece.wav
