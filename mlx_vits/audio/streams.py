@@ -117,12 +117,8 @@ class Stream:
         """The index of the only channel to read; None to average all.
 
         Upstream averages, but channels of opposite polarity cancel, and a voice on one of several
-        channels becomes faint. In those cases the loudest channel is read; among channels within 1
-        dB of it, the first. Decided from the whole recording.
-
-        Averaging is what GPT-SoVITS does, but channels of opposite polarity cancel out, and one
-        voice among several dead channels becomes faint. Then it is the loudest, and of channels
-        within 1 dB of it the first. Decided from the whole recording.
+        channels becomes faint. In those cases the loudest channel is read; of channels within 1 dB
+        of it, the first. Decided from the whole recording.
         """
         if self.channels == 1:
             return None
