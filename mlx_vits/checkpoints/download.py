@@ -1,8 +1,8 @@
-"""Upstream's published models, fetched from the Hugging Face hub and laid out as a base.
+"""Download upstream's pretrained models from the Hugging Face hub and assemble a base.
 
-All files come from one commit. Their bytes gather in a hidden folder beside the base, under the
-commit's name, until everything has been compared with the hub's checksums and opened; only then
-does the base appear. How a file is fetched is `hub.py`'s.
+All files come from one commit. They are downloaded to a hidden folder beside the base, under the
+commit's name; the base appears only once every file has passed the hub's checksum and been opened.
+Single files are fetched by `hub.py`.
 
 Source: GPT-SoVITS `README.md` ("Pretrained Models") and the file names in its `config.py`.
 """
@@ -64,7 +64,7 @@ Say = Callable[[str], None]
 
 
 def _base_files(version: str) -> dict[str, str]:
-    """What a base is made of: path within upstream's repository to path within the base."""
+    """Map the files of a base from paths in upstream's repository to paths in the base."""
     generator, discriminator = _NETS[version]
     files = {
         generator: "generator.safetensors",
@@ -85,26 +85,26 @@ def download_base(
     force: bool = False,
     say: Say = print,
 ) -> Path:
-    """Fetches a version's pretrained models and makes a base of them.
+    """Download a version's pretrained models and assemble a base.
 
-    The tensors are upstream's, bit for bit, under its names and in PyTorch's axes. `checksums.json`
-    keeps where each came from: repository, commit, path, size in bytes and SHA-256.
+    Tensors are bit-identical to upstream's, under its names and in PyTorch's axes. `checksums.json`
+    records the origin of each file: repository, commit, path, size in bytes and SHA-256.
 
     Args:
         version: "v1", "v2", "v2Pro" or "v2ProPlus".
         output: the base's folder; `weights_home() / version` by default.
         revision: a branch, tag or commit of the repository.
-        force: fetches again what is there already.
-        say: told a line for each file.
+        force: whether to download an existing base again.
+        say: called with a line for each file.
 
     Returns:
-        The base's folder; it was left as it was if it was complete.
+        The base's folder; an already complete one is left unchanged.
 
     Raises:
-        CheckpointError: a file cannot be fetched, is not what the hub says it is, or is of another
-            version; nothing appears under the base's name, and the next call goes on from there.
-        UserError: the disk is full, or cannot be written, or another download goes on there.
-        KeyboardInterrupt: stopped; the next call goes on from there.
+        CheckpointError: a file cannot be fetched, fails its checksum, or is of another version; no
+            base appears, and the next call resumes.
+        UserError: the disk is full or not writable, or another download is running there.
+        KeyboardInterrupt: interrupted; the next call resumes.
     """
     if version not in _NETS:
         raise CheckpointError(f"{version}: cannot be downloaded; choose {', '.join(VERSIONS)}")
@@ -132,7 +132,7 @@ def download_base(
 
 
 def _is_there(target: Path, version: str, force: bool) -> bool:
-    """Whether a complete base lies at `target`; refuses to replace anything that is no base."""
+    """Whether `target` holds a complete base; refuse to replace anything but a base."""
     try:
         held = {path.name for path in target.iterdir()} - {".DS_Store"}
     except FileNotFoundError:
@@ -184,7 +184,7 @@ def _megabytes(count: int) -> str:
 
 
 def _check_space(remotes: list[Remote], stage: Path, target: Path) -> None:
-    """Refuses before hours of fetching what the disk cannot hold: the files, and the base."""
+    """Check upfront that the disk has room for the files and the base."""
     needed = 0
     for remote in remotes:
         file, size = _staged(remote, stage), remote.size or 0
@@ -198,7 +198,7 @@ def _check_space(remotes: list[Remote], stage: Path, target: Path) -> None:
 
 
 def _build(version: str, fetched: list[Fetched], target: Path) -> None:
-    """Opens every file, writes the base, and gives it its name when it is whole."""
+    """Open every file, write the base, and move it into place once complete."""
     generator, discriminator, *others = fetched
     with fresh_folder(target) as fresh:
         with _doubted(generator):
@@ -221,7 +221,7 @@ def _build(version: str, fetched: list[Fetched], target: Path) -> None:
 
 @contextlib.contextmanager
 def _doubted(*files: Fetched) -> Iterator[None]:
-    """A file that cannot be opened, and whose checksum the hub did not state, is fetched anew."""
+    """Delete files that cannot be opened and have no checksum, so that they are fetched anew."""
     try:
         yield
     except CheckpointError:
@@ -254,7 +254,7 @@ def _lay_generator(version: str, fetched: Fetched, folder: Path) -> Config:
 
 
 def _lay_encoder(config: Fetched, weights: Fetched, folder: Path) -> None:
-    load_content_encoder(weights.file.parent)  # both lie there, under their names
+    load_content_encoder(weights.file.parent)  # both files are there, under their names
     tensors = {name: mx.array(value) for name, value in read_torch_archive(weights.file).items()}
     make_folder((folder / weights.remote.becomes).parent)
     write_tensors(folder / weights.remote.becomes, tensors, {"format": "pt"})
