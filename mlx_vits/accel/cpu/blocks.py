@@ -35,5 +35,5 @@ def _leaky_relu(slope: float) -> Callable[[mx.array], mx.array]:
 EQUIVALENTS: dict[type, type] = {LeakyReLU: FastLeakyReLU}
 FOR_INFERENCE: dict[type, type] = dict(EQUIVALENTS)
 if sys.platform.startswith("linux"):
-    # On macOS the units of a CPU that multiply are shared by its cores, and were not measured.
+    # Not on macOS, where cores share the matrix units; not measured there.
     FOR_INFERENCE[Generator] = PiecewiseGenerator
