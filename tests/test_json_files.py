@@ -261,7 +261,7 @@ def test_a_journal_of_a_preparation_that_is_damaged_costs_work_alone(
         (0, "../../x", "not a plain name"),
         (0, "a\1b", "not a plain name"),
         (1, "AA1 " * 200_000, "line 1 has 200,001 phonemes, more than a clip can hold"),
-        (1, "AA1\tAA1", "line 1 has not four columns"),
+        (1, "AA1\tAA1", "line 1 does not have four columns"),
         (1, "AA1 ?? B", "'??'"),
     ],
 )

@@ -76,16 +76,16 @@ def test_other_rates_and_kernels(rates: tuple[int, ...]) -> None:
 def test_the_work_is_cut_and_shared_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config("v2")
     spans: list[tuple[int, int, int, mx.Stream]] = []
-    real = pieces._Decoder._computed
+    real = pieces._Decoder._compute_piece
 
     def computed(self: pieces._Decoder, stage: int, x: mx.array, a: int, b: int) -> mx.array:
         spans.append((stage, a, b, mx.default_stream(mx.cpu)))
         return real(self, stage, x, a, b)
 
-    monkeypatch.setattr(pieces._Decoder, "_computed", computed)
+    monkeypatch.setattr(pieces._Decoder, "_compute_piece", computed)
     monkeypatch.setattr(streams, "_cores", lambda: 3)
-    of_three = streams.lanes.__wrapped__()
-    monkeypatch.setattr(pieces, "lanes", lambda: of_three)
+    of_three = streams.core_streams.__wrapped__()
+    monkeypatch.setattr(pieces, "core_streams", lambda: of_three)
     in_pieces(make_generator(config), 64)(*inputs(config, 1, 60))
     last = [span for span in spans if span[0] == len(config.model.upsample_rates) - 1]
     assert len(last) > 3
@@ -99,12 +99,12 @@ def test_products_keep_to_one_core_and_get_the_others_back() -> None:
     threads = streams._blas_threads()
     assert threads is not None
     before = threads.read()
-    with streams.one_core_a_product():
+    with streams.single_threaded_blas():
         assert threads.read() == 1
         # Threads that compute are others than this one.
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(threads.read).result() == 1
-    with pytest.raises(ZeroDivisionError), streams.one_core_a_product():
+    with pytest.raises(ZeroDivisionError), streams.single_threaded_blas():
         _ = 1 / 0
     assert threads.read() == before
 

@@ -213,8 +213,8 @@ def sample(value: float) -> Callable[[Path], Path]:
     ("spoil", "words"),
     [
         (wav_rate(0), None),  # libsndfile's own judgement
-        (wav_rate(1), "is said to be at 1 Hz, which no recording is; export it again"),
-        (wav_rate(2**31 - 1), "is said to be at 2147483647 Hz, which no recording is"),
+        (wav_rate(1), "states a rate of 1 Hz, which no recorder has; export it again"),
+        (wav_rate(2**31 - 1), "states a rate of 2147483647 Hz, which no recorder has"),
         (wav_rate(2**31), None),
         (lambda path: patch(path, 22, bytes(2)), None),  # no channels
         (lambda path: patch(path, 22, b"\xff\xff"), None),  # 65535 of them

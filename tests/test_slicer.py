@@ -286,7 +286,7 @@ def _bad_recordings(folder: Path) -> list[tuple[Path, str]]:
         (folder / "absent.wav", "cannot be read (No such file or directory)"),
         (folder / "notes.wav", unreadable),
         (folder / "empty.wav", unreadable),
-        (folder / "film.mp4", "can be read with ffmpeg alone, which is not installed; install it"),
+        (folder / "film.mp4", "can only be read with ffmpeg, which is not installed; install it"),
         (record(folder, "silent.wav", wav[:0]), "holds no sound; take it out"),
         (record(folder, "holed.wav", wav), "holds samples that are not numbers; record or export"),
         (folder / "cut.flac", "is damaged; export it again"),

@@ -1,13 +1,13 @@
-"""What makes one backend fast, applied from outside.
+"""Backend-specific speed-ups, applied from outside.
 
 Models, losses and the training step are plain MLX, which is what runs on an Apple GPU. This package
-swaps in equivalents where they were measured to pay: convolutions behind `nn/ops.py`; with `apply`,
-the forward of known block classes; with `optimize`, what a step does to all tensors of a net; with
-`inference`, how a function that is never differentiated is run. Taking it away changes no result
-beyond rounding.
+substitutes equivalents where they were measured to pay off: convolutions behind `nn/ops.py`; with
+`apply`, the forward of known block classes; with `optimize`, the parts of a training step that
+cover all tensors of a net; with `inference`, the execution of a function that is never
+differentiated. Without it no result changes beyond rounding.
 
-`MLX_VITS_ACCEL=off` runs the plain form everywhere; any other value is ignored. On a CPU that is
-slow at full size: minutes for a training step.
+`MLX_VITS_ACCEL=off` selects the plain form everywhere; any other value is ignored. On a CPU that is
+slow at full size: minutes per training step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _forced: Backend | None = None
 
 
 class Convolutions(Protocol):
-    """A backend's convolutions; arguments as those of `mx.conv1d` and `mx.conv_transpose1d`."""
+    """A backend's convolutions; arguments as for `mx.conv1d` and `mx.conv_transpose1d`."""
 
     def conv1d(
         self,
@@ -51,7 +51,7 @@ class Convolutions(Protocol):
 
 
 def backend() -> Backend:
-    """Which equivalents are in use: "cpu", "cuda", or "off" for plain MLX."""
+    """Return the equivalents in use: "cpu", "cuda", or "off" for plain MLX."""
     if _forced is not None:
         return _forced
     if os.environ.get(VARIABLE) == "off":
@@ -63,7 +63,7 @@ def backend() -> Backend:
 
 @contextmanager
 def use(name: Backend) -> Iterator[None]:
-    """Choose the equivalents within a `with` block, for tests and measurements."""
+    """Force the equivalents within a `with` block, for tests and benchmarks."""
     global _forced
     before, _forced = _forced, name
     try:
@@ -73,7 +73,7 @@ def use(name: Backend) -> Iterator[None]:
 
 
 def convolutions() -> Convolutions | None:
-    """Return the backend's convolutions, or None where MLX's own are used."""
+    """Return the backend's convolutions, or None to use MLX's own."""
     name = backend()
     if name == "off":
         return None
@@ -86,12 +86,12 @@ def convolutions() -> Convolutions | None:
 
 
 def apply(model: AnyModule, *, inference: bool = False) -> AnyModule:
-    """Swap the forward of the blocks of a model that the backend has an equivalent for.
+    """Swap the forward of a model's blocks for the backend's equivalents.
 
     Args:
         model: changed in place: its blocks become instances of subclasses with the same
-            parameters. Calling it again does nothing more.
-        inference: whether the model is only for synthesis, and its weights stay as they are.
+            parameters. Applying it again has no effect.
+        inference: whether the model is only for synthesis, with constant weights.
 
     Returns:
         The model.
@@ -105,7 +105,7 @@ def apply(model: AnyModule, *, inference: bool = False) -> AnyModule:
 
 
 def optimize(step: Any) -> None:
-    """Swap what a training step does to all tensors of a net, where the backend has equivalents.
+    """Swap the parts of a training step that cover all tensors of a net for equivalents.
 
     Args:
         step: a `GANStep`, changed in place: its optimizers' update, `global_norm`, the losses that
@@ -125,10 +125,10 @@ def optimize(step: Any) -> None:
 
 
 def inference(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function that is never differentiated.
+    """Wrap a function that is never differentiated for faster execution.
 
     Args:
-        function: of a model, a tree of arrays, and hashable settings, to arrays.
+        function: maps a model, a tree of arrays, and hashable settings to arrays.
     """
     name = backend()
     if name == "off":
@@ -147,7 +147,7 @@ def inference(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _equivalents(inference: bool) -> dict[type, type]:
-    """Equivalents of block classes on this backend."""
+    """Map block classes to their equivalents on this backend."""
     name = backend()
     if name == "cuda":
         from mlx_vits.accel.cuda import blocks as on_cuda

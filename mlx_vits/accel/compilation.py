@@ -1,9 +1,9 @@
 """Whether, and how far, a training step and synthesis run through `mx.compile`.
 
-It saves two things: the time in which Python describes a step's thousands of operations to MLX,
-and, as it fuses operations into kernels of their own, launches and memory traffic. On CUDA MLX has
-NVRTC compile every fused kernel at its first use, 4 to 5 seconds each (0.32.4): on an H100 those of
-the full-size v2 hold up the first step for over 400 seconds. There the first saving is had alone.
+It saves the time that Python takes to build the graph of a step's thousands of operations and, by
+fusing operations, kernel launches and memory traffic. On CUDA, MLX compiles each fused kernel with
+NVRTC at first use, 4 to 5 seconds each (0.32.4): on an H100 those of full-size v2 delay the first
+step by over 400 seconds. So there it is used without fusion.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 import mlx
 import mlx.core as mx
 
-# `mlx::core::set_compile_mode(CompileMode)`, which has no name in Python.
+# `mlx::core::set_compile_mode(CompileMode)`, which has no Python binding.
 _SET_MODE = "_ZN3mlx4core16set_compile_modeENS0_11CompileModeE"
 _WITHOUT_FUSION = 2  # CompileMode::no_fuse
 
 
 @cache
 def stop_fusing() -> bool:
-    """Has `mx.compile` keep every operation a kernel of MLX's own, in the whole process.
+    """Disable kernel fusion in `mx.compile` for the whole process.
 
-    What is compiled is then only recorded, simplified and played back, with the same kernels as
+    Compiled functions are then only traced, simplified and replayed, with the same kernels as
     without `mx.compile`.
 
     Returns:
-        Whether this MLX can be told so.
+        Whether this version of MLX supports it.
     """
     for folder in mlx.__path__:
         for library in sorted(Path(folder, "lib").glob("libmlx.*")):
@@ -43,14 +43,13 @@ def stop_fusing() -> bool:
 
 
 def compiles_step(choice: bool | None = None) -> bool:
-    """Whether a step is compiled: what was chosen, else on a GPU; on CUDA without fusing anything.
+    """Whether a step is compiled: as chosen, else on a GPU only; on CUDA without fusion.
 
-    On a Linux CPU g++ takes half a second for each fused kernel, and describing a step takes a
-    hundredth of doing it. An Apple GPU, whose kernels come from Apple's own compiler, was not at
-    hand to be measured.
+    On a Linux CPU g++ takes half a second per fused kernel, and building the graph takes a
+    hundredth of running it. An Apple GPU, with Apple's own compiler, was not available to measure.
 
     Args:
-        choice: None leaves it to the device.
+        choice: None to decide by the device.
     """
     if choice is not None:
         return choice

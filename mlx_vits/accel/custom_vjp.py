@@ -9,16 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 
-_IS_SKIPPED = ContextVar("is_skipped", default=False)  # in each thread
+_IS_SKIPPED = ContextVar("is_skipped", default=False)  # per thread
 
 
 @contextmanager
 def skip_custom_vjp() -> Iterator[None]:
-    """Run only the forward of hand-written functions within a `with` block.
+    """Run only the forward of functions with hand-written VJPs within a `with` block.
 
-    Their gradient is then MLX's own, through the forward, where there is one. A function with a
-    hand-written VJP costs MLX two operations more, each of which is scheduled like one that
-    computes.
+    Their gradient is then MLX's own, through the forward, if there is one. A custom function adds
+    two operations to the graph, each scheduled like one that computes.
     """
     before = _IS_SKIPPED.set(True)
     try:
@@ -28,11 +27,11 @@ def skip_custom_vjp() -> Iterator[None]:
 
 
 def custom_vjp(forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
-    """Return `forward`, of arrays to one or several, with this gradient.
+    """Return `forward`, from arrays to one or more arrays, with a hand-written gradient.
 
     Args:
-        gradient: of the arrays, the cotangents and the outputs, as `mx.custom_function` gives
-            them, to a gradient for each array.
+        gradient: maps the arrays, the cotangents and the outputs, as passed by
+            `mx.custom_function`, to a gradient for each array.
     """
     function: Any = mx.custom_function(forward)
     function.vjp(gradient)
@@ -44,10 +43,10 @@ def custom_vjp(forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any
 
 
 def sum_to(bias: mx.array, gradient: mx.array) -> mx.array:
-    """Return the gradient in a bias, from that in what it was added to.
+    """Sum the gradient of an output to that of the bias added to it.
 
     Args:
-        bias: `(C,)`, `(1, C)`, or one number `(1,)`.
+        bias: `(C,)`, `(1, C)`, or a scalar `(1,)`.
         gradient: `(..., C)`.
     """
     if bias.size != gradient.shape[-1]:

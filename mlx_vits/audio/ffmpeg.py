@@ -1,4 +1,4 @@
-"""Has ffmpeg decode what libsndfile cannot read, within limits of time, length and disk space."""
+"""Decode with ffmpeg what libsndfile cannot read, within limits on time, length and disk space."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from pathlib import Path
 from mlx_vits.errors import DataError, UserError
 
 _START_SECONDS = 60.0
-_BYTES_PER_SECOND = 100_000  # of the input; even a slow machine decodes ten times as fast
-_DISK_SHARE = 0.9  # of the free space; the rest is left to others
-# ffmpeg returns 0 where it could not write, and leaves a part of the recording.
+_BYTES_PER_SECOND = 100_000  # of the input; a slow machine is still ten times faster
+_DISK_SHARE = 0.9  # of the free space; the rest is for other programs
+# ffmpeg exits with 0 after a failed write and leaves a truncated file.
 _DISK_FULL = ("No space left", "quota exceeded", "File too large")
 
 
 @contextlib.contextmanager
-def decode(program: str, path: Path, longest: float | None = None) -> Iterator[Path]:
-    """Decodes a recording to a temporary 32-bit WAV at the recording's own rate.
+def decode(program: str, path: Path, max_seconds: float | None = None) -> Iterator[Path]:
+    """Decode a recording to a temporary 32-bit float WAV at its own sampling rate.
 
     Args:
-        program: ffmpeg.
+        program: path of ffmpeg.
         path: any file.
-        longest: seconds that may be read, None for any number; a little more is decoded.
+        max_seconds: limit on the length, None for none; slightly more is decoded.
+
+    Yields:
+        The temporary file, deleted on exit.
 
     Raises:
-        DataError: ffmpeg cannot read the recording, or does not come to an end.
-        UserError: there is too little space for temporary files, or ffmpeg cannot be run: no fault
-            of the recording's.
+        DataError: ffmpeg cannot read the recording or does not finish in time.
+        UserError: temporary files do not fit on the disk, or ffmpeg cannot be run; the recording is
+            not at fault.
     """
     try:
         folder = tempfile.mkdtemp(prefix="mlx_vits-")
@@ -40,23 +43,23 @@ def decode(program: str, path: Path, longest: float | None = None) -> Iterator[P
         raise _no_space(path) from error
     try:
         output = Path(folder) / "decoded.wav"
-        _decode(program, path, output, longest)
+        _decode(program, path, output, max_seconds)
         yield output
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _decode(program: str, path: Path, output: Path, longest: float | None) -> None:
-    most_bytes = int(shutil.disk_usage(output.parent).free * _DISK_SHARE)
-    # As a file, whatever protocol its name begins like; and no list within it is followed further.
+def _decode(program: str, path: Path, output: Path, max_seconds: float | None) -> None:
+    max_bytes = int(shutil.disk_usage(output.parent).free * _DISK_SHARE)
+    # Always a file, even if its name looks like a URL; a playlist inside must not open others.
     source = ["-protocol_whitelist", "file", "-i", f"file:{path}"]
-    limits = ["-fs", str(most_bytes), *(["-t", str(longest + 1)] if longest else [])]
+    limits = ["-fs", str(max_bytes), *(["-t", str(max_seconds + 1)] if max_seconds else [])]
     command = [program, "-nostdin", "-v", "error", *source, "-vn", *limits, "-rf64", "auto"]
     done = _run([*command, "-acodec", "pcm_f32le", str(output)], path)
-    said = done.stderr.decode(errors="replace")
-    is_full = any(words in said for words in _DISK_FULL) or done.returncode == -signal.SIGXFSZ
+    stderr = done.stderr.decode(errors="replace")
+    is_full = any(words in stderr for words in _DISK_FULL) or done.returncode == -signal.SIGXFSZ
     size = output.stat().st_size if output.is_file() else 0
-    if is_full or size >= most_bytes:
+    if is_full or size >= max_bytes:
         raise _no_space(path)
     if done.returncode != 0 or not size:
         raise DataError(
@@ -65,15 +68,15 @@ def _decode(program: str, path: Path, output: Path, longest: float | None) -> No
 
 
 def _run(command: list[str], path: Path) -> subprocess.CompletedProcess[bytes]:
-    """Runs ffmpeg, and stops it with all that it has started where it takes too long."""
-    patience = _START_SECONDS + path.stat().st_size / _BYTES_PER_SECOND
+    """Run ffmpeg; on a timeout kill it with all its child processes."""
+    timeout = _START_SECONDS + path.stat().st_size / _BYTES_PER_SECOND
     try:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a group of its own
+            start_new_session=True,  # its own process group
         )
     except OSError as error:
         raise UserError(
@@ -81,22 +84,22 @@ def _run(command: list[str], path: Path) -> subprocess.CompletedProcess[bytes]:
         ) from error
     with process:
         try:
-            _, said = process.communicate(timeout=patience)
+            _, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise DataError(
-                f"{path}: has kept ffmpeg busy for {patience:.0f} s without an end; export it "
+                f"{path}: ffmpeg has not finished decoding it within {timeout:.0f} s; export it "
                 "again as WAV, or take it out"
             ) from error
         finally:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(command, process.returncode, None, said)
+    return subprocess.CompletedProcess(command, process.returncode, None, stderr)
 
 
 def _no_space(path: Path) -> UserError:
     try:
         folder = tempfile.gettempdir()
-    except OSError:  # none of the usual ones can be written to
+    except OSError:  # no usual temporary folder is writable
         folder = os.environ.get("TMPDIR", "/tmp")
     return UserError(
         f"{path}: there is too little room in {folder} to decode it; free some space there, or set "

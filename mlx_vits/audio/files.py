@@ -1,4 +1,4 @@
-"""Recordings in and out, and resampling.
+"""Read and write recordings, and resample them.
 
 Libraries: soundfile (libsndfile) and soxr, the resampler that upstream's librosa calls.
 """
@@ -17,7 +17,7 @@ from mlx_vits.audio.streams import check_speech_rate, open_stream
 from mlx_vits.errors import DataError
 from mlx_vits.system.files import atomic_write
 
-_LONGEST_SECONDS = 600.0  # far above any clip; longer recordings are streamed
+_MAX_SECONDS = 600.0  # far above any clip; longer recordings are streamed
 
 
 class Recording(NamedTuple):
@@ -26,8 +26,8 @@ class Recording(NamedTuple):
     Attributes:
         wav: `(N,)` float32, full scale 1.0.
         rate: Hz.
-        channels: of the file.
-        channel: the one of them that `wav` is, from 0; None where it is their average.
+        channels: number of channels in the file.
+        channel: index of the channel that `wav` holds; None if it is the average of all.
     """
 
     wav: np.ndarray
@@ -37,18 +37,17 @@ class Recording(NamedTuple):
 
 
 def read_audio(path: str | Path) -> Recording:
-    """Reads a recording of up to ten minutes into memory.
+    """Read a recording of up to ten minutes into memory.
 
-    Several channels are averaged, unless that would lose most of the sound (`Recording.channel`).
+    Channels are averaged, unless that would cancel most of the signal (see `Stream.channel`).
 
     Raises:
-        DataError: the file is missing, is not audio, is empty, too long, or holds something that
-            is no sound.
-        UserError: it needs ffmpeg, which is not installed, or more space for temporary files than
-            there is.
+        DataError: the file is missing, empty, too long, not audio, or holds invalid samples.
+        UserError: ffmpeg is needed and not installed, or its temporary files do not fit on the
+            disk.
     """
     path = Path(path)
-    with open_stream(path, _LONGEST_SECONDS) as stream, stream.naming_faults():
+    with open_stream(path, _MAX_SECONDS) as stream, stream.data_errors():
         blocks = list(stream.mono())
         if not blocks:
             raise DataError(f"{path}: holds no sound; take it out of the folder")
@@ -57,13 +56,15 @@ def read_audio(path: str | Path) -> Recording:
 
 
 def read_seconds(path: str | Path) -> float:
-    """How long a recording of up to ten minutes is, from its header if that says so.
+    """Return the length of a recording of up to ten minutes, in seconds.
+
+    Taken from the header where it states the length.
 
     Raises:
         DataError: as `read_audio`.
         UserError: as `read_audio`.
     """
-    with open_stream(Path(path), _LONGEST_SECONDS) as stream:
+    with open_stream(Path(path), _MAX_SECONDS) as stream:
         frames = stream.frames
         if frames is None:
             frames = sum(len(block) for block in stream.blocks())
@@ -71,50 +72,50 @@ def read_seconds(path: str | Path) -> float:
 
 
 def read_speech(path: str | Path, rate: int) -> np.ndarray:
-    """Reads a recording at a given rate.
+    """Read a recording and resample it.
 
     Args:
         path: the recording.
-        rate: Hz, of the result.
+        rate: target rate, Hz.
 
     Returns:
         `(N,)` float32.
 
     Raises:
-        DataError: as `read_audio`, or the recording was made below 16 kHz and lacks what a voice
-            needs.
+        DataError: as `read_audio`, or the recording's own rate is below 16 kHz, which lacks the
+            treble of a voice.
         UserError: as `read_audio`.
     """
     return to_speech(read_audio(path), path, rate)
 
 
 def to_speech(recording: Recording, path: str | Path, rate: int) -> np.ndarray:
-    """A recording at a given rate.
+    """Resample a recording, and refuse one whose rate is too low for speech.
 
     Args:
         recording: from `read_audio`.
-        path: of the recording, for messages.
-        rate: Hz, of the result.
+        path: its file, for messages.
+        rate: target rate, Hz.
 
     Raises:
-        DataError: it was made below 16 kHz.
+        DataError: the recording's own rate is below 16 kHz.
     """
     check_speech_rate(path, recording.rate, rate)
     return resample(recording.wav, recording.rate, rate)
 
 
 def resample(wav: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """`(N,)` float32 at `rate` Hz to float32 at `new_rate` Hz, soxr's high quality."""
+    """Resample `(N,)` from `rate` to `new_rate` Hz with soxr's HQ preset; returns float32."""
     if rate == new_rate:
         return wav
     return soxr.resample(wav.astype(np.float32), rate, new_rate, quality="HQ")
 
 
 def write_wav(path: str | Path, wav: np.ndarray, rate: int) -> None:
-    """Writes mono 16-bit RIFF WAV with a 44-byte header.
+    """Write a mono 16-bit RIFF WAV file with a 44-byte header.
 
     Args:
-        wav: `(N,)`, int16 written as it is, float scaled by 32767 and clipped to full scale.
+        wav: `(N,)`; int16 is written unchanged, float is clipped to [-1, 1] and scaled by 32767.
         rate: Hz.
 
     Raises:
@@ -122,7 +123,7 @@ def write_wav(path: str | Path, wav: np.ndarray, rate: int) -> None:
     """
     if wav.dtype != np.int16:
         wav = np.round(np.clip(wav, -1.0, 1.0) * 32767).astype(np.int16)
-    # By way of memory: libsndfile's callbacks cannot raise what the disk says.
+    # Encoded in memory: an error raised in libsndfile's write callbacks would be lost.
     content = io.BytesIO()
     soundfile.write(content, wav, rate, subtype="PCM_16", format="WAV")
     with atomic_write(path) as file:

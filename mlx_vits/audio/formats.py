@@ -1,4 +1,4 @@
-"""Opens recordings: what libsndfile reads and, where ffmpeg is installed, what that reads."""
+"""Open recordings with libsndfile or, where it is installed, with ffmpeg."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlx_vits.audio.ffmpeg import decode
 from mlx_vits.errors import DataError, UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
-# Of ffmpeg's, those that recordings have; which codec is inside does not matter.
+# Containers of audio that only ffmpeg reads; the codec inside does not matter.
 FFMPEG_SUFFIXES = (
     *(".m4a", ".m4b", ".mp4", ".mov", ".aac", ".wma", ".webm", ".mka", ".mkv", ".3gp", ".amr"),
     *(".ac3", ".ape", ".wv", ".tta", ".mp2", ".oga", ".caf"),
@@ -23,41 +23,41 @@ _COMMON = f"{', '.join(SUFFIXES[:3])} or {SUFFIXES[3]}"
 
 
 class SoundFile(soundfile.SoundFile):
-    """Reads from front to back only.
+    """A sound file that is read from front to back only.
 
-    soundfile seeks after every read, which libsndfile cannot do in every format (DWVW, GSM 6.10)
-    and in every damaged file.
+    soundfile seeks after every read, which libsndfile cannot do in some formats (DWVW, GSM 6.10)
+    or in damaged files.
     """
 
     def __init__(self, path: Path):
-        super().__init__(os.fsencode(path))  # names need not be UTF-8
+        super().__init__(os.fsencode(path))  # file names need not be UTF-8
         self.path = path
 
     def seekable(self) -> bool:
-        """Denies it."""
+        """Return False, which keeps soundfile from seeking."""
         return False
 
 
 def is_recording_name(name: str) -> bool:
-    """Whether a file's name ends as those of recordings do."""
+    """Whether a file name has a suffix of an audio format."""
     return name.lower().endswith((*SUFFIXES, *FFMPEG_SUFFIXES))
 
 
 @contextlib.contextmanager
-def open_recording(path: Path, longest: float | None = None) -> Iterator[SoundFile]:
-    """Opens a recording, by way of ffmpeg where libsndfile does not know its form.
+def open_recording(path: Path, max_seconds: float | None = None) -> Iterator[SoundFile]:
+    """Open a recording, decoded by ffmpeg if libsndfile does not know the format.
 
     Args:
         path: the recording.
-        longest: seconds that will be read, None for all.
+        max_seconds: how much will be read, None for all.
 
     Yields:
-        What libsndfile says of the recording, or of what ffmpeg made of it; to be read from `path`.
+        The header of the recording or of its decoded copy; its `path` is the file to read.
 
     Raises:
-        DataError: it is missing, or nothing that is installed can read it.
-        UserError: it needs ffmpeg, which is not installed, or more space for temporary files than
-            there is: no fault of the recording's.
+        DataError: it is missing, or nothing installed can read it.
+        UserError: ffmpeg is needed and not installed, or its temporary files do not fit on the
+            disk; the recording is not at fault.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such recording; check the path")
@@ -69,13 +69,13 @@ def open_recording(path: Path, longest: float | None = None) -> Iterator[SoundFi
         ) from error
     program = shutil.which("ffmpeg")
     header = _read_header(path)
-    # A recorder that lost its power leaves a header of no frames, which ffmpeg does not trust.
+    # A recorder that lost power leaves a header of 0 frames; ffmpeg reads the data all the same.
     if header is not None and (header.frames > 0 or program is None):
         yield header
         return
     if program is None and path.suffix.lower() in FFMPEG_SUFFIXES:
         raise UserError(
-            f"{path}: can be read with ffmpeg alone, which is not installed; install it, or give "
+            f"{path}: can only be read with ffmpeg, which is not installed; install it, or give "
             f"the recording as {_COMMON}"
         )
     if program is None:
@@ -83,7 +83,7 @@ def open_recording(path: Path, longest: float | None = None) -> Iterator[SoundFi
             f"{path}: is not audio that can be read; give it as {_COMMON}, install ffmpeg, or take "
             "it out"
         )
-    with decode(program, path, longest) as decoded:
+    with decode(program, path, max_seconds) as decoded:
         header = _read_header(decoded)
         if header is None:
             raise DataError(
@@ -94,7 +94,7 @@ def open_recording(path: Path, longest: float | None = None) -> Iterator[SoundFi
 
 
 def _read_header(path: Path) -> SoundFile | None:
-    """What libsndfile says of a file, closed again; None where it does not know its form."""
+    """Return a file's header, already closed; None if libsndfile does not know the format."""
     try:
         with SoundFile(path) as file:
             return file

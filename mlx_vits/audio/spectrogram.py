@@ -1,4 +1,4 @@
-"""Linear and mel spectrograms, differentiable, equal to upstream's.
+"""Linear and mel spectrograms: differentiable, and equal to upstream's.
 
 Source: GPT-SoVITS `module/mel_processing.py`; the filterbank is librosa's Slaney scale and norm
 (Slaney 1998, Auditory Toolbox). Axes: B batch, N samples, T frames, F bins, M mel bands.
@@ -13,12 +13,14 @@ import numpy as np
 
 from mlx_vits.config import DataSection
 
-_MAGNITUDE_FLOOR = 1e-8  # inside the root
+_MAGNITUDE_FLOOR = 1e-8  # added to the power, inside the square root
 _LOG_FLOOR = 1e-5
 
 
 def spectrogram(wav: mx.array, data: DataSection) -> mx.array:
-    """Linear magnitude spectrogram: Hann window, reflected by (n_fft - hop) / 2 at both ends.
+    """Compute a linear magnitude spectrogram.
+
+    Hann window, reflection padding of (n_fft - hop) / 2 samples at both ends.
 
     Args:
         wav: `(B, N)` within [-1, 1], longer than (n_fft - hop) / 2 samples.
@@ -28,17 +30,17 @@ def spectrogram(wav: mx.array, data: DataSection) -> mx.array:
         `(B, T, F)`, T = N // hop_length, F = filter_length // 2 + 1.
 
     Raises:
-        ValueError: the waveform is too short to be reflected.
+        ValueError: the waveform is too short for reflection padding.
     """
     n_fft, hop = data.filter_length, data.hop_length
-    reach = (n_fft - hop) // 2
+    pad = (n_fft - hop) // 2
     batch, samples = wav.shape
-    if samples <= reach:
-        raise ValueError(f"{samples} samples are too few for a spectrogram; {reach + 1} are needed")
+    if samples <= pad:
+        raise ValueError(f"{samples} samples are too few for a spectrogram; {pad + 1} are needed")
     frames = samples // hop
-    left, right = wav[:, 1 : reach + 1][:, ::-1], wav[:, -reach - 1 : -1][:, ::-1]
+    left, right = wav[:, 1 : pad + 1][:, ::-1], wav[:, -pad - 1 : -1][:, ::-1]
     padded = mx.concatenate([left, wav, right], axis=1)
-    # Frames as whole hops side by side: only slices and copies, which every backend does well.
+    # Frames as concatenated hops: only slices and copies, which are fast on every backend.
     hops = -(-n_fft // hop)
     needed = (frames - 1 + hops) * hop
     padded = mx.pad(padded[:, :needed], [(0, 0), (0, max(0, needed - padded.shape[1]))])
@@ -48,10 +50,10 @@ def spectrogram(wav: mx.array, data: DataSection) -> mx.array:
 
 
 def spectrogram_in_thread(wav: np.ndarray, data: DataSection) -> np.ndarray:
-    """What `spectrogram` gives, on the CPU whatever the default device; for a thread of its own.
+    """Like `spectrogram`, on the CPU, and safe to call from a worker thread.
 
-    `mx.stream` changes the default device of all threads: the one that drives the GPU would compute
-    on the CPU meanwhile. So every operation here is told its device.
+    `mx.stream` changes the default device of all threads, so the thread that drives the GPU would
+    compute on the CPU meanwhile. Hence every operation here names its device.
 
     Args:
         wav: `(N,)` float32 within [-1, 1], longer than (n_fft - hop) / 2 samples.
@@ -61,49 +63,51 @@ def spectrogram_in_thread(wav: np.ndarray, data: DataSection) -> np.ndarray:
         `(T, F)` float32.
 
     Raises:
-        ValueError: the waveform is too short to be reflected.
+        ValueError: the waveform is too short for reflection padding.
     """
     n_fft, hop = data.filter_length, data.hop_length
-    reach, frames = (n_fft - hop) // 2, len(wav) // hop
-    if len(wav) <= reach:
-        raise ValueError(
-            f"{len(wav)} samples are too few for a spectrogram; {reach + 1} are needed"
-        )
-    padded = np.pad(wav, reach, mode="reflect")
+    pad, frames = (n_fft - hop) // 2, len(wav) // hop
+    if len(wav) <= pad:
+        raise ValueError(f"{len(wav)} samples are too few for a spectrogram; {pad + 1} are needed")
+    padded = np.pad(wav, pad, mode="reflect")
     padded = np.pad(padded, (0, max(0, (frames - 1) * hop + n_fft - len(padded))))
     windows = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop][:frames]
     return np.array(_magnitude(mx.array(windows), data, mx.cpu))
 
 
-def _magnitude(windows: mx.array, data: DataSection, on: mx.DeviceType | None = None) -> mx.array:
-    """`(..., n_fft)` to `(..., F)`, on a device that is not the default one if it is named."""
-    shaped = mx.multiply(windows, _hann(data.win_length), stream=on)
-    spectrum = mx.fft.rfft(shaped, axis=-1, stream=on)
-    real, imag = (mx.square(part(spectrum, stream=on), stream=on) for part in (mx.real, mx.imag))
-    power = mx.add(real, imag, stream=on)
-    return mx.sqrt(mx.add(power, _MAGNITUDE_FLOOR, stream=on), stream=on)
+def _magnitude(
+    windows: mx.array, data: DataSection, device: mx.DeviceType | None = None
+) -> mx.array:
+    """Map windows `(..., n_fft)` to magnitudes `(..., F)`; `device` None is the default one."""
+    shaped = mx.multiply(windows, _hann(data.win_length), stream=device)
+    spectrum = mx.fft.rfft(shaped, axis=-1, stream=device)
+    real, imag = (
+        mx.square(part(spectrum, stream=device), stream=device) for part in (mx.real, mx.imag)
+    )
+    power = mx.add(real, imag, stream=device)
+    return mx.sqrt(mx.add(power, _MAGNITUDE_FLOOR, stream=device), stream=device)
 
 
 def mel_of_spectrogram(spec: mx.array, data: DataSection) -> mx.array:
-    """Log-mel of a linear spectrogram: `(B, T, F)` to `(B, T, M)`, natural log, floor ln 1e-5."""
+    """Map a linear spectrogram `(B, T, F)` to log-mel `(B, T, M)`; natural log, floor ln 1e-5."""
     mel = spec @ _filterbank(data).T
     return mx.log(mx.maximum(mel, _LOG_FLOOR))
 
 
 def mel_spectrogram(wav: mx.array, data: DataSection) -> mx.array:
-    """Log-mel of a waveform: `(B, N)` to `(B, T, M)`."""
+    """Map a waveform `(B, N)` to log-mel `(B, T, M)`."""
     return mel_of_spectrogram(spectrogram(wav, data), data)
 
 
 @cache
 def _hann(length: int) -> mx.array:
-    """Periodic Hann window."""
+    """Return a periodic Hann window."""
     phase = 2 * np.pi * np.arange(length) / length
     return mx.array((0.5 - 0.5 * np.cos(phase)).astype(np.float32))
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
-    """Slaney's scale: linear below 1 kHz, logarithmic above."""
+    """Map hertz to Slaney's mel scale: linear below 1 kHz, logarithmic above."""
     linear = hz * 3 / 200
     log = 15 + np.log(np.maximum(hz, 1000) / 1000) * 27 / np.log(6.4)
     return np.where(hz < 1000, linear, log)
@@ -115,7 +119,7 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 @cache
 def mel_filterbank(rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> mx.array:
-    """Triangles of equal area on Slaney's scale: `(n_mels, n_fft // 2 + 1)`, frequencies in Hz."""
+    """Return area-normalised triangles on Slaney's scale, `(n_mels, n_fft // 2 + 1)`; Hz."""
     bins = np.arange(n_fft // 2 + 1) * rate / n_fft
     low, high = _hz_to_mel(np.array([fmin, fmax], dtype=np.float64))
     edges = _mel_to_hz(np.linspace(low, high, n_mels + 2))
@@ -128,7 +132,7 @@ def mel_filterbank(rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float)
 
 
 def _filterbank(data: DataSection) -> mx.array:
-    """`(M, F)`."""
+    """Return the configuration's mel filterbank `(M, F)`."""
     fmax = data.mel_fmax if data.mel_fmax is not None else data.sampling_rate / 2
     return mel_filterbank(
         data.sampling_rate, data.filter_length, data.n_mel_channels, data.mel_fmin, fmax

@@ -1,4 +1,4 @@
-"""Recordings of any length, a block at a time: mixed to one channel, at any rate.
+"""Stream recordings of any length in blocks: mixed down to mono, at any rate.
 
 The resampler is soxr, as for whole clips. Axes: N samples, C channels.
 """
@@ -17,60 +17,62 @@ import soxr
 from mlx_vits.audio.formats import SoundFile, open_recording
 from mlx_vits.errors import DataError
 
-_BLOCK = 1 << 18  # samples, all channels together
-_LOWEST_RATE, _HIGHEST_RATE = 1000, 768_000  # Hz, that any recorder has
+_BLOCK = 1 << 18  # samples over all channels
+_LOWEST_RATE, _HIGHEST_RATE = 1000, 768_000  # Hz, of real recorders
 _LOWEST_SPEECH_RATE = 16000
-_MOST_FRAMES = 1 << 26  # held in memory: 23 minutes at 48 kHz
-_UNKNOWN = 1 << 62  # libsndfile's count of frames is above this where the header gives none
-_LARGEST = 1e12  # beyond the integers that some programs write as floats
+_MAX_FRAMES = 1 << 26  # held in memory: 23 minutes at 48 kHz
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile's frame count is above this if the header states none
+_MAX_PEAK = 1e12  # above integer samples that some programs store as floats
 _SILENT_POWER = 1e-10
 
-# The average is taken where it costs no more than with one dead channel of two, which is 6 dB.
-_LEAST_KEPT = 0.2  # share of the loudest channel's power
-_AS_LOUD = 0.8  # share of the loudest channel's power, 1 dB
+# Averaging may cost up to 7 dB: with one of two channels dead it costs 6 dB.
+_MIN_KEPT = 0.2  # of the loudest channel's power
+_AS_LOUD = 0.8  # of the loudest channel's power: 1 dB below
 
 
 class Stream:
-    """A recording that can be passed through any number of times, block by block.
+    """A recording that can be read block by block, any number of times.
 
     Attributes:
         path: as the user gave it, for messages.
         rate: Hz.
-        channels: how many.
-        frames: as the header gives them, which may be wrong; None where it gives none.
+        channels: number of channels.
+        frames: as the header states, which may be wrong; None if it does not say.
     """
 
-    def __init__(self, path: Path, header: SoundFile, longest: float | None):
-        """Checks what the header says.
+    def __init__(self, path: Path, header: SoundFile, max_seconds: float | None):
+        """Check the header.
 
         Args:
             path: the recording.
-            header: of the same, or of what ffmpeg made of it.
-            longest: seconds that may be read, None for any number.
+            header: of the recording or of its decoded copy.
+            max_seconds: limit on the length, None for none.
 
         Raises:
-            DataError: the recording is too long, or its rate is absurd.
+            DataError: the recording is too long, or its rate is impossible.
         """
         self.path, self._readable = path, header.path
         self.rate, self.channels = int(header.samplerate), int(header.channels)
-        self.frames = int(header.frames) if header.frames < _UNKNOWN else None
+        self.frames = int(header.frames) if header.frames < _UNKNOWN_FRAMES else None
         if not _LOWEST_RATE <= self.rate <= _HIGHEST_RATE:
             raise DataError(
-                f"{path}: is said to be at {self.rate} Hz, which no recording is; export it again"
+                f"{path}: states a rate of {self.rate} Hz, which no recorder has; export it again"
             )
-        self._most = min(longest * self.rate, _MOST_FRAMES) if longest is not None else None
+        self._max_frames = (
+            min(max_seconds * self.rate, _MAX_FRAMES) if max_seconds is not None else None
+        )
         self._check_length(self.frames or 0)
 
     def _check_length(self, frames: int) -> None:
-        if self._most is not None and frames > self._most:
+        if self._max_frames is not None and frames > self._max_frames:
             raise DataError(
-                f"{self.path}: is more than {self._most / self.rate / 60:.0f} minutes long; cut it "
-                "into clips of 3 to 10 s"
+                f"{self.path}: is more than {self._max_frames / self.rate / 60:.0f} minutes long; "
+                "cut it into clips of 3 to 10 s"
             )
 
     @contextlib.contextmanager
-    def naming_faults(self) -> Iterator[None]:
-        """Makes one sentence of what libsndfile and numpy raise while the recording is read."""
+    def data_errors(self) -> Iterator[None]:
+        """Turn errors of libsndfile and numpy while reading into a `DataError`."""
         try:
             yield
         except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -81,18 +83,18 @@ class Stream:
             ) from error
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Reads the recording to its real end, whatever its header says.
+        """Read the recording to its actual end, whatever its header says.
 
         Yields:
             `(N, C)` float32, full scale 1.0.
 
         Raises:
-            DataError: it is damaged, too long, or holds something that is no sound.
+            DataError: it is damaged, too long, or holds invalid samples.
         """
         count = 0
-        with self.naming_faults(), SoundFile(self._readable) as file:
+        with self.data_errors(), SoundFile(self._readable) as file:
             size = max(1, _BLOCK // self.channels)
-            # Not `blocks()`: where a file is cut off, that gives its last buffer again.
+            # Not `file.blocks()`, which repeats its last buffer if the file is truncated.
             while len(block := file.read(size, dtype="float32", always_2d=True)):
                 count += len(block)
                 self._check_length(count)
@@ -105,22 +107,22 @@ class Stream:
             raise DataError(
                 f"{self.path}: holds samples that are not numbers; record or export it again"
             )
-        if peak > _LARGEST:
+        if peak > _MAX_PEAK:
             raise DataError(
                 f"{self.path}: has a peak of {peak:.0e} where 1.0 is full scale; export it again"
             )
 
     @functools.cached_property
     def channel(self) -> int | None:
-        """The one channel to read, from 0; None for the average of all.
+        """The index of the only channel to read; None to average all.
 
-        Averaging is what GPT-SoVITS does, but channels of opposite polarity cancel out, and one
-        voice among several dead channels becomes faint. Then it is the loudest, and of channels
-        within 1 dB of it the first. Decided from the whole recording.
+        Upstream averages, but channels of opposite polarity cancel, and a voice on one of several
+        channels becomes faint. In those cases the loudest channel is read; of channels within 1 dB
+        of it, the first. Decided from the whole recording.
         """
         if self.channels == 1:
             return None
-        # Sums and sums of squares, of every channel and of their average; an offset is no sound.
+        # Variances of every channel and of their average: a DC offset is not sound.
         sums, squares, count = np.zeros(self.channels + 1), np.zeros(self.channels + 1), 0
         for block in self.blocks():
             columns = np.column_stack([block, block.mean(axis=1)]).astype(np.float64)
@@ -129,12 +131,12 @@ class Stream:
             count += len(block)
         power = (squares - np.square(sums) / max(1, count)) / max(1, count)
         loudest = power[:-1].max()
-        if loudest < _SILENT_POWER or power[-1] >= _LEAST_KEPT * loudest:
+        if loudest < _SILENT_POWER or power[-1] >= _MIN_KEPT * loudest:
             return None
         return int(np.argmax(power[:-1] >= _AS_LOUD * loudest))
 
     def mono(self) -> Iterator[np.ndarray]:
-        """Yields blocks `(N,)` float32: the average of all channels, or the one of `channel`.
+        """Yield mono blocks `(N,)` float32: the average of all channels, or the one of `channel`.
 
         Raises:
             DataError: as `blocks`.
@@ -149,10 +151,10 @@ class Stream:
                 yield np.ascontiguousarray(block[:, channel])
 
     def speech(self, rate: int) -> Iterator[np.ndarray]:
-        """Yields blocks `(N,)` float32, mono, resampled to `rate` Hz.
+        """Yield mono blocks `(N,)` float32 resampled to `rate` Hz.
 
         Raises:
-            DataError: as `blocks`, or the recording was made below 16 kHz.
+            DataError: as `blocks`, or the recording's own rate is below 16 kHz.
         """
         check_speech_rate(self.path, self.rate, rate)
         if self.rate == rate:
@@ -165,33 +167,33 @@ class Stream:
 
 
 @contextlib.contextmanager
-def open_stream(path: Path, longest: float | None = None) -> Iterator[Stream]:
-    """Opens a recording, by way of ffmpeg where libsndfile does not know its form.
+def open_stream(path: Path, max_seconds: float | None = None) -> Iterator[Stream]:
+    """Open a recording for streaming, through ffmpeg if libsndfile does not know the format.
 
     Args:
         path: the recording.
-        longest: seconds that may be read, None for any number.
+        max_seconds: limit on the length, None for none.
 
     Raises:
-        DataError: it cannot be read, or is too long.
+        DataError: it cannot be read or is too long.
         UserError: as `open_recording`.
     """
-    with open_recording(path, longest) as header:
-        yield Stream(path, header, longest)
+    with open_recording(path, max_seconds) as header:
+        yield Stream(path, header, max_seconds)
 
 
 def stream_recording(path: Path, rate: int) -> Iterator[np.ndarray]:
-    """A recording in blocks, mono as `read_audio` makes it, at a given rate.
+    """Stream a recording in blocks, mixed to mono as by `read_audio` and resampled.
 
     Args:
         path: the recording.
-        rate: Hz, of the result.
+        rate: target rate, Hz.
 
     Yields:
         `(N,)` float32, full scale 1.0.
 
     Raises:
-        DataError: it cannot be read, holds something that is no sound, or was made below 16 kHz.
+        DataError: it cannot be read, holds invalid samples, or its own rate is below 16 kHz.
         UserError: as `open_recording`.
     """
     with open_stream(path) as stream:
@@ -199,10 +201,15 @@ def stream_recording(path: Path, rate: int) -> Iterator[np.ndarray]:
 
 
 def check_speech_rate(path: str | Path, rate: int, best: int) -> None:
-    """Checks that a recording has the treble that a voice needs.
+    """Refuse a recording whose sampling rate is too low for a voice.
+
+    Args:
+        path: the recording, for messages.
+        rate: its own rate, Hz.
+        best: the rate to recommend, Hz.
 
     Raises:
-        DataError: it was made below 16 kHz.
+        DataError: the rate is below 16 kHz.
     """
     if rate < _LOWEST_SPEECH_RATE:
         raise DataError(
@@ -212,7 +219,7 @@ def check_speech_rate(path: str | Path, rate: int, best: int) -> None:
 
 
 def describe_channel(channel: int, channels: int) -> str:
-    """Why one channel alone is read, in words that follow a recording's name."""
+    """Say why only one channel is read, as a clause that follows a recording's name."""
     return (
         f"only channel {channel + 1} of {channels} is read, since their average would lose most of "
         "the voice"

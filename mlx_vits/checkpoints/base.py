@@ -1,8 +1,8 @@
-"""Bases: the pretrained models that a voice is fine-tuned from, and where they are kept.
+"""Bases: the pretrained models that a voice is fine-tuned from, and where they are stored.
 
 A base is a folder of `config.json`, `generator.safetensors` (with enc_q),
-`discriminator.safetensors` and `content_encoder/{config.json,weights.safetensors}`. Each part can
-be replaced by upstream's: `s2G*.pth`, `s2D*.pth`, and a Hugging Face folder of
+`discriminator.safetensors` and `content_encoder/{config.json,weights.safetensors}`. Upstream's
+files can replace each part: `s2G*.pth`, `s2D*.pth`, and a Hugging Face folder of
 chinese-hubert-base. A base that speaks texts also has a GPT: `config.json` and
 `weights.safetensors` in `gpt/`, or upstream's file as `gpt.ckpt`.
 """
@@ -41,17 +41,17 @@ from mlx_vits.system.files import given_path
 
 DEMO = "demo"
 GPT = "gpt.ckpt"  # the T2S model within a base, as upstream publishes it
-FULL_SIZE = "v2"  # the base that a voice other than the demo is made from, where it is there
+FULL_SIZE = "v2"  # the default base of any voice but the demo's, if it is installed
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 CONTENT_ENCODER, SPEAKER_ENCODER = "content_encoder", "speaker_encoder"  # folders
 _ENCODER_FILES = (WEIGHTS_FILE, "model.safetensors", "pytorch_model.bin")
 
 
 def weights_home() -> Path:
-    """The folder of bases: `MLX_VITS_HOME`, a checkout's `weights/`, or the user's cache."""
-    wish = os.environ.get("MLX_VITS_HOME")
-    if wish:
-        return given_path(wish, CheckpointError)
+    """Return the folder of bases: `MLX_VITS_HOME`, a checkout's `weights/`, or the user cache."""
+    given = os.environ.get("MLX_VITS_HOME")
+    if given:
+        return given_path(given, CheckpointError)
     for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
         if _is_checkout(folder):
             return folder / "weights"
@@ -70,12 +70,12 @@ class Base:
     """The files of a base.
 
     Attributes:
-        name: as the user called it.
-        generator: a voice in any form `read_voice` takes, with enc_q.
-        discriminator: None where training has to start with a fresh one.
-        content_encoder: a folder, None where only prepared data can be used.
-        speaker_encoder: a file, for v2Pro and v2ProPlus; None where their clips need to have
-            speaker vectors already.
+        name: as given by the user.
+        generator: a voice in any form `read_voice` accepts, with enc_q.
+        discriminator: None to start training with a fresh one.
+        content_encoder: folder; None if only prepared data can be used.
+        speaker_encoder: file, for v2Pro and v2ProPlus; None if only data with speaker vectors can
+            be used.
         gpt: in a form that `read_gpt` takes; None where the base speaks no texts.
     """
 
@@ -87,7 +87,7 @@ class Base:
     gpt: Path | None = None
 
     def read_generator(self) -> VoiceFile:
-        """Configuration and tensors of the generator.
+        """Read configuration and tensors of the generator.
 
         Raises:
             CheckpointError: as `read_voice`.
@@ -96,7 +96,7 @@ class Base:
 
 
 def find_base(name_or_path: str) -> Base:
-    """A base by its name under `weights_home()`, or by the path of its folder.
+    """Find a base by its name under `weights_home()`, or by the path of its folder.
 
     Raises:
         CheckpointError: there is none, or its folder is not a base.
@@ -104,7 +104,7 @@ def find_base(name_or_path: str) -> Base:
     folder = given_path(name_or_path, CheckpointError)
     if len(folder.parts) == 1 and (weights_home() / folder).is_dir():
         folder = weights_home() / folder
-    # The demo keeps its base beside its voice.
+    # The demo's folder holds its voice, and its base in a sub-folder.
     if (folder / "base" / CONFIG_FILE).is_file():
         folder = folder / "base"
     if not folder.is_dir():
@@ -144,14 +144,14 @@ def choose_base(
     content_encoder: Path | None = None,
     speaker_encoder: Path | None = None,
 ) -> Base:
-    """The base of a run.
+    """Choose the base of a run.
 
     Args:
-        name: as the user gave it; None chooses `demo` for the demo voice, otherwise `v2` where it
-            is there, and else `demo`.
+        name: as given by the user; None chooses `v2` if it is installed, and `demo` otherwise or
+            for the demo voice.
         for_demo: whether the voice is the demo's.
-        pretrained: replaces the generator. The discriminator is then the one that lies beside it
-            under upstream's name (`s2D` for `s2G`, `D_` for `G_`), else a fresh one unless given.
+        pretrained: replaces the generator. The discriminator is then `pretrained_d`, the one beside
+            the generator by upstream's name (`s2D` for `s2G`, `D_` for `G_`), or a fresh one.
         pretrained_d: replaces the discriminator.
         content_encoder: replaces the content encoder.
         speaker_encoder: replaces the speaker encoder.
@@ -179,13 +179,13 @@ def choose_base(
 
 
 def find_judge(generator: Path) -> Path | None:
-    """The discriminator beside a generator, by upstream's names; None where there is none."""
+    """Return the discriminator beside a generator, by upstream's names; None if there is none."""
     path = judge_path(generator)
     return path if path is not None and path.is_file() else None
 
 
 def judge_path(generator: Path) -> Path | None:
-    """Where a generator's discriminator belongs, by upstream's names; None for other names."""
+    """Return where a generator's discriminator belongs; None if it has none of upstream's names."""
     for own, other in (("s2G", "s2D"), ("G_", "D_")):
         if generator.name.startswith(own):
             return generator.with_name(other + generator.name.removeprefix(own))
@@ -195,30 +195,30 @@ def judge_path(generator: Path) -> Path | None:
 def load_generator(
     file: VoiceFile, norm_scheme: NormScheme = "upstream", *, consume: bool = False
 ) -> SynthesizerTrn:
-    """A generator with a file's weights; without `enc_q` where the file has none.
+    """Build a generator with a file's weights, without `enc_q` if the file has none.
 
     Args:
         file: from `read_voice`.
-        norm_scheme: the layers that carry weight norm in the model.
-        consume: empties `file.tensors` meanwhile, for a caller that is done with them.
+        norm_scheme: which layers of the model have weight norm.
+        consume: empty `file.tensors` while loading, to save memory.
 
     Raises:
         CheckpointError: the tensors do not fit the configuration.
     """
     model = SynthesizerTrn(file.config, norm_scheme)
     if not has_posterior(file.tensors):
-        # An exported voice: it speaks, but it is no longer trained, and is saved as it is.
+        # An exported voice, for inference only.
         model.pop("enc_q")
     load_state(model, file.tensors, source=str(file.source), consume=consume)
     return model
 
 
 def load_discriminator(path: Path | None, config: Config) -> MultiPeriodDiscriminator:
-    """A discriminator with a file's weights, or a fresh one where there is no file.
+    """Build a discriminator with a file's weights, or a fresh one without a file.
 
     Args:
-        path: safetensors, or upstream's `.pth`: pretrained, or a resume file.
-        config: of the generator that it judges.
+        path: safetensors, or upstream's `.pth`, pretrained or of a run; None for a fresh one.
+        config: of the generator.
 
     Raises:
         CheckpointError: the file is missing, damaged, or belongs to another version or width.
@@ -233,10 +233,10 @@ def load_discriminator(path: Path | None, config: Config) -> MultiPeriodDiscrimi
 
 
 def check_judge(model: MultiPeriodDiscriminator, config: Config, source: str | Path) -> None:
-    """Checks that a discriminator is of the generator's version.
+    """Check that a discriminator matches the generator's version.
 
     Raises:
-        CheckpointError: it is of another.
+        CheckpointError: it does not.
     """
     family = discriminator_family(parameter_paths(model))
     if config.version not in family.split(" and "):
@@ -261,14 +261,14 @@ def _discriminator_tensors(path: Path) -> Mapping[str, Any]:
 def load_discriminator_tensors(
     tensors: Mapping[str, Any], source: str | Path
 ) -> MultiPeriodDiscriminator:
-    """A discriminator of the version and width that its tensors have.
+    """Build a discriminator of the version and width found in its tensors.
 
     Args:
-        tensors: PyTorch's axes.
+        tensors: in PyTorch's axes.
         source: the file, for messages.
 
     Raises:
-        CheckpointError: they are no discriminator of any version.
+        CheckpointError: they are not a discriminator's.
     """
     model = MultiPeriodDiscriminator(discriminator_config(tensors, source))
     load_state(model, tensors, source=str(source))
@@ -276,14 +276,14 @@ def load_discriminator_tensors(
 
 
 def load_content_encoder(folder: Path) -> HubertModel:
-    """A content encoder from a folder in Hugging Face's form.
+    """Load a content encoder from a folder in Hugging Face's format.
 
     Args:
         folder: `config.json` beside `weights.safetensors`, `model.safetensors` or
             `pytorch_model.bin`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the topology is another.
+        CheckpointError: a file is missing or damaged, or the architecture differs.
     """
     config = folder / CONFIG_FILE
     model = HubertModel(HubertConfig.from_dict(read_json_table(config), source=str(config)))
@@ -300,7 +300,7 @@ def load_content_encoder(folder: Path) -> HubertModel:
 
 
 def content_encoder_file(folder: Path) -> Path:
-    """The weights within a content encoder's folder.
+    """Return the weights file in a content encoder's folder.
 
     Raises:
         CheckpointError: there are none.
@@ -312,7 +312,7 @@ def content_encoder_file(folder: Path) -> Path:
 
 
 def _hugging_face_names(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The names that Transformers gives the same tensors in its other versions, made one."""
+    """Normalise the tensor names of different Transformers versions."""
     renames = {
         "parametrizations.weight.original0": "weight_g",
         "parametrizations.weight.original1": "weight_v",
@@ -327,7 +327,7 @@ def _hugging_face_names(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes.
+    """Return the hex SHA-256 of a file's bytes.
 
     Raises:
         CheckpointError: it cannot be read.

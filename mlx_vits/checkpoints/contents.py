@@ -1,7 +1,7 @@
-"""What a file's tensors say of the model that they belong to.
+"""Infer from a file's tensors which model they belong to.
 
-Versions are told by content, never by a file's size or name: GPT-SoVITS guesses v1 and v2 apart by
-73 KiB. Sizes that a file states nowhere are read off the shapes.
+Versions are detected by content, never by file size or name (GPT-SoVITS tells v1 from v2 by 73
+KiB). Sizes that a file does not state are inferred from shapes.
 
 Source: GPT-SoVITS `module/models.py`; the names are those of its state dicts.
 """
@@ -21,12 +21,12 @@ from mlx_vits.models.discriminator import PERIODS, PRO_PERIODS
 
 TEXT_TABLE = "enc_p.text_embedding.weight"
 _DISCRIMINATOR = "discriminators."
-_DIFFUSION = "cfm."  # only v3 and v4 have one, in place of flow and decoder
+_DIFFUSION = "cfm."  # v3 and v4 only, in place of flow and decoder
 V1_SYMBOLS = 322
-PLUS_KERNEL = 20  # of v2ProPlus's first upsampling; v2Pro's is 16
+PLUS_KERNEL = 20  # of v2ProPlus's first upsampling layer; v2Pro's is 16
 FIRST_UPSAMPLING = ("dec.ups.0.weight_v", "dec.ups.0.weight")
 _TAKEN = f"give a voice of {', '.join(VERSIONS[:-1])} or {VERSIONS[-1]}"
-# Models that are given by mistake: what a name among their tensors begins with or holds, and words.
+# Models that users confuse with a voice: a pattern of their tensor names, and the message.
 _OTHERS = (
     (r".*\.lora_[AB]\b", f"is a LoRA of v3 or v4, which mlx_vits does not know; {_TAKEN}"),
     (_DIFFUSION, f"is a v3 or v4 model, which mlx_vits does not know; {_TAKEN}"),
@@ -54,26 +54,26 @@ _FULL_WIDTH = 1024
 
 
 def is_generator(names: Iterable[str]) -> bool:
-    """Whether these are the tensors of a SoVITS generator."""
+    """Whether tensor names are those of a SoVITS generator."""
     return TEXT_TABLE in names
 
 
 def is_discriminator(names: Iterable[str]) -> bool:
-    """Whether these are the tensors of a discriminator, and nothing else."""
+    """Whether tensor names are those of a discriminator only."""
     found = list(names)
     return bool(found) and all(name.startswith(_DISCRIMINATOR) for name in found)
 
 
 def has_posterior(names: Iterable[str]) -> bool:
-    """Whether the posterior encoder is there, which training needs and exports lack."""
+    """Whether the posterior encoder is present, which training needs and exports lack."""
     return any(name.startswith("enc_q.") for name in names)
 
 
 def check_tensors(tensors: Mapping[Any, Any], source: str | Path) -> None:
-    """Refuses a table that holds something other than tensors under names.
+    """Check that a table maps names to tensors only.
 
     Raises:
-        CheckpointError: it does; the entry is named.
+        CheckpointError: an entry is something else.
     """
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
@@ -89,10 +89,10 @@ def check_tensors(tensors: Mapping[Any, Any], source: str | Path) -> None:
 
 
 def refuse_others(names: Iterable[Any], source: str | Path) -> None:
-    """Refuses the models that are given in a voice's place by mistake, by what they are.
+    """Refuse models that users confuse with a voice.
 
     Raises:
-        CheckpointError: it is one of them; the sentence says which, and what to give.
+        CheckpointError: it is one of them; the message names it and what to give instead.
     """
     found = [name for name in names if isinstance(name, str)]
     for pattern, words in _OTHERS:
@@ -101,13 +101,13 @@ def refuse_others(names: Iterable[Any], source: str | Path) -> None:
 
 
 def detect_version(tensors: Mapping[str, Any], source: str | Path = "the file") -> str:
-    """The version of a generator, one of `VERSIONS`.
+    """Detect the version of a generator, one of `VERSIONS`.
 
-    Rows of the phoneme table tell v1 (322) from v2; the speaker vector's layer tells the Pro
-    models, and the kernel of the first upsampling v2ProPlus from v2Pro.
+    The rows of the phoneme embedding tell v1 (322) from v2; the speaker vector's layer marks the
+    Pro models, and the kernel of the first upsampling layer tells v2ProPlus from v2Pro.
 
     Raises:
-        CheckpointError: it is a v3 or v4 model, or no generator at all.
+        CheckpointError: it is a v3 or v4 model, or not a generator.
     """
     table = tensors.get(TEXT_TABLE)
     if table is None or any(name.startswith(_DIFFUSION) for name in tensors):
@@ -122,7 +122,7 @@ def detect_version(tensors: Mapping[str, Any], source: str | Path = "the file") 
 
 
 def discriminator_family(names: Iterable[str]) -> str:
-    """Which versions a discriminator serves: "v1 and v2", or "v2Pro and v2ProPlus"."""
+    """Return the versions a discriminator fits: "v1 and v2" or "v2Pro and v2ProPlus"."""
     branches = {name.split(".")[1] for name in names}
     return "v2Pro and v2ProPlus" if len(branches) >= PRO_BRANCHES else "v1 and v2"
 
@@ -151,23 +151,23 @@ def discriminator_config(tensors: Mapping[str, Any], source: str | Path) -> Conf
 def complete_config(
     values: Mapping[str, Any], tensors: Mapping[str, Any], source: str | Path
 ) -> Config:
-    """The configuration of a generator: what the file states, completed by what its tensors show.
+    """Complete a generator's stated configuration by what its tensors show.
 
     Args:
-        values: upstream's nested dictionary, empty where the file has none (a resume file).
-        tensors: PyTorch's axes.
+        values: upstream's nested dictionary, empty if the file has none (a resume file).
+        tensors: in PyTorch's axes.
         source: the file, for messages.
 
     Raises:
-        CheckpointError: the two describe no model; the reason is named.
+        CheckpointError: the two contradict each other or are incomplete.
     """
     version = detect_version(tensors, source)
     model = {} if values.get("model") is None else values["model"]
     if not isinstance(model, Mapping):
         raise CheckpointError(f"{source}: `model` of the configuration is not a table")
     try:
-        shown = infer_model(tensors)
-        whole = dict(values) | {"model": shown | dict(model) | {"version": version}}
+        inferred = infer_model(tensors)
+        whole = dict(values) | {"model": inferred | dict(model) | {"version": version}}
         if "reduced_dims" not in values:
             whole["reduced_dims"] = dataclasses.asdict(infer_dims(tensors, version))
     except (KeyError, IndexError, ZeroDivisionError) as error:
@@ -178,7 +178,7 @@ def complete_config(
 
 
 def infer_dims(tensors: Mapping[str, Any], version: str) -> ReducedDims:
-    """The sizes that upstream hard-codes, from the tensors of a file that does not state them.
+    """Infer the sizes that upstream hard-codes from a file's tensors.
 
     Raises:
         KeyError, IndexError: a tensor is missing, or has too few axes.
@@ -204,7 +204,7 @@ def infer_dims(tensors: Mapping[str, Any], version: str) -> ReducedDims:
 
 
 def infer_model(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of `model` that the shapes show; rates and dilations leave no trace in them.
+    """Infer keys of `model` from shapes; rates and dilations cannot be inferred.
 
     Raises:
         KeyError, IndexError, ZeroDivisionError: a tensor is missing, or misshapen.
@@ -236,7 +236,7 @@ def _shape(tensors: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 
 def _kernel(tensors: Mapping[str, Any], layer: str) -> int:
-    """Kernel of a layer with weight norm, or with its weight folded."""
+    """Return the kernel size of a layer, with or without weight norm."""
     name = f"{layer}.weight_v"
     return _shape(tensors, name if name in tensors else f"{layer}.weight")[2]
 

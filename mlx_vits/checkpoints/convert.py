@@ -1,7 +1,7 @@
-"""Files of PyTorch to files of MLX and back, tensors unchanged bit for bit.
+"""Convert between PyTorch and MLX files; tensors stay bit-identical.
 
-Both sides hold upstream's names and PyTorch's axes; only the container differs. What a resume file
-holds besides weights stays behind: `upstream_run.py` moves whole runs.
+Both use upstream's names and PyTorch's axes; only the container differs. Of a resume file only the
+weights are converted; `upstream_run.py` handles whole runs.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mlx_vits.errors import CheckpointError
 
 
 def torch_to_mlx(source: Path, output: Path) -> str:
-    """Converts any `.pth` of GPT-SoVITS's SoVITS stage, of every version.
+    """Convert any `.pth` of GPT-SoVITS's SoVITS stage, of any version.
 
     Args:
-        source: a pretrained generator or discriminator, a resume file of either, an exported voice.
-        output: `.safetensors`, or for a generator a folder; nothing may be there yet.
+        source: pretrained generator or discriminator, resume file of either, or exported voice.
+        output: `.safetensors`, or a folder for a generator; must not exist.
 
     Returns:
-        What was converted, in words.
+        A description of what was converted.
 
     Raises:
-        CheckpointError: the file is none of them, damaged or refused; nothing is written.
+        CheckpointError: the file is none of these, damaged or refused; nothing is written.
     """
     _check_new(output)
     content = read_upstream(source)
@@ -52,20 +52,20 @@ def torch_to_mlx(source: Path, output: Path) -> str:
 
 
 def mlx_to_torch(source: Path, output: Path, *, whole: bool = False) -> str:
-    """Converts a voice to the `.pth` that GPT-SoVITS opens, or a discriminator to `s2D`'s form.
+    """Convert a voice to a `.pth` for GPT-SoVITS, or a discriminator to the form of `s2D`.
 
     Args:
-        source: `.safetensors`, or a folder (a base gives its generator).
-        output: the `.pth`; nothing may be there yet. A voice becomes fp16 and loses its posterior
-            encoder, as upstream's inference wants; a discriminator keeps its precision.
-        whole: a generator keeps its precision and its posterior encoder, as upstream's training
-            wants (`s2G`'s form).
+        source: `.safetensors`, or a folder (of a base, its generator).
+        output: the `.pth`; must not exist. A voice is written in fp16 without its posterior
+            encoder, as upstream's inference expects; a discriminator keeps its precision.
+        whole: whether a generator keeps its precision and posterior encoder, as upstream's training
+            expects (the form of `s2G`).
 
     Returns:
-        What was converted, in words.
+        A description of what was converted.
 
     Raises:
-        CheckpointError: the file is neither, or damaged; nothing is written.
+        CheckpointError: the file is neither of the two, or damaged; nothing is written.
     """
     _check_new(output)
     if output.suffix != ".pth":
@@ -89,7 +89,7 @@ def _check_new(output: Path) -> None:
 
 
 def _checked(file: VoiceFile) -> dict[str, mx.array]:
-    """The tensors in upstream's order, if they fit the configuration."""
+    """Return the tensors in upstream's order, checked against the configuration."""
     names = expected_shapes(load_generator(file))
     return _arrays({name: file.tensors[name] for name in names if name in file.tensors})
 

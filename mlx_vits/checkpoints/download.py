@@ -1,8 +1,8 @@
-"""Upstream's published models, fetched from the Hugging Face hub: a base, and the Chinese BERT.
+"""Download upstream's pretrained models from the Hugging Face hub: a base, and the Chinese BERT.
 
-All files come from one commit. Their bytes gather in a hidden folder beside the base, under the
-commit's name, until everything has been compared with the hub's checksums and opened; only then
-does the base appear. How a file is fetched is `hub.py`'s, what is made of it `published.py`'s.
+All files come from one commit. They are downloaded to a hidden folder beside the base, under the
+commit's name; the base appears only once every file has passed the hub's checksum and been opened.
+Single files are fetched by `hub.py` and converted by `published.py`.
 
 Source: GPT-SoVITS `README.md` ("Pretrained Models") and the file names in its `config.py`.
 """
@@ -65,7 +65,7 @@ Say = Callable[[str], None]
 
 
 def _base_files(version: str) -> dict[str, str]:
-    """What a base is made of: path within upstream's repository to path within the base."""
+    """Map the files of a base from paths in upstream's repository to paths in the base."""
     generator, discriminator = _NETS[version]
     files = {
         generator: GENERATOR_FILE,
@@ -108,28 +108,28 @@ def download_base(
     with_bert: bool = True,
     say: Say = print,
 ) -> Path:
-    """Fetch a version's pretrained models and make a base of them; with it comes the Chinese BERT.
+    """Download a version's pretrained models and assemble a base, and the Chinese BERT.
 
-    Only what is missing is fetched: a base without its T2S model, from before there was one, gets
-    that alone, and the BERT, which all bases share, comes once. `checksums.json` keeps where each
-    file came from: repository, commit, path, size in bytes and SHA-256.
+    Only what is missing is downloaded: an older base gets its T2S model alone, and the BERT, which
+    all bases share, comes once. `checksums.json` records the origin of each file: repository,
+    commit, path, size in bytes and SHA-256.
 
     Args:
         version: "v1", "v2", "v2Pro" or "v2ProPlus".
         output: the base's folder; `weights_home() / version` by default.
         revision: a branch, tag or commit of the repository.
-        force: fetches again what is there already.
-        with_bert: whether to fetch the BERT that Chinese is read with, `weights_home() / "bert"`.
-        say: told how much there is to fetch, and a line for each file.
+        force: whether to download existing files again.
+        with_bert: whether to download the BERT for Chinese, `weights_home() / "bert"`.
+        say: called with the total size, and a line for each file.
 
     Returns:
-        The base's folder; it was left as it was if it was complete.
+        The base's folder; an already complete one is left unchanged.
 
     Raises:
-        CheckpointError: a file cannot be fetched, is not what the hub says it is, or is of another
-            version; nothing appears under the base's name, and the next call goes on from there.
-        UserError: the disk is full, or cannot be written, or another download goes on there.
-        KeyboardInterrupt: stopped; the next call goes on from there.
+        CheckpointError: a file cannot be fetched, fails its checksum, or is of another version; no
+            base appears, and the next call resumes.
+        UserError: the disk is full or not writable, or another download is running there.
+        KeyboardInterrupt: interrupted; the next call resumes.
     """
     if version not in _NETS:
         raise CheckpointError(f"{version}: cannot be downloaded; choose {', '.join(VERSIONS)}")
@@ -153,7 +153,7 @@ def download_base(
 
 
 def _base_job(version: str, target: Path, force: bool) -> _Job:
-    """What a base lacks; no files if nothing.
+    """Plan the download of what a base lacks; no files if nothing.
 
     Raises:
         CheckpointError: something else is there.
@@ -168,7 +168,7 @@ def _base_job(version: str, target: Path, force: bool) -> _Job:
 
 
 def _bert_job(force: bool) -> _Job:
-    """The Chinese BERT; no files if it is there.
+    """Plan the download of the Chinese BERT; no files if it is there.
 
     Raises:
         CheckpointError: something else is there.
@@ -207,7 +207,7 @@ def _fetch_and_build(hub: Hub, jobs: list[_Job], say: Say) -> None:
 
 
 def _names_in(folder: Path) -> set[str]:
-    """What a folder holds; nothing if there is none."""
+    """Return the names in a folder; none if it does not exist."""
     try:
         return {path.name for path in folder.iterdir()} - {".DS_Store"}
     except FileNotFoundError:
@@ -266,7 +266,7 @@ def _megabytes(count: int) -> str:
 
 
 def _check_space(shares: list[tuple[_Job, list[Remote]]]) -> None:
-    """Refuse before hours of fetching what a disk cannot hold: the files, and what they become."""
+    """Check upfront that the disks have room for the files and what they become."""
     needed: dict[int, int] = {}
     for job, remotes in shares:
         disk = job.stage.stat().st_dev

@@ -1,4 +1,4 @@
-"""What a file is that is no model, told by its first bytes: for one sentence with the cure."""
+"""Recognise files that are not models by their first bytes, and say what to do."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _STARTS = {
 }
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 _FEW_BYTES = 16
-_LARGEST_HEADER = b"\0\0\0\0"  # the upper half of the length, below 4 GB
+_LARGEST_HEADER = b"\0\0\0\0"  # upper half of the header's length, 0 below 4 GB
 
 
 class Unusable(ValueError):
-    """A file cannot be used; the message says why and what to do, without the file's name."""
+    """A file cannot be used; the message gives reason and cure, without the file's name."""
 
 
 def damaged(what: str) -> str:
-    """The sentence for a file that is broken rather than of another kind."""
+    """Return the message for a damaged file, as opposed to one of another kind."""
     return f"is damaged or cut short ({what}); copy or download it again"
 
 
 def describe_start(head: bytes) -> str | None:
-    """What a file is, with the cure, as a sentence without its subject; None where that is unknown.
+    """Describe a file and the cure, as a sentence without subject; None if unknown.
 
     Args:
-        head: its first bytes, 64 at least where it has as many.
+        head: its first bytes, at least 64 if it is that long.
     """
     if not head:
         return "is empty; copy or download it again"

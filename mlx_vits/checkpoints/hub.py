@@ -1,8 +1,8 @@
-"""One file of upstream's repository on the Hugging Face hub: asked for, received, compared.
+"""Fetch files of upstream's repository on the Hugging Face hub, with resume and checksums.
 
-Sessions, credentials and progress bars are `huggingface_hub`'s (the optional extra `hub`). The
-bytes are received here, because its own `http_get` unpacks an answer that is compressed without
-having been asked for, and writes as much as a server cares to send.
+`huggingface_hub` (the optional extra `hub`) provides sessions, credentials and progress bars. The
+body is received here, because its `http_get` decompresses responses that were not requested
+compressed, and writes any number of bytes that a server sends.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ AGAIN = "run the same command again: it goes on where it stopped"
 _ELSEWHERE = "check the proxy, or name another server in HF_ENDPOINT"
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LONGEST_REASON = 80
+_MAX_REASON_CHARS = 80
 _TRIES, _PAUSE_SECONDS = 5, 1.0
-_PARTIAL_CONTENT, _NO_SUCH_RANGE = 206, 416
-_MOST_TEXT_BYTES = 1 << 20
-_MOST_BYTES = 2 << 30  # ten times the largest model
-# What requests and httpx raise for an address to which a server has sent them.
+_PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
+_MAX_TEXT_BYTES = 1 << 20
+_MAX_BYTES = 2 << 30  # ten times the largest model
+# Exceptions of requests and httpx for a bad redirect target.
 _REDIRECT_FAULTS = ("UnsupportedProtocol", "InvalidSchema", "InvalidURL", "TooManyRedirects")
 
 
 class Remote(NamedTuple):
-    """A file as the hub describes it.
+    """A file on the hub.
 
     Attributes:
         revision: the repository's commit.
-        path: within the repository.
-        becomes: its place in the base.
-        size: in bytes, None where the server does not say.
-        sha256: hexadecimal, None where the server does not say.
+        path: in the repository.
+        becomes: path in the base.
+        size: in bytes, None if the server does not state it.
+        sha256: hexadecimal, None if the server does not state it.
     """
 
     revision: str
@@ -56,7 +56,7 @@ class Remote(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A whole file on this disk, with the SHA-256 of its bytes."""
+    """A complete local file, with the SHA-256 of its bytes."""
 
     remote: Remote
     file: Path
@@ -64,7 +64,7 @@ class Fetched(NamedTuple):
 
 
 class Hub:
-    """One revision of upstream's repository; every fault is a sentence."""
+    """One revision of upstream's repository; all errors become a `CheckpointError`."""
 
     def __init__(self, revision: str):
         try:
@@ -82,18 +82,18 @@ class Hub:
         self._headers = utils.build_hf_headers(
             library_name="mlx_vits", library_version=__version__
         ) | {"Accept-Encoding": "identity"}
-        # Read here, not when the library is imported. None stands for the hub itself.
+        # Read now, whereas the library reads it on import. None is the hub itself.
         self._endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
         address = self._endpoint or "https://huggingface.co"
         self._server = _server_of(address)
         self._is_encrypted = urlsplit(address).scheme == "https"
 
     def describe(self, files: Mapping[str, str]) -> list[Remote]:
-        """Asks for size and checksum of every file, all at the commit of the first."""
+        """Request size and checksum of every file, all at the commit of the first."""
         remotes: list[Remote] = []
         for path, becomes in files.items():
             revision = remotes[0].revision if remotes else self._revision
-            with self._explained(path):
+            with self._user_errors(path):
                 found = self._requests.get_hf_file_metadata(
                     self._url(path, revision), library_name="mlx_vits"
                 )
@@ -104,7 +104,7 @@ class Hub:
                     "does; check HF_ENDPOINT, the proxy, and whether this network asks for a login"
                 )
             sha256 = found.etag if _SHA256.fullmatch(found.etag or "") else None
-            if found.size is not None and not 0 <= found.size <= _most_bytes(path):
+            if found.size is not None and not 0 <= found.size <= _size_limit(path):
                 raise CheckpointError(
                     f"{REPOSITORY}/{path}: {self._server} announces {found.size:,} bytes, which no "
                     f"such file has; {_ELSEWHERE}"
@@ -117,15 +117,15 @@ class Hub:
         return str(address(REPOSITORY, path, revision=revision, endpoint=self._endpoint))
 
     def fetch(self, remote: Remote, file: Path) -> Fetched:
-        """Fetches what is missing of a file, and compares the whole with its checksum.
+        """Download what is missing of a file, and verify its checksum.
 
-        What came before a fault is kept; a file with another checksum is removed.
+        A partial file is kept on errors; one with a wrong checksum is deleted.
         """
         sha256 = file_sha256(file) if file.is_file() else ""
         if not sha256 or remote.sha256 not in (None, sha256):
             make_folder(file.parent)
             partial = partial_of(file)
-            with self._explained(remote.path, file):
+            with self._user_errors(remote.path, file):
                 self._receive(remote, partial)
                 partial.replace(file)
             sha256 = file_sha256(file)
@@ -139,7 +139,7 @@ class Hub:
         return Fetched(remote._replace(size=file.stat().st_size), file, sha256)
 
     def _receive(self, remote: Remote, partial: Path) -> None:
-        """Completes a partial file; a connection that breaks is taken up again a few times."""
+        """Complete a partial file, resuming a broken connection a few times."""
         for _ in range(_TRIES):
             start = bytes_kept(remote, partial)
             if start == remote.size:
@@ -156,16 +156,16 @@ class Hub:
         raise self._fault(remote, f"was cut off {_TRIES} times; check the connection, then {AGAIN}")
 
     def _receive_once(self, remote: Remote, partial: Path, start: int) -> None:
-        """One request for what is missing, of which no byte more than announced is written.
+        """Request the missing bytes once; never write more than announced.
 
         Raises:
-            CheckpointError: the server sends something else, or another count of bytes.
+            CheckpointError: the server sends something else, or another number of bytes.
         """
-        most = remote.size if remote.size is not None else _most_bytes(remote.path)
+        max_bytes = remote.size if remote.size is not None else _size_limit(remote.path)
         headers = dict(self._headers) | ({"Range": f"bytes={start}-"} if start else {})
         with self._answer(self._url(remote.path, remote.revision), headers) as answer:
-            if answer.status_code == _NO_SUCH_RANGE:
-                partial.unlink(missing_ok=True)  # the next call begins anew
+            if answer.status_code == _RANGE_NOT_SATISFIABLE:
+                partial.unlink(missing_ok=True)  # the next call starts over
             self._utils.hf_raise_for_status(answer)
             self._check_answer(remote, answer)
             if answer.status_code != _PARTIAL_CONTENT:
@@ -174,17 +174,17 @@ class Hub:
                 raise self._fault(remote, f"comes in other parts than were asked for; {_ELSEWHERE}")
             stated = answer.headers.get("Content-Length", "")
             count = start
-            if stated.isdecimal() and start + int(stated[:20]) > most:
-                raise self._too_long(remote, most)
+            if stated.isdecimal() and start + int(stated[:20]) > max_bytes:
+                raise self._too_long(remote, max_bytes)
             bar = self._utils.tqdm(
                 total=remote.size, initial=start, unit="B", unit_scale=True, desc=remote.path[-40:]
             )
             with partial.open("ab" if start else "wb") as output, bar:
                 for chunk in _chunks(answer):
                     count += len(chunk)
-                    if count > most:
-                        output.truncate(0)  # none of it can be trusted
-                        raise self._too_long(remote, most)
+                    if count > max_bytes:
+                        output.truncate(0)  # nothing received is trustworthy
+                        raise self._too_long(remote, max_bytes)
                     output.write(chunk)
                     bar.update(len(chunk))
         if remote.size is not None and count < remote.size:
@@ -195,7 +195,7 @@ class Hub:
 
     @contextlib.contextmanager
     def _answer(self, url: str, headers: dict[str, str]) -> Iterator[Any]:
-        """A response whose body has not been read; requests and httpx open it differently."""
+        """Open a streaming response; requests and httpx do so differently."""
         session, timeout = self._utils.get_session(), self._constants.HF_HUB_DOWNLOAD_TIMEOUT
         options = {"headers": headers, "timeout": timeout}
         if hasattr(session, "stream") and callable(session.stream):
@@ -206,7 +206,7 @@ class Hub:
             yield answer
 
     def _check_answer(self, remote: Remote, answer: Any) -> None:
-        """Refuses what is not the bytes of the file, before any is read."""
+        """Refuse a response that is not the file's bytes, before reading its body."""
         coding = answer.headers.get("Content-Encoding", "").strip().lower()
         if coding not in ("", "identity"):
             raise self._fault(
@@ -228,18 +228,18 @@ class Hub:
                 remote, f"gets an answer without a file ({answer.status_code}); {_ELSEWHERE}"
             )
 
-    def _too_long(self, remote: Remote, most: int) -> CheckpointError:
+    def _too_long(self, remote: Remote, max_bytes: int) -> CheckpointError:
         return self._fault(
-            remote, f"is longer than the {most:,} bytes that it may have; {_ELSEWHERE}"
+            remote, f"is longer than the {max_bytes:,} bytes that it may have; {_ELSEWHERE}"
         )
 
     def _fault(self, remote: Remote, words: str) -> CheckpointError:
         return CheckpointError(f"{REPOSITORY}/{remote.path}: from {self._server}, {words}")
 
     @contextlib.contextmanager
-    def _explained(self, path: str, file: Path | None = None) -> Iterator[None]:
-        """Whatever the library or the disk raises becomes one sentence."""
-        # Its transport is requests, httpx or httpx2, by version; their base is not its own.
+    def _user_errors(self, path: str, file: Path | None = None) -> Iterator[None]:
+        """Turn errors of the library, the network or the disk into a `CheckpointError`."""
+        # The transport is requests, httpx or httpx2, by version, with exceptions of its own.
         transport = self._errors.HfHubHTTPError.__bases__
         try:
             yield
@@ -254,7 +254,7 @@ class Hub:
             raise CheckpointError(f"{REPOSITORY}/{path}: {self._reason(error)}") from error
 
     def _reason(self, error: Exception) -> str:
-        """What went wrong between us and the server, and the cure."""
+        """Describe what went wrong with the server, and the cure."""
         errors, server = self._errors, self._server
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.OfflineModeIsEnabled):
@@ -282,7 +282,7 @@ class Hub:
         if status is not None:
             return f"{server} answers with an error ({status}); wait a little, then {AGAIN}"
         lines = str(error).splitlines()
-        is_short = bool(lines) and len(lines[0]) <= _LONGEST_REASON
+        is_short = bool(lines) and len(lines[0]) <= _MAX_REASON_CHARS
         reason = lines[0].rstrip(".") if is_short else type(error).__name__
         if type(error).__name__ in _REDIRECT_FAULTS:
             return f"{server} redirects to where nothing can be fetched ({reason}); {_ELSEWHERE}"
@@ -293,7 +293,7 @@ class Hub:
 
 
 def _server_of(endpoint: str) -> str:
-    """Host and port of an address, without a password that it may hold."""
+    """Return host and port of a URL, without credentials."""
     with contextlib.suppress(ValueError):
         address = urlsplit(endpoint)
         if address.scheme in ("http", "https") and address.hostname and address.port != 0:
@@ -304,12 +304,12 @@ def _server_of(endpoint: str) -> str:
     )
 
 
-def _most_bytes(path: str) -> int:
-    return _MOST_TEXT_BYTES if path.endswith(".json") else _MOST_BYTES
+def _size_limit(path: str) -> int:
+    return _MAX_TEXT_BYTES if path.endswith(".json") else _MAX_BYTES
 
 
 def _chunks(answer: Any) -> Iterator[bytes]:
-    """The body as it comes; it is known not to be compressed."""
+    """Yield the body in chunks; it is already known to be uncompressed."""
     chunks: Iterator[bytes]
     is_httpx = hasattr(answer, "iter_bytes")
     chunks = answer.iter_bytes() if is_httpx else answer.iter_content(1 << 16)
@@ -321,6 +321,6 @@ def partial_of(file: Path) -> Path:
 
 
 def bytes_kept(remote: Remote, partial: Path) -> int:
-    """How many bytes of a file an earlier call left; 0 where they cannot be gone on from."""
+    """Return the size of a partial file to resume, 0 if it cannot be resumed."""
     have = partial.stat().st_size if partial.is_file() else 0
     return have if remote.size is not None and have <= remote.size else 0

@@ -1,15 +1,16 @@
-"""A run's state on disk: everything that resuming needs, in one file, written whole or not at all.
+"""The state of a run on disk: everything needed to resume, in one file written atomically.
 
-The form is internal: MLX's own layout and parameter paths, so that a resumed run continues bit for
-bit whatever form its weights have. What leaves a run is written by `voice_file.py`.
+The format is internal, with MLX's layout and parameter paths, so that a resumed run is
+bit-identical whatever form its weights have. Voices for use outside a run are written by
+`voice_file.py`.
 
-| prefix | what |
+| prefix | contents |
 | --- | --- |
 | `generator/`, `discriminator/` | parameters |
-| `optimizer_g/`, `optimizer_d/` | AdamW's moments, steps and learning rates |
+| `optimizer_g/`, `optimizer_d/` | AdamW's moments, step counts and learning rates |
 | `t2s/`, `optimizer/` | of the GPT stage, in a file of its own: parameters, the optimizer's state |
 
-The place in the run (step, epoch, batches done, best score, ...) is JSON in the metadata.
+The progress of the run (step, epoch, batches done, best score, ...) is JSON in the metadata.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import make_folder
 from mlx_vits.system.json_files import check_ranges, parse_json
 
-CHECKPOINTS = "checkpoints"  # within a run's folder
+CHECKPOINTS = "checkpoints"  # in a run's folder
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 MOST_STEPS = 10**8  # years of training
-_MOST_DIGITS, _MOST_STEPS = 4, 32  # of an index, and of a name
+_MAX_INDEX_DIGITS, _MAX_DEPTH = 4, 32  # of names in the file
 _COUNTS = ("step", "batch", "best_step", "epoch_batches")
 VITS_PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
 T2S_PARTS = ("t2s", "optimizer")
@@ -40,15 +41,15 @@ T2S_PARTS = ("t2s", "optimizer")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
         step: updates done.
-        epoch: the epoch that is running, from 1.
-        batch: batches of that epoch that are done.
-        epoch_batches: batches of that epoch in all; 0 where it is not known.
-        best_step: the step of the best score so far.
+        epoch: current epoch, from 1.
+        batch: batches of that epoch done.
+        best_step: step of the best score so far.
         best_score: mel distance on the held-out clips, lower is better; None before the first.
+        epoch_batches: batches in that epoch; 0 if unknown.
     """
 
     step: int = 0
@@ -77,13 +78,13 @@ class RunState:
 
 
 def write_run_state(path: Path, trees: dict[str, Any], place: Place) -> None:
-    """Writes a state.
+    """Write a run's state.
 
     Args:
         trees: of `VITS_PARTS` or `T2S_PARTS`.
 
     Raises:
-        UserError: the file cannot be written; an older one stays as it was.
+        UserError: the file cannot be written; an older one is left unchanged.
     """
     tensors: dict[str, mx.array] = {}
     for part, tree in trees.items():
@@ -96,11 +97,11 @@ def write_run_state(path: Path, trees: dict[str, Any], place: Place) -> None:
 def read_run_state(
     path: Path, *, finite: bool = True, parts: Sequence[str] = VITS_PARTS
 ) -> RunState:
-    """Reads a state.
+    """Read a run's state.
 
     Args:
         parts: whose trees it has to hold, and no others.
-        finite: refuses weights and moments that hold NaN or infinity.
+        finite: whether to refuse NaN and infinity in weights and moments.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -121,11 +122,13 @@ def read_run_state(
 
 
 def _tree(leaves: list[tuple[str, mx.array]]) -> dict[str, Any]:
-    """Arrays by path as a tree; empty where they are none that was written here."""
+    """Build a tree from leaves by path; empty if the paths are malformed."""
     steps = [step for name, _ in leaves for step in name.split(".")]
     deepest = max((name.count(".") for name, _ in leaves), default=0)
-    # A tree is as deep as a name has parts, and a list as long as its largest index.
-    if deepest > _MOST_STEPS or any(step.isdigit() and len(step) > _MOST_DIGITS for step in steps):
+    # Bounds memory: depth is the number of parts of a name, a list as long as its largest index.
+    if deepest > _MAX_DEPTH or any(
+        step.isdigit() and len(step) > _MAX_INDEX_DIGITS for step in steps
+    ):
         return {}
     try:
         tree: Any = tree_unflatten(leaves)
@@ -137,7 +140,7 @@ def _tree(leaves: list[tuple[str, mx.array]]) -> dict[str, Any]:
 
 
 def read_place(metadata: Mapping[str, str], path: Path) -> Place:
-    """Read the place in the run from a state's metadata.
+    """Read the progress of a run from a state's metadata.
 
     Raises:
         CheckpointError: it is missing or damaged.

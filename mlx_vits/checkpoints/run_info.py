@@ -1,4 +1,4 @@
-"""`run.json`: what a run was started with, so that it can be resumed and its voice loaded."""
+"""`run.json`: how a run was started, for resuming it and loading its voice."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RunOptions:
     """Options of a run.
 
     Attributes:
-        training: those of the trainer by name, see `VITSTrainingConfig`.
+        training: options of the trainer by name, see `VITSTrainingConfig`.
         save_every: steps between checkpoints.
-        tensorboard: whether TensorBoard's files are written.
+        tensorboard: whether to write TensorBoard files.
     """
 
     training: dict[str, Any] = field(default_factory=dict)
@@ -39,13 +39,13 @@ class RunInfo:
     """How a run was started.
 
     Attributes:
-        voice: its name, which the files it writes carry.
-        data: the clips or the prepared folder.
-        prepared: the prepared folder, relative to the run's where it lies within.
-        prepared_sha256: of what it holds, see `fingerprint`.
-        base: its name.
+        voice: name of the voice, used in file names.
+        data: folder of clips, or the prepared folder.
+        prepared: the prepared folder, relative to the run's folder if inside it.
+        prepared_sha256: of its contents, see `fingerprint`.
+        base: name of the base.
         generator, discriminator, content_encoder: paths of the base's parts, "" for none.
-        generator_sha256: of the file that the pretrained weights came from.
+        generator_sha256: of the file of the pretrained weights.
         language: of the transcripts.
         options: of the run.
     """
@@ -63,7 +63,7 @@ class RunInfo:
     options: RunOptions = RunOptions()
 
     def write(self, folder: Path) -> None:
-        """Writes `run.json`.
+        """Write `run.json`.
 
         Raises:
             UserError: it cannot be written.
@@ -73,11 +73,11 @@ class RunInfo:
 
     @classmethod
     def read(cls, folder: Path) -> RunInfo:
-        """Reads `run.json`.
+        """Read `run.json`.
 
         Raises:
-            CheckpointError: the folder is not a run's, or the file is damaged, or names something
-                outside the folder where the run writes.
+            CheckpointError: the folder is not a run's, or the file is damaged or names a path
+                outside the run's folder.
         """
         path = folder / RUN_FILE
         if not path.is_file():
@@ -89,10 +89,10 @@ class RunInfo:
         return info
 
     def check_names(self, path: Path) -> None:
-        """Refuse a file that names something outside the run's folder to write.
+        """Refuse names that would write outside the run's folder.
 
         Raises:
-            CheckpointError: it does.
+            CheckpointError: there is one.
         """
         single_name(self.voice, f"{path}: voice", CheckpointError)
         if not Path(self.prepared).is_absolute():
@@ -100,5 +100,5 @@ class RunInfo:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's."""
+    """Whether a folder is that of a run."""
     return (folder / RUN_FILE).is_file()

@@ -1,9 +1,9 @@
-"""The header of a safetensors file, checked before anything believes it.
+"""Validate the header of a safetensors file before anything relies on it.
 
-A file is an 8-byte length, that many bytes of JSON, and the numbers. MLX trusts the JSON: a tensor
-of 200 axes aborts the process, and it reads past the end of a truncated file. So every entry is
-compared with the file first: its type, the number of its axes, its size in bytes, and its place,
-which has to begin where the previous one ends.
+A file is an 8-byte length, that many bytes of JSON, and the data. MLX trusts the JSON: a tensor of
+200 axes aborts the process, and it reads past the end of a truncated file. So every entry is
+checked first: dtype, number of axes, size in bytes, and offset, which has to be the end of the
+previous one.
 
 Source: the format's description in the README of huggingface/safetensors.
 """
@@ -30,7 +30,7 @@ _MAX_AXIS = (1 << 31) - 1  # MLX counts along an axis in 32 bits
 _MAX_ELEMENTS = 1 << 40
 _HEAD_BYTES = 512
 _METADATA = "__metadata__"
-# What MLX reads as what it is: it takes 8-bit floats for integers, and has no 64-bit ones.
+# Dtypes that MLX preserves: it reads 8-bit floats as integers, and has no 64-bit floats.
 _ITEM_BYTES = {
     "BOOL": 1,
     "I8": 1,
@@ -48,7 +48,7 @@ _ITEM_BYTES = {
 
 
 class _Entry(NamedTuple):
-    """A tensor: its name, and its bytes as a range after the header."""
+    """A tensor: its name, and its byte range after the header."""
 
     name: str
     begin: int
@@ -57,11 +57,11 @@ class _Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What stands at the head of a safetensors file.
+    """The header of a safetensors file.
 
     Attributes:
         names: of the tensors, in the file's order.
-        metadata: free text by key.
+        metadata: text by key.
     """
 
     names: list[str]
@@ -69,7 +69,7 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Reads and checks a header; the numbers are left alone.
+    """Read and check a header without reading the data.
 
     Raises:
         CheckpointError: the file is missing, cut short, damaged, or not safetensors.
@@ -92,10 +92,10 @@ def read_header(path: str | Path) -> Header:
 
 
 def _header_bytes(head: bytes, file_bytes: int) -> int:
-    """The length of the JSON, where the file begins as safetensors does."""
+    """Return the length of the JSON, if the file starts like safetensors."""
     count = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
     if head[8:9] != b"{":
-        # A file of another kind under this name, more likely than damage in these nine bytes.
+        # More likely a misnamed file of another kind than damage in these nine bytes.
         raise Unusable(
             describe_start(head)
             or "is damaged or not a safetensors file; copy or download it again"
@@ -166,6 +166,6 @@ def _is_shape(value: Any) -> bool:
         _is_counts(value)
         and len(value) <= MAX_AXES
         and all(n <= _MAX_AXIS for n in value)
-        # As if none were empty: strides are computed from the other axes all the same.
+        # Zeros count as 1: strides are computed from the other axes all the same.
         and math.prod(max(n, 1) for n in value) <= _MAX_ELEMENTS
     )

@@ -1,4 +1,4 @@
-"""The speaker encoder's file: upstream's `sv/pretrained_eres2netv2w24s4ep4.ckpt`, a state dict."""
+"""Load the speaker encoder from upstream's `sv/pretrained_eres2netv2w24s4ep4.ckpt`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mlx_vits.errors import CheckpointError
 from mlx_vits.models.speaker_encoder import ERes2NetV2, SpeakerEncoderConfig
 
 FILE_NAME = "pretrained_eres2netv2w24s4ep4.ckpt"
-_EMBEDDING = "seg_1."  # makes an embedding of what is our vector
-_COUNTER = ".num_batches_tracked"  # of a batch norm's training
+_EMBEDDING = "seg_1."  # the embedding layer after the vector that is used
+_STEP_COUNTER = ".num_batches_tracked"  # batch norm's training counter
 _STAGES = 4
 
 
 def load_speaker_encoder(path: Path) -> ERes2NetV2:
-    """A speaker encoder with a file's weights, of the sizes that they have.
+    """Build a speaker encoder with a file's weights and sizes.
 
-    What the file holds beyond the network up to the vector is left out by name: the layer of the
-    embedding (`seg_1`), and each batch norm's count of training steps.
+    Tensors that are not needed for the vector are skipped by name: the embedding layer (`seg_1`)
+    and the step counters of batch norms.
 
     Args:
         path: upstream's `.ckpt`, or the same tensors as safetensors.
@@ -42,7 +42,7 @@ def load_speaker_encoder(path: Path) -> ERes2NetV2:
         model = ERes2NetV2(_infer_config(tensors))
     except (KeyError, IndexError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise _not_an_encoder(path) from error
-    used = {name: tensor for name, tensor in tensors.items() if not _is_left_out(name)}
+    used = {name: tensor for name, tensor in tensors.items() if not _is_unused(name)}
     tensors.clear()
     load_state(model, used, source=str(path), consume=True)
     return model
@@ -55,16 +55,16 @@ def _not_an_encoder(path: Path) -> CheckpointError:
     )
 
 
-def _is_left_out(name: str) -> bool:
-    return name.startswith(_EMBEDDING) or name.endswith(_COUNTER)
+def _is_unused(name: str) -> bool:
+    return name.startswith(_EMBEDDING) or name.endswith(_STEP_COUNTER)
 
 
 def _infer_config(tensors: Mapping[str, Any]) -> SpeakerEncoderConfig:
-    """The sizes, read off the tensors' shapes.
+    """Infer the sizes from the tensors' shapes.
 
     Raises:
         KeyError, IndexError, ValueError, ZeroDivisionError, AttributeError: a tensor is missing,
-            misshapen, or none.
+            misshapen, or not a tensor.
     """
     channels = tensors["conv1.weight"].shape[0]
     widest = tensors["layer4.0.convs.0.weight"].shape[0]

@@ -1,8 +1,8 @@
-"""State dicts under upstream's names and in PyTorch's axes: into a model, and out of it. Strict.
+"""Load and save state dicts under upstream's names and in PyTorch's axes, strictly.
 
-A model may hold a layer's weight in another form than its file (see `nn/weight_norm.py`): a pair
-`weight_g`, `weight_v` is folded, or a plain `weight` split, on entry and the other way round on the
-way out. Where the forms agree the tensors pass unchanged, bit for bit.
+Model and file may differ in which layers have weight norm (see `nn/weight_norm.py`): a pair
+`weight_g`, `weight_v` is folded, or a plain `weight` split, on loading, and the reverse on saving.
+Where the forms agree, tensors are bit-identical.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from mlx_vits.errors import CheckpointError
 from mlx_vits.nn.layout import from_torch, to_torch, torch_name, torch_shape
 from mlx_vits.nn.weight_norm import fold_weight, split_weight
 
-_LISTED = 5  # names quoted in a message
+_MAX_LISTED = 5  # names quoted in a message
 
 
 class _Entry(NamedTuple):
-    """One layer's weight, or one other tensor.
+    """The weight and bias of a layer, or one other tensor.
 
     Attributes:
         module: the module that holds it.
-        path: of the module, with a final dot, or "" for the model itself.
+        path: of the module, with a trailing dot, or "" for the model itself.
         names: the parameters' names in the file, in upstream's order.
     """
 
@@ -41,7 +41,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(model: nn.Module) -> Iterator[_Entry]:
-    """Everything a file of this model holds, in upstream's order."""
+    """Yield everything that a file of this model holds, in upstream's order."""
     modules = dict(model.named_modules())
     seen = set()
     for path in parameter_paths(model):
@@ -59,7 +59,7 @@ def _entries(model: nn.Module) -> Iterator[_Entry]:
 
 
 def parameter_paths(model: nn.Module) -> list[str]:
-    """Dotted paths of every parameter, in the order of registration."""
+    """Return the dotted path of every parameter, in the order of registration."""
     leaves: Any = tree_flatten(model.parameters())
     return [path for path, _ in leaves]
 
@@ -73,7 +73,7 @@ def _is_normed(module: Any) -> bool:
 
 
 def _to_file(entry: _Entry) -> dict[str, mx.array]:
-    """The entry's tensors in the file's form, axes still MLX's."""
+    """Convert an entry's tensors to the file's form of weight norm, still in MLX's axes."""
     module = entry.module
     if "weight_v" in entry.names and not _is_normed(module):
         pair = split_weight(module.weight, module.kind)
@@ -86,7 +86,7 @@ def _to_file(entry: _Entry) -> dict[str, mx.array]:
 
 
 def _to_model(entry: _Entry, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The entry's tensors in the model's form."""
+    """Convert an entry's tensors to the model's form of weight norm."""
     module = entry.module
     if "weight_v" in tensors and not _is_normed(module):
         g, v = tensors.pop("weight_g"), tensors.pop("weight_v")
@@ -110,7 +110,7 @@ def _file_shape(entry: _Entry, name: str) -> tuple[int, ...]:
 
 
 def expected_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Every name that a file of this model holds, with its shape in PyTorch's axes."""
+    """Return the names in a file of this model, with shapes in PyTorch's axes."""
     return {
         torch_name(entry.path + name): _file_shape(entry, name)
         for entry in _entries(model)
@@ -126,22 +126,21 @@ def load_state(
     may_lack: Iterable[str] = (),
     consume: bool = False,
 ) -> list[str]:
-    """Loads a state dict into a model, casting to fp32.
+    """Load a state dict into a model, casting to fp32.
 
     Args:
-        tensors: name to array (numpy or MLX), PyTorch's axes.
+        tensors: arrays (numpy or MLX) by name, in PyTorch's axes.
         source: the file, for messages.
-        may_lack: prefixes that the file may omit as a whole, as an exported voice omits `enc_q.`.
-        consume: empties `tensors`, a dict, while its arrays are cast, so that a model of fp16
-            tensors takes their memory instead of adding to it. Nothing is taken out of a dict
-            whose names or shapes are refused.
+        may_lack: prefixes that the file may omit entirely, as an exported voice omits `enc_q.`.
+        consume: empty the dict `tensors` while its arrays are cast, so that they can be freed
+            early. If names or shapes are refused, it is left untouched.
 
     Returns:
         The prefixes of `may_lack` that were absent; those parts keep their values.
 
     Raises:
-        CheckpointError: a tensor is unknown, missing, of another shape, holds NaN or infinity (in
-            fp32), or is none; it is named.
+        CheckpointError: a tensor is unknown, missing, of another shape, not a tensor, or not finite
+            in fp32.
     """
     check_tensors(tensors, source)
     expected = expected_shapes(model)
@@ -158,21 +157,21 @@ def load_state(
             )
     present = [entry for entry in _entries(model) if all(n in tensors for n in _full_names(entry))]
     if consume:
-        # The largest first: what they leave behind is large enough for those that follow.
+        # Largest first: the memory they free fits those that follow.
         present.sort(key=lambda entry: -max(math.prod(expected[n]) for n in _full_names(entry)))
     source_tensors: Any = tensors
     loaded = []
     for entry in present:
         arrays = {}
         for name, full in zip(entry.names, _full_names(entry), strict=True):
-            # One name for every stage, so that the one before is gone when the next is made.
+            # A single variable, so that each stage frees the previous one.
             array = source_tensors.pop(full) if consume else source_tensors[full]
             array = _cast(array, getattr(entry.module, "kind", None))
             array = mx.array(array)
             arrays[name] = array
         _check_numbers(entry, arrays, source)
         found = _to_model(entry, arrays)
-        # At once: until an array is evaluated, it keeps alive all that it is made of.
+        # Evaluated now: a lazy array keeps its inputs alive.
         mx.eval(found)
         loaded += [(entry.path + name, array) for name, array in found.items()]
     model.update(tree_unflatten(loaded))
@@ -181,7 +180,7 @@ def load_state(
 
 
 def _check_numbers(entry: _Entry, arrays: Mapping[str, mx.array], source: str) -> None:
-    """Refuses NaN and infinity, and directions without a length, which weight norm divides by."""
+    """Refuse NaN and infinity, and channels of norm 0, which weight norm divides by."""
     named = {torch_name(entry.path + name): array for name, array in arrays.items()}
     if "weight_v" in arrays:
         name = torch_name(f"{entry.path}weight_v")
@@ -197,20 +196,20 @@ def _check_numbers(entry: _Entry, arrays: Mapping[str, mx.array], source: str) -
 
 
 def _cast(array: Any, kind: str | None) -> Any:
-    """A tensor of a file, numpy's or MLX's, as fp32 in MLX's axes; it stays what it was.
+    """Cast a file's tensor (numpy or MLX) to fp32 in MLX's axes, contiguous.
 
-    Contiguous: a strided weight would take another path through the BLAS, and a resumed run, whose
-    weights come back contiguous, would differ from it in the last digit.
+    A strided weight takes another path through the BLAS, so a resumed run, whose weights are
+    contiguous, would differ in the last digit.
     """
     if isinstance(array, np.ndarray):
-        # In one pass; MLX would make an array for the cast and one for the axes.
-        with np.errstate(over="ignore"):  # infinity, which is refused by name
+        # In one pass; MLX would allocate twice, for the cast and for the axes.
+        with np.errstate(over="ignore"):  # infinity is refused later, by name
             return np.asarray(from_torch(array, kind), np.float32, order="C")
     return mx.contiguous(from_torch(array.astype(mx.float32), kind))
 
 
 def state_of(model: nn.Module) -> dict[str, mx.array]:
-    """Every tensor of a model, frozen ones too: upstream's names and order, PyTorch's axes."""
+    """Return all tensors of a model, frozen ones too, in upstream's names, order and axes."""
     state = {}
     for entry in _entries(model):
         kind = getattr(entry.module, "kind", None)
@@ -221,8 +220,8 @@ def state_of(model: nn.Module) -> dict[str, mx.array]:
 
 def _refuse(source: str, verb: str, names: list[str]) -> None:
     if names:
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        listed = ", ".join(printable(str(name), 80) for name in names[:_LISTED])
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        listed = ", ".join(printable(str(name), 80) for name in names[:_MAX_LISTED])
         raise CheckpointError(
             f"{source}: {verb} {listed}{more}; the file is damaged, or "
             "belongs to another model or version"

@@ -1,4 +1,4 @@
-"""safetensors files: tensors and text metadata, with errors a user can act on."""
+"""Read and write safetensors files: tensors and text metadata."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.system.faults import unreadable
 from mlx_vits.system.files import atomic_write
 
-_reading_process: int | None = None  # whose threads read files for MLX
+_reading_process: int | None = None  # process id that owns MLX's reader threads
 
 
 class TensorFile(NamedTuple):
-    """What a safetensors file holds."""
+    """The contents of a safetensors file."""
 
     tensors: dict[str, mx.array]
     metadata: dict[str, str]
 
 
 def read_tensors(path: str | Path) -> TensorFile:
-    """Reads a safetensors file, once its header has been checked.
+    """Read a safetensors file after checking its header.
 
     Raises:
         CheckpointError: the file is missing, truncated, or not safetensors.
@@ -49,9 +49,9 @@ def read_tensors(path: str | Path) -> TensorFile:
 
 
 def _check_not_forked(path: Path) -> None:
-    """Refuse to read where MLX would wait for ever: for threads that only a parent process has.
+    """Refuse to read in a forked process, where MLX would wait forever.
 
-    MLX starts the threads that read files at the first file, and a fork leaves them behind.
+    MLX starts its reader threads at the first file, and they do not survive a fork.
     """
     global _reading_process
     if _reading_process not in (None, os.getpid()):
@@ -66,7 +66,7 @@ def _check_not_forked(path: Path) -> None:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file, whole or not at all; the same input gives the same bytes.
+    """Write a safetensors file atomically and deterministically.
 
     Raises:
         UserError: the file cannot be written.
@@ -78,15 +78,15 @@ def write_tensors(
 def check_finite(tensors: Mapping[str, mx.array], source: str | Path) -> None:
     """Refuse tensors that hold NaN or infinity.
 
-    A sum is finite only where every number is, and takes one pass; the exact test is left to what
-    that finds.
+    A sum is finite only if every element is, and takes one pass; the exact test runs only if it is
+    not.
 
     Args:
-        tensors: by the names that a message shall use; integers pass.
+        tensors: by name; integers are accepted.
         source: the file, for messages.
 
     Raises:
-        CheckpointError: one does; it is named.
+        CheckpointError: a tensor is not finite.
     """
     sums = {
         name: mx.sum(array.astype(mx.float32))
@@ -103,5 +103,5 @@ def check_finite(tensors: Mapping[str, mx.array], source: str | Path) -> None:
 
 
 def to_numpy(array: mx.array) -> np.ndarray:
-    """An array as numpy's, of the same precision; bfloat16, which numpy lacks, as float32."""
+    """Convert to numpy in the same precision; bfloat16, which numpy lacks, becomes float32."""
     return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

@@ -1,12 +1,12 @@
-"""PyTorch's zip files (`.pth`, `.pt`) in and out, without PyTorch and without running them.
+"""Read and write PyTorch's zip files (`.pth`, `.pt`) without PyTorch or executing pickles.
 
 A file is an uncompressed zip with one folder of any name: `data.pkl` describes the objects
-(`torch_pickle.py`), `data/0`, `data/1`, ... hold the numbers, `byteorder` says in which order.
-GPT-SoVITS writes two digits over the first two bytes, `PK`, of some of its voices: the version
+(`torch_pickle.py`), `data/0`, `data/1`, ... hold the storages, `byteorder` their byte order.
+GPT-SoVITS overwrites the first two bytes, `PK`, of some of its voices with two digits: the version
 code, read by `read_version_code`.
 
-Nothing that a file declares is believed: sizes are compared with each other and with the file
-before memory is taken, and checksums are verified.
+Nothing that a file declares is trusted: sizes are checked against each other and the file before
+memory is allocated, and checksums are verified.
 
 Source: PyTorch's `torch/serialization.py` and `caffe2/serialize/inline_container.cc`; GPT-SoVITS
 `process_ckpt.py`.
@@ -50,14 +50,14 @@ _ALIGNMENT_BYTES = 64
 _UTF8_FLAG = 0x800
 _CHUNK_BYTES = 1 << 20
 _OWN_PAGES_BYTES = 1 << 20
-# The directory of a full-size model is 50 kB. zipfile takes some 15 bytes for each of its bytes.
+# A full-size model has 50 kB; zipfile allocates about 15 times the directory's size.
 _MAX_DIRECTORY_BYTES = 4 << 20
-# What reading may allocate: the file, widened bfloat16, copies of transposed tensors, and mild
-# compression; not what a zip bomb unpacks to.
+# Limit on memory relative to the file: room for widened bfloat16, copies of transposed tensors and
+# mild compression, but not for a zip bomb.
 _MAX_GROWTH = 8
 _MODEL_ENDINGS = (".pth", ".safetensors", ".ckpt", ".pt", ".bin")
 _SMALL_FILE_BYTES = 16 << 20
-# Everything zipfile raises on bytes that are not a zip; its own list is not documented.
+# Everything that zipfile raises on malformed input, which it does not document.
 _ZIP_FAULTS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -76,7 +76,7 @@ def _damaged(what: str) -> Unusable:
 
 
 def _describe_zip(names: Iterable[str]) -> str:
-    """What a zip is that is no PyTorch file, with the cure."""
+    """Describe a zip that is not a PyTorch file, with the cure."""
     models = [name for name in names if name.lower().endswith(_MODEL_ENDINGS)]
     if models:
         return f"is a zip that holds {printable(models[0], 80)}; unpack it and give that file"
@@ -87,7 +87,7 @@ def _describe_zip(names: Iterable[str]) -> str:
 
 
 class _ZipView:
-    """A model file as `zipfile` wants it: it begins with `PK`, and no read is out of proportion."""
+    """A model file presented to `zipfile`: it starts with `PK`, and large reads are refused."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -96,7 +96,7 @@ class _ZipView:
         self.seekable = file.seekable
 
     def read(self, count: int = -1) -> bytes:
-        # zipfile reads the directory at once, as long as the file claims it to be.
+        # zipfile reads the directory at once, in the length that the file claims.
         if count > _MAX_DIRECTORY_BYTES:
             raise zipfile.BadZipFile("its directory is too large")
         start = self._file.tell()
@@ -123,7 +123,7 @@ class _Archive:
         self._root = pickles[0].removesuffix("data.pkl")
 
     def _check_entries(self) -> dict[str, zipfile.ZipInfo]:
-        """The entries by name; each lies inside the file and apart from the others."""
+        """Return the entries by name, checked to be inside the file and disjoint."""
         entries: dict[str, zipfile.ZipInfo] = {}
         end = 0
         for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
@@ -152,7 +152,7 @@ class _Archive:
             )
 
     def _read_into(self, name: str, target: np.ndarray) -> None:
-        """Fills a flat uint8 array with an entry of exactly that length."""
+        """Fill a flat uint8 array with an entry of exactly that length."""
         view = target.data
         done = 0
         try:
@@ -174,7 +174,7 @@ class _Archive:
         return target.tobytes()
 
     def _read_storage(self, ref: StorageRef) -> np.ndarray:
-        """The numbers of a storage, flat; read once, however many tensors share it."""
+        """Return a storage as a flat array, read once however many tensors share it."""
         if ref.key in self._storages:
             known, storage = self._storages[ref.key]
             if known != ref:
@@ -199,7 +199,7 @@ class _Archive:
         return storage
 
     def read_tensor(self, ref: TensorRef) -> np.ndarray:
-        """A tensor in C order; a window on its storage where that is possible, else a copy."""
+        """Return a tensor in C order, as a view of its storage if possible, else a copy."""
         storage = self._read_storage(ref.storage)
         item = storage.itemsize
         if ref.is_contiguous:
@@ -216,7 +216,7 @@ class _Archive:
         return window.copy(order="C")
 
     def read(self) -> Any:
-        """The object tree."""
+        """Read the object tree."""
         order = f"{self._root}byteorder"
         if order in self._entries and self._read_bytes(order, 16) != b"little":
             raise Unusable(
@@ -227,10 +227,10 @@ class _Archive:
 
 
 def _room(count: int) -> np.ndarray:
-    """Bytes to fill. Many are pages of their own, which go back to the system when dropped.
+    """Allocate a byte buffer; large ones as separate pages, returned to the system when freed.
 
-    What is freed on the heap stays with the process (see `_backend.py`), and a model cast to fp32
-    tensor by tensor would not fit into the holes.
+    Memory freed on the heap stays with the process (see `_backend.py`), and casting a model tensor
+    by tensor to fp32 would not fit into the holes.
     """
     if count < _OWN_PAGES_BYTES:
         return np.empty(count, np.uint8)
@@ -238,7 +238,7 @@ def _room(count: int) -> np.ndarray:
 
 
 def _widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bit patterns (uint16) to float32: the same numbers, exactly."""
+    """Convert bfloat16 bit patterns (uint16) to float32 exactly."""
     wide = bits.astype("<u4")
     np.left_shift(wide, 16, out=wide)
     return wide.view("<f4")
@@ -246,13 +246,13 @@ def _widen_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _open_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a regular file; whatever is wrong with it or inside it is a `CheckpointError`."""
+    """Open a regular file; all errors in or with it become a `CheckpointError`."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise CheckpointError(f"{path}: is a folder; name the .pth file inside it")
         if not stat.S_ISREG(mode):
-            # Opening a pipe would wait for ever.
+            # Opening a pipe would block forever.
             raise CheckpointError(f"{path}: is not a file; name a .pth file")
         with path.open("rb") as file:
             yield file
@@ -265,7 +265,7 @@ def _open_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _check_start(head: bytes) -> None:
-    """Refuses what is plainly not a zip, by the first bytes of the file."""
+    """Refuse a file that is not a zip, by its first bytes."""
     if head[2:4] == b"\x03\x04" and (head[:2] == b"PK" or _is_code(head)):
         return
     raise Unusable(
@@ -279,14 +279,14 @@ def _is_code(head: bytes) -> bool:
 
 
 def read_version_code(path: str | os.PathLike[str]) -> str | None:
-    """Reads the two digits that GPT-SoVITS writes over the first two bytes of some voices.
+    """Read the two digits that GPT-SoVITS writes over the first two bytes of some voices.
 
     Args:
         path: a `.pth`.
 
     Returns:
-        Two ASCII digits such as "05" (v2Pro) or "06" (v2ProPlus), known or not; None where the
-        file begins like any other, also one that is no PyTorch file at all.
+        Two ASCII digits such as "05" (v2Pro) or "06" (v2ProPlus), known or not; None for any other
+        file, PyTorch's or not.
 
     Raises:
         CheckpointError: the file is missing or cannot be read.
@@ -297,10 +297,10 @@ def read_version_code(path: str | os.PathLike[str]) -> str | None:
 
 
 def read_torch_archive(path: str | os.PathLike[str]) -> Any:
-    """Reads everything in a PyTorch zip file, with or without a version code.
+    """Read the contents of a PyTorch zip file, with or without a version code.
 
     Args:
-        path: a file that `torch.save`, GPT-SoVITS or `write_torch_archive` wrote.
+        path: file written by `torch.save`, GPT-SoVITS or `write_torch_archive`.
 
     Returns:
         The object tree, of dict, list, tuple, str, int, float, bool, None, bytes and numpy
@@ -311,8 +311,8 @@ def read_torch_archive(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         CheckpointError: the file is missing, damaged, in PyTorch's old format, not PyTorch's, or
-            asks for a name (such as `posix.system`) that a model has no use for. Nothing that
-            the file names is ever imported or run.
+            refers to a name (such as `posix.system`) that no model needs. Nothing that the file
+            names is ever imported or run.
     """
     with _open_file(Path(path)) as file:
         _check_start(file.read(64))
@@ -320,18 +320,18 @@ def read_torch_archive(path: str | os.PathLike[str]) -> Any:
 
 
 def _write_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: Any) -> None:
-    """Adds an uncompressed entry whose first byte lies at a multiple of 64."""
+    """Add an uncompressed entry whose data is aligned to 64 bytes."""
     info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system = 0  # zipfile's own default depends on the machine
     start = file.tell() + _LOCAL_HEADER_BYTES + len(info.filename) + 4
     gap = -start % _ALIGNMENT_BYTES
     info.extra = b"FB" + struct.pack("<H", gap) + b"Z" * gap
     archive.writestr(info, data)
-    info.extra = b""  # the directory, written last, has nothing to align
+    info.extra = b""  # not repeated in the directory, which needs no alignment
 
 
 def _pad(archive: zipfile.ZipFile, file: BinaryIO, least_bytes: int) -> None:
-    """Adds an entry that brings the finished file to `least_bytes`; PyTorch ignores it."""
+    """Add an entry that brings the finished file to `least_bytes`; PyTorch ignores it."""
     names = [info.filename for info in archive.infolist()]
     directory = sum(_DIRECTORY_ENTRY_BYTES + len(name) for name in names) + _DIRECTORY_END_BYTES
     missing = least_bytes - file.tell() - directory
@@ -348,21 +348,21 @@ def write_torch_archive(
     version_code: str | None = None,
     pad_to: int | None = None,
 ) -> None:
-    """Writes an object tree that `torch.load(weights_only=True)` opens.
+    """Write an object tree that `torch.load(weights_only=True)` opens.
 
-    The file appears under its name only when it is complete. The same input gives the same bytes.
+    The write is atomic and deterministic.
 
     Args:
         path: the file to write; its folder must exist.
         obj: a tree of dict (keys str or int), list, tuple, str, int, float, bool, None and numpy
             arrays of float16/32/64, int8/16/32/64, uint8 or bool.
         version_code: two digits to write over the first two bytes, as GPT-SoVITS does; PyTorch
-            itself opens such a file only after those bytes are `PK` again.
-        pad_to: the least size of the file in bytes. GPT-SoVITS guesses a version from it.
+            itself opens such a file only once those bytes are `PK` again.
+        pad_to: minimum size of the file in bytes, from which GPT-SoVITS guesses a version.
 
     Raises:
-        CheckpointError: the file cannot be written, for instance because the disk is full;
-            nothing is left behind, and a file that was there before stays as it was.
+        CheckpointError: the file cannot be written, for instance because the disk is full; an
+            existing file is left unchanged.
         TypeError, ValueError: `obj` or `version_code` is not as described.
     """
     if version_code is not None and not _is_code(version_code.encode() + b"\x03\x04"):

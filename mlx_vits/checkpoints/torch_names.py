@@ -1,12 +1,12 @@
-"""What a PyTorch file may ask for, and what it gets instead.
+"""The names that a PyTorch file may refer to, and what replaces them.
 
-A pickle names classes and functions and has them called. These are all the names that a model
-file has a use for, with what the reader puts in their place; none is ever imported.
+A pickle names classes and functions and has them called. These are all the names that a model file
+needs, with what the reader substitutes for them; none is ever imported.
 
-| name in the file | what becomes of it |
+| name in the file | replaced by |
 | --- | --- |
 | `torch._utils._rebuild_tensor_v2`, `_rebuild_parameter` | a `TensorRef` |
-| `torch.HalfStorage` and its kind, in a persistent id | a `StorageRef` |
+| `torch.HalfStorage` and the like, in a persistent id | a `StorageRef` |
 | `collections.OrderedDict` | a dict; attributes such as `_metadata` are dropped |
 | `utils.HParams`, upstream's class for its configuration | a dict of its attributes |
 | `pathlib.PosixPath` and `WindowsPath`, in files of a training's state | text |
@@ -39,23 +39,23 @@ STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
 }
-# numpy has no bfloat16: such a storage is read as bit patterns, and widened.
+# numpy has no bfloat16: such a storage is read as bit patterns and widened.
 BFLOAT16_STORAGE = "torch.BFloat16Storage"
 STORAGES = frozenset([*STORAGE_DTYPES, BFLOAT16_STORAGE])
 
 
 class PickleFault(ValueError):
-    """The pickle cannot be read; the message says why and what to do, without the file's name."""
+    """The pickle cannot be read; the message gives reason and cure, without the file's name."""
 
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A flat block of numbers in the archive.
+    """A storage: a flat block of numbers in the archive.
 
     Attributes:
         kind: PyTorch's class, a key of `STORAGE_DTYPES` or `BFLOAT16_STORAGE`.
         key: name of the block below `data/`.
-        numel: its length in elements.
+        numel: number of elements.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor as a window on a storage; offset and strides in elements, checked to lie inside."""
+    """A view of a storage; offset and strides in elements, checked to be inside."""
 
     storage: StorageRef
     offset: int
@@ -74,7 +74,7 @@ class TensorRef:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements lie in C order without gaps, as those of an empty tensor do."""
+        """Whether the elements are in C order without gaps; true for an empty tensor."""
         if 0 in self.shape:
             return True
         expected = 1
@@ -87,32 +87,32 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class GlobalName:
-    """A name that the file mentions, and nothing more."""
+    """A name that the file refers to, never resolved."""
 
     name: str
 
 
 class Attributes:
-    """An instance of upstream's `utils.HParams`: the dict of its attributes, once it is known."""
+    """An instance of upstream's `utils.HParams`: the dict of its attributes, once set."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] | None = None
 
 
 def printable(text: str, longest: int = 200) -> str:
-    """What a file says, so that it can be quoted in a sentence."""
+    """Make a text from a file safe to quote in a message."""
     return "".join(c if c.isprintable() else "?" for c in text[:longest])
 
 
 def damaged(what: str) -> PickleFault:
-    """The error for a file that is broken rather than hostile."""
+    """Return the error for a file that is damaged rather than malicious."""
     return PickleFault(
         f"is damaged, or was not written by PyTorch: {what}; copy or download it again"
     )
 
 
 def refuse_name(name: str) -> NoReturn:
-    """Raises the error for a name that is not accepted."""
+    """Raise the error for a name that is not allowed."""
     raise PickleFault(
         f"asks for {printable(name)}, which no GPT-SoVITS model needs, and was refused without "
         "running any of it; take the file from a source you trust"
@@ -120,7 +120,7 @@ def refuse_name(name: str) -> NoReturn:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is an int, not a bool, from 0 to the largest size that is believed."""
+    """Whether a value is an int (not a bool) from 0 to the largest plausible size."""
     return type(value) is int and 0 <= value <= _MAX_ELEMENTS
 
 
@@ -139,8 +139,8 @@ def _build_tensor(arguments: tuple[Any, ...]) -> TensorRef:
         raise damaged("a tensor has an impossible shape")
     count = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    # More elements than the storage holds would be a view that repeats them; `torch.save` can
-    # write one, but a model has no use for it and a hostile file has.
+    # A view with more elements than its storage repeats them: `torch.save` can write one, but only
+    # a malicious file would.
     if offset > storage.numel or (count and (last >= storage.numel or count > storage.numel)):
         raise damaged("a tensor reaches outside its storage")
     return TensorRef(storage, offset, shape, strides)
@@ -154,7 +154,7 @@ def _build_parameter(arguments: tuple[Any, ...]) -> TensorRef:
 
 
 def _build_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    """`OrderedDict()`; the items follow as instructions of their own."""
+    """`OrderedDict()`; its items follow in separate instructions."""
     if arguments:
         raise damaged("a dictionary is described wrongly")
     return {}

@@ -1,9 +1,9 @@
-"""Reads the pickle inside a PyTorch file without running it.
+"""Read the pickle inside a PyTorch file without executing it.
 
-Python's own unpickler imports and calls whatever a file names. This one knows the instructions
-that `torch.save` emits (protocol 2, and the same ones in the spelling of protocols 3 to 5) and
-the names of `torch_names.py`; anything else is refused. What comes out is a tree without cycles,
-and both the work and the memory are bounded by the constants below.
+Python's unpickler imports and calls whatever a file names. This one supports only the instructions
+that `torch.save` emits (protocol 2, and their equivalents in protocols 3 to 5) and the names in
+`torch_names.py`; anything else is refused. The result is a tree without cycles, and time and memory
+are bounded by the constants below.
 
 Source: Python's `pickletools`.
 """
@@ -32,8 +32,8 @@ from mlx_vits.checkpoints.torch_names import (
     refuse_name,
 )
 
-# A full-size v2 file takes 26,000 instructions and 90 kB, a G_*.pth with optimizer state 5 times
-# as much.
+# A full-size v2 file has 26,000 instructions in 90 kB, a G_*.pth with optimizer state five times
+# that.
 MAX_PICKLE_BYTES = 16 << 20
 _MAX_INSTRUCTIONS = 500_000
 _MAX_NODES = 250_000
@@ -47,7 +47,7 @@ Method = TypeVar("Method", bound=Callable[..., None])
 
 
 def _on(*names: str) -> Callable[[Method], Method]:
-    """Makes a method the one that carries out these instructions."""
+    """Register a method as the handler of these instructions."""
 
     def register(method: Method) -> Method:
         for name in names:
@@ -58,7 +58,7 @@ def _on(*names: str) -> Callable[[Method], Method]:
 
 
 class _Reader:
-    """A stack machine for the instructions of `_HANDLERS`; every other one is refused."""
+    """A stack machine for the instructions in `_HANDLERS`; all others are refused."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -68,7 +68,7 @@ class _Reader:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Carries out the whole pickle and returns the object it describes."""
+        """Execute the whole pickle and return the object it describes."""
         for _ in range(_MAX_INSTRUCTIONS):
             code = self._take(1)[0]
             if code == _CODES["STOP"]:
@@ -148,7 +148,7 @@ class _Reader:
 
     @_on("FRAME")
     def _frame(self) -> None:
-        self._take(8)  # the length of the next part, of use only to a reader of streams
+        self._take(8)  # length of the frame, needed only by streaming readers
 
     @_on("MARK")
     def _mark(self) -> None:
@@ -218,12 +218,12 @@ class _Reader:
     def _set(self, items: list[Any]) -> None:
         target = self._pop()
         if type(target) is Attributes and target.state is None:
-            target.state = {}  # of a kind of HParams that is a dictionary itself
+            target.state = {}  # an HParams variant that subclasses dict
         table = target.state if type(target) is Attributes else target
         if type(table) is not dict or len(items) % 2:
             raise damaged("it fills something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys could be made to collide, or to hash for ever.
+            # Other keys could be crafted to collide, or to take forever to hash.
             if type(key) is not str and not is_count(key):
                 raise damaged("a dictionary has keys that are neither text nor counts")
             table[key] = value
@@ -252,7 +252,7 @@ class _Reader:
 
     @_on("INST")
     def _instance(self) -> None:
-        # Only to name it: PyTorch has no use for this instruction, whatever it asks for.
+        # Parsed only to name it: PyTorch never emits this instruction.
         module = self._line()
         refuse_name(f"{module}.{self._line()}")
 
@@ -281,13 +281,13 @@ class _Reader:
         if type(target) is Attributes:
             if target.state is not None:
                 raise damaged("a configuration is described twice")
-            # Kept, not copied: a small pickle could have a large state copied without end.
+            # Not copied: a small pickle could request endless copies of a large state.
             target.state = state
         self._push(target)
 
     @_on("BINPERSID")
     def _storage(self) -> None:
-        """`("storage", kind, key, device, numel)`, the only thing PyTorch keeps outside."""
+        """`("storage", kind, key, device, numel)`, the only persistent id that PyTorch uses."""
         parts = self._pop()
         if type(parts) is not tuple or len(parts) != 5:
             raise damaged("a storage is described wrongly")
@@ -320,14 +320,14 @@ _HANDLERS |= {
 
 
 class _Plainer:
-    """Turns what a `_Reader` left into plain values: a true tree, with arrays for tensors."""
+    """Converts the output of `_Reader` to plain values: a tree with arrays for tensors."""
 
     def __init__(self, read_tensor: Callable[[TensorRef], np.ndarray]) -> None:
         self._read_tensor = read_tensor
         self._nodes = 0
 
     def plain(self, value: Any, depth: int = 0) -> Any:
-        """A copy of `value`; shared parts are copied each time, so a cycle meets a bound."""
+        """Copy a value; shared parts are copied each time, so a cycle hits a bound."""
         self._nodes += 1
         if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
             raise damaged("its contents are nested without end")
@@ -350,17 +350,17 @@ class _Plainer:
 
 
 def read_pickle(data: bytes, read_tensor: Callable[[TensorRef], np.ndarray]) -> Any:
-    """Reads the pickle of a PyTorch file without running it.
+    """Read the pickle of a PyTorch file without executing it.
 
     Args:
         data: the whole of `data.pkl`, of at most `MAX_PICKLE_BYTES`.
-        read_tensor: returns the numbers of a tensor; called in the order of the tree, once every
-            instruction has been found acceptable.
+        read_tensor: returns the array of a tensor; called in the order of the tree, after all
+            instructions have been accepted.
 
     Returns:
         dict, list, tuple, str, int, float, bool, None, bytes, and what `read_tensor` returned.
 
     Raises:
-        PickleFault: the pickle is malformed, too large, or asks for a name that is not accepted.
+        PickleFault: the pickle is malformed, too large, or refers to a name that is not allowed.
     """
     return _Plainer(read_tensor).plain(_Reader(data).run())

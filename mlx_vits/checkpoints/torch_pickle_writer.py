@@ -1,7 +1,7 @@
-"""Writes the pickle inside a PyTorch file, without torch.
+"""Write the pickle inside a PyTorch file, without PyTorch.
 
-Protocol 2, with the instructions that `torch.load(weights_only=True)` accepts. Python's own
-pickler is no help here, since it imports every name that it writes.
+Protocol 2, with the instructions that `torch.load(weights_only=True)` accepts. Python's pickler
+cannot be used, since it imports every name that it writes.
 
 Source: Python's `pickletools`; PyTorch's `torch/_utils.py`, `_rebuild_tensor_v2`.
 """
@@ -21,7 +21,7 @@ _STORAGE_OF_DTYPE = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 
 
 class _Writer:
-    """Appends instructions to a pickle, and collects the arrays that it refers to."""
+    """Appends instructions to a pickle and collects the arrays it refers to."""
 
     def __init__(self) -> None:
         self.arrays: list[np.ndarray] = []
@@ -29,7 +29,7 @@ class _Writer:
         self._memo: dict[bytes, int] = {}
 
     def pickle(self, value: Any) -> bytes:
-        """The whole pickle of one object."""
+        """Return the complete pickle of one object."""
         self._parts = [_CODES["PROTO"] + b"\x02"]
         self._value(value)
         self._emit("STOP")
@@ -39,7 +39,7 @@ class _Writer:
         self._parts.append(_CODES[name] + argument)
 
     def _once(self, name: str, argument: bytes) -> None:
-        """A text or a name, written out the first time and recalled after that."""
+        """Write a text or a name the first time, and refer back to it after that."""
         whole = _CODES[name] + argument
         if whole in self._memo:
             self._emit("LONG_BINGET", struct.pack("<I", self._memo[whole]))
@@ -126,18 +126,18 @@ class _Writer:
 
 
 def build_pickle(value: Any) -> tuple[bytes, list[np.ndarray]]:
-    """Describes an object in PyTorch's pickle.
+    """Pickle an object in PyTorch's format.
 
     Args:
         value: a tree of dict (keys str or int), list, tuple, str, int, float, bool, None and
             arrays of float16/32/64, int8/16/32/64, uint8 or bool, of any memory order.
 
     Returns:
-        The bytes of `data.pkl`, and the arrays that belong below `data/` in this order, each in
-        C order and little endian.
+        The bytes of `data.pkl`, and the arrays to store below `data/` in this order, each in C
+        order and little-endian.
 
     Raises:
-        TypeError: the tree holds something else, which is a defect of the caller.
+        TypeError: the tree holds something else, a bug of the caller.
     """
     writer = _Writer()
     return writer.pickle(value), writer.arrays

@@ -1,4 +1,4 @@
-"""GPT-SoVITS's own files, read without PyTorch and told apart by what they hold.
+"""Read GPT-SoVITS's own files without PyTorch, and tell their kinds apart by content.
 
 | form | top level | tensors |
 | --- | --- | --- |
@@ -6,7 +6,7 @@
 | exported | `weight`, `config`, `info` | a voice: fp16, without `enc_q` |
 | resume | `model`, `iteration`, `optimizer`, `learning_rate` | fp32, with `enc_q` |
 
-A bare state dict, as scripts that merge voices write it, is taken for the first or the second.
+A bare state dict, as written by scripts that merge voices, counts as one of the first two.
 
 Source: GPT-SoVITS `process_ckpt.py` (`savee`, `load_sovits_new`), `utils.py` (`save_checkpoint`).
 """
@@ -41,12 +41,12 @@ CODE_VERSIONS = {
     "06": "v2ProPlus",
 }
 VERSION_CODES = {"v2Pro": "05", "v2ProPlus": "06"}
-# Upstream takes a file that starts with `PK` for v1 below this size, and for v2 from it on.
+# Upstream takes a file that starts with `PK` for v1 below this size, for v2 otherwise.
 V2_LEAST_BYTES = 82978 * 1024
 _LORAS = ("03", "04")
 
-_MOST_EPOCHS = 1 << 20
-_QUOTED, _LONGEST_NAME = 5, 60  # of a strange file's keys, in a message
+_MAX_EPOCHS = 1 << 20
+_MAX_QUOTED, _MAX_NAME_CHARS = 5, 60  # keys of an unknown file quoted in a message
 
 Form = Literal["pretrained", "exported", "resume"]
 
@@ -59,12 +59,12 @@ class UpstreamFile:
         path: of the file.
         net: which of the two.
         form: see the table above.
-        tensors: numpy arrays under upstream's names, PyTorch's axes.
+        tensors: numpy arrays under upstream's names, in PyTorch's axes.
         config: upstream's nested dictionary, or empty.
-        info: how far it was trained, in upstream's words, or "".
-        version_code: the two digits over its first bytes, or None.
-        iteration: of a resume file, the epoch that was finished.
-        learning_rate: of a resume file, before any decay.
+        info: training progress in upstream's words, or "".
+        version_code: the two digits in its first bytes, or None.
+        iteration: of a resume file, epochs finished.
+        learning_rate: of a resume file, before decay.
         optimizer: of a resume file, AdamW's state dict.
     """
 
@@ -81,14 +81,14 @@ class UpstreamFile:
 
 
 def read_upstream(path: str | Path) -> UpstreamFile:
-    """Reads any `.pth` of GPT-SoVITS's SoVITS stage.
+    """Read any `.pth` of GPT-SoVITS's SoVITS stage.
 
-    A resume file states no configuration: the `config.json` that GPT-SoVITS leaves in the
-    experiment's folder is taken where it lies beside the file or one folder above.
+    A resume file holds no configuration; GPT-SoVITS's `config.json` of the experiment is used if it
+    is beside the file or one folder above.
 
     Raises:
-        CheckpointError: the file is missing, damaged, refused, of a version this project does not
-            know, or neither a generator nor a discriminator.
+        CheckpointError: the file is missing, damaged, refused, of an unsupported version, or
+            neither a generator nor a discriminator.
     """
     path = Path(path)
     code = read_version_code(path)
@@ -126,7 +126,7 @@ def read_upstream(path: str | Path) -> UpstreamFile:
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Any]:
-    """The table of weights in a file of any form.
+    """Return the table of weights in a file of any form.
 
     Raises:
         CheckpointError: there is none.
@@ -135,7 +135,7 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Any]:
     found = tables.get("model" if "optimizer" in tables else "weight")
     if isinstance(found, dict):
         return found
-    # A bare state dict, as scripts that merge voices write it.
+    # A bare state dict, as written by scripts that merge voices.
     if is_generator(tables) or is_discriminator(tables):
         return tables
     for table in (tables, *tables.values()):
@@ -149,9 +149,9 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _quote(content: dict[Any, Any]) -> str:
-    """The first keys of a table, in words."""
-    names = [str(name)[:_LONGEST_NAME] for name in list(content)[:_QUOTED]]
-    return ", ".join(names) + (", ..." if len(content) > _QUOTED else "")
+    """Quote the first keys of a table."""
+    names = [str(name)[:_MAX_NAME_CHARS] for name in list(content)[:_MAX_QUOTED]]
+    return ", ".join(names) + (", ..." if len(content) > _MAX_QUOTED else "")
 
 
 def _resume_file(
@@ -161,7 +161,7 @@ def _resume_file(
         content.get(key) for key in ("iteration", "learning_rate", "optimizer")
     )
     is_whole = isinstance(optimizer, dict) and {"state", "param_groups"} <= set(optimizer)
-    is_counted = type(iteration) is int and 0 <= iteration <= _MOST_EPOCHS
+    is_counted = type(iteration) is int and 0 <= iteration <= _MAX_EPOCHS
     if not is_counted or type(rate) is not float or not is_whole:
         raise CheckpointError(
             f"{path}: is damaged, it lacks iteration, learning_rate or the optimizer's state; "

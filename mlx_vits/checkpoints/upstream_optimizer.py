@@ -1,9 +1,8 @@
-"""AdamW's state between PyTorch's form, by index, and MLX's, by path; bit for bit.
+"""Convert AdamW's state between PyTorch (by index) and MLX (by path), bit-identical.
 
-PyTorch numbers the parameters through its groups. Upstream's generator has four: everything but
-the text side, in the order of its state dict, and then three parts of the text side; its
-discriminator has one. Buffers have no number. A tensor that is not trained has a number but no
-state.
+PyTorch numbers parameters across its groups. Upstream's generator has four: everything but the text
+side, in the order of the state dict, then three parts of the text side; its discriminator has one.
+Buffers have no index. A frozen tensor has an index but no state.
 
 Source: GPT-SoVITS `s2_train.py`; PyTorch `torch/optim/adamw.py`. PyTorch's `exp_avg`, `exp_avg_sq`
 are MLX's `m`, `v`.
@@ -29,7 +28,7 @@ from mlx_vits.models.vits import TEXT_SIDE
 from mlx_vits.nn.layout import from_torch, to_torch, torch_name
 
 _BUFFERS = "quantizer."
-# What PyTorch 2 keeps in a group besides the rates; versions that lack a field ignore it.
+# Other fields of a group in PyTorch 2; versions that lack a field ignore it.
 _GROUP_DEFAULTS = {
     "weight_decay": 0.01,
     "amsgrad": False,
@@ -43,7 +42,7 @@ _GROUP_DEFAULTS = {
 
 
 class Moments(NamedTuple):
-    """What AdamW knows of the tensors it trains.
+    """AdamW's state of the trained tensors.
 
     Attributes:
         step: updates done.
@@ -57,18 +56,18 @@ class Moments(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Learning rate of a group: as it is now, and before any decay."""
+    """Learning rate of a group: current, and before decay."""
 
     now: float
     initial: float
 
 
 class UpstreamOptimizer(NamedTuple):
-    """An optimizer's state as it was read.
+    """An optimizer's state as read from a file.
 
     Attributes:
-        moments: of the tensors that have any.
-        rates: as they are now, one for each group.
+        moments: of the tensors that have state.
+        rates: current learning rate of each group.
     """
 
     moments: Moments
@@ -76,7 +75,7 @@ class UpstreamOptimizer(NamedTuple):
 
 
 def parameter_groups(model: nn.Module) -> list[list[str]]:
-    """Names of the parameters in PyTorch's order, by group: 4 of a generator, else 1."""
+    """Return parameter names in PyTorch's order, by group: 4 for a generator, else 1."""
     names = [name for name in expected_shapes(model) if not name.startswith(_BUFFERS)]
     text_side = [[name for name in names if name.startswith(part)] for part in TEXT_SIDE]
     if not any(text_side):
@@ -85,10 +84,10 @@ def parameter_groups(model: nn.Module) -> list[list[str]]:
 
 
 def _layout(model: nn.Module) -> dict[str, tuple[str, str | None]]:
-    """Upstream's name and the layer's kind, by parameter path.
+    """Map each parameter path to upstream's name and the kind of its layer.
 
     Raises:
-        ValueError: a layer holds its weight in another form than upstream's.
+        ValueError: a layer's weight norm differs from upstream's.
     """
     modules = dict(model.named_modules())
     found = {}
@@ -101,14 +100,14 @@ def _layout(model: nn.Module) -> dict[str, tuple[str, str | None]]:
 
 
 def moments_of(model: nn.Module, states: Sequence[Mapping[str, Any]]) -> Moments:
-    """Moments out of MLX's optimizer states.
+    """Extract moments from MLX's optimizer states.
 
     Args:
-        model: whose parameters they belong to, in upstream's form of weight norm.
-        states: of one AdamW, or of those that share the model between them.
+        model: the model being optimized, in upstream's form of weight norm.
+        states: of one AdamW, or of several that share the model.
 
     Raises:
-        ValueError: the model is in another form, or the states disagree on the step.
+        ValueError: the model is in another form, or the states' steps differ.
     """
     layout = _layout(model)
     steps = {int(state["step"].item()) for state in states}
@@ -128,11 +127,11 @@ def moments_of(model: nn.Module, states: Sequence[Mapping[str, Any]]) -> Moments
 def optimizer_states(
     model: nn.Module, moments: Moments, groups: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """Moments as MLX's optimizer states, one for each group of names.
+    """Convert moments to MLX's optimizer states, one for each group of names.
 
     Args:
         model: as in `moments_of`.
-        moments: of every tensor that is trained; those of no group are left out.
+        moments: of every trained tensor; those in no group are dropped.
         groups: upstream's names.
     """
     paths = {name: (path, kind) for path, (name, kind) in _layout(model).items()}
@@ -154,11 +153,11 @@ def optimizer_states(
 def to_upstream(
     model: nn.Module, moments: Moments, rates: Sequence[Rate], train: TrainSection
 ) -> dict[str, Any]:
-    """PyTorch's `state_dict` of an AdamW.
+    """Build PyTorch's `state_dict` of an AdamW.
 
     Args:
         model: as in `moments_of`.
-        moments: before the first update no tensor has a state, as in PyTorch.
+        moments: at step 0 no tensor has state, as in PyTorch.
         rates: one for each of `parameter_groups`.
         train: betas and eps.
     """
@@ -184,15 +183,15 @@ def to_upstream(
 def from_upstream(
     model: nn.Module, optimizer: Mapping[str, Any], source: str | Path
 ) -> UpstreamOptimizer:
-    """Reads PyTorch's `state_dict` of an AdamW.
+    """Read PyTorch's `state_dict` of an AdamW.
 
     Args:
         model: of the same version as the file.
-        optimizer: as it stands in a resume file.
+        optimizer: from a resume file.
         source: the file, for messages.
 
     Raises:
-        CheckpointError: it belongs to another model, or is not an AdamW's.
+        CheckpointError: it belongs to another model, or is not AdamW's.
     """
     names = list(itertools.chain.from_iterable(parameter_groups(model)))
     rates = _read_rates(model, optimizer["param_groups"], source)
@@ -254,7 +253,7 @@ def _read_rates(model: nn.Module, groups: Any, source: str | Path) -> list[float
 
 
 def _read_step(value: Any, source: str | Path) -> int:
-    """Steps of a tensor: a tensor of no axes in newer files, a number in older ones."""
+    """Read a tensor's step count: a scalar tensor in newer files, a number in older ones."""
     plain = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
     if not isinstance(plain, (int, float)) or not 0 <= plain < 1 << 63 or plain != int(plain):
         raise _damaged(source)

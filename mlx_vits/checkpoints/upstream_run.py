@@ -1,9 +1,8 @@
-"""The resume files of GPT-SoVITS's `s2_train.py`, `G_N.pth` and `D_N.pth`, in and out.
+"""Read and write the resume files of GPT-SoVITS's `s2_train.py`, `G_N.pth` and `D_N.pth`.
 
-They hold both nets and both optimizers, and count whole epochs. What they have no place for lies
-beside them in `mlx_vits.json`: the exact place in the run, the seed and the other options, the best
-score, and which pretrained weights it started from. That file names the two it belongs to by their
-SHA-256, so that it is not believed once GPT-SoVITS has trained on.
+They hold both nets and both optimizers, and count whole epochs. `mlx_vits.json` beside them holds
+the rest: exact progress, seed and other options, best score, and the pretrained weights. It
+identifies the two files by SHA-256, so that it is ignored once GPT-SoVITS has continued the run.
 
 Source: GPT-SoVITS `utils.py` (`save_checkpoint`, `load_checkpoint`, `latest_checkpoint_path`),
 `s2_train.py`.
@@ -45,10 +44,10 @@ from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.system.files import atomic_write, make_folder, single_name
 from mlx_vits.system.json_files import read_json
 
-LATEST = 233333333333  # upstream's number where only the latest state is kept
+LATEST = 233333333333  # upstream's number when only the latest state is kept
 SIDE_FILE = "mlx_vits.json"
 _FORMAT = 1
-_SAME_RATE = 1e-6  # decays multiplied one by one and by a power differ in the last digits
+_SAME_RATE = 1e-6  # repeated multiplication and a power differ in the last digits
 
 
 class Nets(NamedTuple):
@@ -59,7 +58,7 @@ class Nets(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Learning rates before any decay, and the text side's share of the generator's."""
+    """Learning rates before decay, and the text side's factor on the generator's."""
 
     lr_g: float
     lr_d: float
@@ -68,11 +67,11 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class SideFile:
-    """What a resume file cannot hold.
+    """The part of a run's state that resume files cannot hold.
 
     Attributes:
-        place: exactly where the run stands.
-        info: how it was started, `run.json`'s content.
+        place: exact progress of the run.
+        info: how it was started, as in `run.json`.
     """
 
     place: Place
@@ -87,17 +86,17 @@ class _SideContent(TypedDict):
 
 @dataclass(frozen=True)
 class UpstreamRun:
-    """A run as GPT-SoVITS keeps it.
+    """A run in GPT-SoVITS's format.
 
     Attributes:
         generator: configuration and weights.
         path: of the generator's file.
-        iteration: epochs that are finished.
-        trees: as of `RunState`; learning rates in them are 0, the trainer sets them.
-        rates: before any decay.
-        trained: names of the generator's tensors that have moments; empty before any update.
-        side: None where it is missing or belongs to other files.
-        notes: what a user should know, in sentences.
+        iteration: epochs finished.
+        trees: as in `RunState`; the learning rates in them are 0, the trainer sets them.
+        rates: before decay.
+        trained: names of the generator's tensors with moments; empty before the first update.
+        side: None if it is missing or belongs to other files.
+        notes: sentences for the user.
     """
 
     generator: VoiceFile
@@ -111,7 +110,7 @@ class UpstreamRun:
 
 
 def resume_files(folder: Path) -> tuple[Path, Path] | None:
-    """The newest `G_N.pth` and `D_N.pth` of a folder, by N; None where either is missing."""
+    """Return the newest `G_N.pth` and `D_N.pth` of a folder; None if either is missing."""
     newest = []
     for net in ("G", "D"):
         numbered = [
@@ -128,17 +127,17 @@ def resume_files(folder: Path) -> tuple[Path, Path] | None:
 def write_upstream_run(
     folder: Path, state: RunState, nets: Nets, rates: Rates, info: RunInfo
 ) -> list[str]:
-    """Writes both resume files, the configuration and the side file.
+    """Write both resume files, the configuration and the side file.
 
     Args:
-        folder: made if it is missing; files of the same names in it are replaced.
+        folder: created if missing; files of the same names are replaced.
         state: of the run.
         nets: with the weights of `state`, in upstream's form of weight norm.
         rates: of the run.
         info: of the run.
 
     Returns:
-        What a user should know, in sentences.
+        Notes for the user, in sentences.
 
     Raises:
         UserError: a file cannot be written.
@@ -185,7 +184,7 @@ def write_upstream_run(
 
 
 def _rate(initial: float, config: Config, epochs: int) -> Rate:
-    """Decayed once an epoch, one after the other as upstream's scheduler does."""
+    """Apply the decay epoch by epoch, with the rounding of upstream's scheduler."""
     now = initial
     for _ in range(epochs):
         now *= config.train.lr_decay
@@ -193,7 +192,7 @@ def _rate(initial: float, config: Config, epochs: int) -> Rate:
 
 
 def read_upstream_run(folder: Path) -> UpstreamRun:
-    """Reads the newest resume files of a folder.
+    """Read the newest resume files of a folder.
 
     Raises:
         CheckpointError: one is missing or damaged, or the two do not belong together.
@@ -250,10 +249,10 @@ def _read_resume(path: Path) -> UpstreamFile:
 
 
 def _undecayed(rate: float, file: UpstreamFile, config: Config) -> float:
-    """The rate that, decayed as often as epochs are finished, is the file's.
+    """Return the rate that, decayed once per finished epoch, gives the file's current rate.
 
-    That is `learning_rate` itself, unless GPT-SoVITS has resumed the run: it then decays more often
-    than epochs go by, and its own rate is kept.
+    That is `learning_rate`, unless GPT-SoVITS has resumed the run, after which it decays more often
+    than once an epoch; then the rate is derived from the current one.
     """
     decay = config.train.lr_decay**file.iteration
     if abs(file.learning_rate * decay - rate) <= _SAME_RATE * rate:

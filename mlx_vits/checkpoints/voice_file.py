@@ -1,7 +1,8 @@
-"""A voice on disk: upstream's `.pth`, one safetensors file with metadata, or a folder.
+"""Read and write a voice: upstream's `.pth`, one safetensors file with metadata, or a folder.
 
-Source: GPT-SoVITS `process_ckpt.py` (`savee`, `load_sovits_new`). Tensors are under upstream's
-names and in PyTorch's axes in every form.
+Every form uses upstream's names and PyTorch's axes.
+
+Source: GPT-SoVITS `process_ckpt.py` (`savee`, `load_sovits_new`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ GENERATOR_FILE = "generator.safetensors"  # in that of a base
 _FOLDER_FILES = {CONFIG_FILE, WEIGHTS_FILE}
 _LEFT_OUT = "enc_q"  # an exported voice has no posterior encoder
 
-# What inference reads besides the sections, with upstream's values for a run without a resume.
+# Keys that inference reads besides the sections, with upstream's defaults.
 _EXPORT_DEFAULTS = {
     "s2_ckpt_dir": "logs/s2/big2k1",
     "content_module": "cnhubert",
@@ -43,9 +44,9 @@ class VoiceFile(NamedTuple):
     """A generator's tensors and configuration.
 
     Attributes:
-        config: with `reduced_dims` as the tensors have them.
-        tensors: numpy or MLX arrays, PyTorch's axes.
-        info: how far it was trained, in upstream's words ("8epoch_64iteration"), or "".
+        config: with `reduced_dims` matching the tensors.
+        tensors: numpy or MLX arrays, in PyTorch's axes.
+        info: training progress in upstream's words ("8epoch_64iteration"), or "".
         source: the file, for messages.
     """
 
@@ -56,7 +57,7 @@ class VoiceFile(NamedTuple):
 
 
 def read_voice(path: str | Path) -> VoiceFile:
-    """Reads a voice or a pretrained generator.
+    """Read a voice or a pretrained generator.
 
     Args:
         path: a `.pth`, a `.safetensors` with metadata, or a folder with `config.json` and
@@ -110,7 +111,7 @@ def stated_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 
 def voice_of(file: UpstreamFile) -> VoiceFile:
-    """The generator of a `.pth`.
+    """Return the generator in a `.pth`.
 
     Raises:
         CheckpointError: it is a discriminator, or its tensors and configuration disagree.
@@ -141,16 +142,16 @@ def write_voice(
     name: str,
     whole: bool = False,
 ) -> None:
-    """Writes a voice in the form that the path asks for.
+    """Write a voice in the form given by the path.
 
     Args:
-        path: `.pth` gives upstream's export (fp16, without enc_q), `.safetensors` one file with
-            metadata, anything else a folder with `config.json` and `weights.safetensors`.
+        path: `.pth` for upstream's export (fp16, without enc_q), `.safetensors` for one file with
+            metadata, anything else for a folder with `config.json` and `weights.safetensors`.
         state: from `state_of`, with enc_q.
-        info: how far it was trained ("8epoch_64iteration").
+        info: training progress ("8epoch_64iteration").
         name: of the voice, for the configuration.
-        whole: of a `.pth`, gives the form of a pretrained generator instead: every tensor in its
-            own precision. GPT-SoVITS trains from it; to speak it wants an export.
+        whole: write a `.pth` as a pretrained generator instead, with every tensor in its own
+            precision, which GPT-SoVITS can train from but not speak with.
 
     Raises:
         UserError: the file cannot be written.
@@ -182,7 +183,7 @@ def _write_folder(path: Path, state: Mapping[str, mx.array], config: Config, inf
 
 
 def _stated(config: Config) -> dict[str, Any]:
-    """The configuration with `reduced_dims` spelled out, full-size models included."""
+    """Return the configuration with `reduced_dims` spelled out, also at full size."""
     return config.to_dict() | {"reduced_dims": dataclasses.asdict(config.reduced_dims)}
 
 
@@ -212,7 +213,7 @@ def _write_pth(
     write_torch_archive(
         path,
         {"weight": weight, "config": values, "info": info},
-        # Upstream opens a pretrained file with PyTorch as it is, so that one keeps its `PK`.
+        # Upstream opens pretrained files with PyTorch directly, so these keep their `PK`.
         version_code=None if whole else VERSION_CODES.get(config.version),
         pad_to=V2_LEAST_BYTES if full_size_v2 else None,
     )

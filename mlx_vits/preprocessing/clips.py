@@ -1,10 +1,10 @@
-"""From recordings to a folder of clips with a list of transcripts: what comes before `prepare`.
+"""Turn recordings into a folder of clips and a list of transcripts: the step before `prepare`.
 
-| in the folder | what |
+| file | contents |
 | --- | --- |
 | `RECORDING_START_END.wav` | the slices |
-| `transcripts.list` | what is said in them, GPT-SoVITS's form; to be corrected by hand |
-| `recognised.txt` | slices that have been listened to, whether or not their line is still there |
+| `transcripts.list` | their texts in GPT-SoVITS's list format, to be corrected by hand |
+| `recognised.txt` | slices already transcribed, including those whose line the user deleted |
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Progress = Callable[[int, int, str], None]
 
 LIST = "transcripts.list"
 _RECOGNISED = "recognised.txt"
-_LONGEST_RECORDING = 200  # bytes of a name; those of slices are longer by 26
-_SAVE_EVERY = 20  # clips between two writings of the list
+_MAX_NAME_BYTES = 200  # bytes of a file name; the names of slices are 26 bytes longer
+_SAVE_EVERY = 20  # clips between two saves of the list
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class ClipOptions:
     """How recordings become clips with transcripts.
 
     Attributes:
-        language: of all, None to have it told from each clip.
-        model: of the recogniser.
-        speaker: a name for the list; upstream ignores it.
-        slicing: fields of `SliceSettings` that are to be different from how a recording was cut
-            before, or else from the defaults.
-        strict: whether a slice that is too long for a clip is refused instead of left out.
+        language: of all clips; None to detect it for each clip.
+        model: name or folder of the recogniser's model.
+        speaker: speaker name for the list; upstream ignores it.
+        slicing: fields of `SliceSettings` to override; the others keep the value that the
+            recording was last cut with, or the default.
+        strict: whether a slice that is too long for a clip is an error instead of left out.
     """
 
     language: str | None = None
@@ -67,10 +67,10 @@ class ClipOptions:
     strict: bool = False
 
     def refuse_slicing(self, path: Path) -> None:
-        """Refuses options of cutting where there is nothing to cut.
+        """Refuse slicing options where there is nothing to cut.
 
         Raises:
-            UserError: one is given.
+            UserError: a slicing option is set.
         """
         if self.slicing:
             raise UserError(
@@ -80,18 +80,22 @@ class ClipOptions:
 
 
 def needs_clips(sources: Sequence[Path]) -> bool:
-    """Whether these are recordings to be cut and recognised, and not clips with transcripts."""
+    """Whether the sources are recordings to cut and transcribe, not clips with transcripts."""
     if len(sources) == 1 and sources[0].is_dir():
         folder = sources[0]
         recordings = [folder / name for name in find_audio(folder)]
-        return bool(recordings) and find_transcripts(folder) is None and not _are_told(recordings)
+        return (
+            bool(recordings)
+            and find_transcripts(folder) is None
+            and not _have_plain_texts(recordings)
+        )
     return True
 
 
-def _are_told(recordings: Sequence[Path]) -> bool:
-    """Whether a text beside one of them is all that is said in it.
+def _have_plain_texts(recordings: Sequence[Path]) -> bool:
+    """Whether any recording is a clip with a plain text file as its transcript.
 
-    Recognisers write subtitles as well as plain text: of a clip the text counts, of a long
+    Recognisers write both subtitles and plain text: for a clip the plain text counts, for a long
     recording the subtitles.
     """
     texts = find_beside(recordings)
@@ -103,7 +107,7 @@ def _are_told(recordings: Sequence[Path]) -> bool:
             if subtitles.get(clip, path) == path or is_clip(clip):
                 return True
         except DataError:
-            return True  # said when its turn comes
+            return True  # reported when the clip is read
     return False
 
 
@@ -117,34 +121,32 @@ def make_clips(
     listening: Progress | None = None,
     notice: Notice | None = None,
 ) -> Path:
-    """Cuts recordings into clips, and has them recognised where their transcripts are not given.
+    """Cut recordings into clips, and transcribe them unless transcripts are given.
 
-    One with subtitles or Audacity's labels beside it, see `cues.py`, is cut by these, and their
-    texts are its transcripts.
+    A recording with subtitles or an Audacity label track beside it (see `cues.py`) is cut at these,
+    and their texts become its transcripts.
 
-    A list that is there already is the user's: its lines stay as they are, lines that were taken
-    out stay out, and only clips that are new are recognised and added. Where a recording is cut in
-    other places, lines of slices that are no longer there go, and the former list is kept beside
-    the new one.
+    An existing list belongs to the user: its lines are kept, deleted lines stay deleted, and only
+    new clips are transcribed and added. If a recording is cut differently, lines of vanished slices
+    are removed and the previous list is kept beside the new one.
 
     Args:
         sources: recordings, or folders of them.
-        folder: of the clips.
-        options: how.
-        transcripts: given for the slices; then nothing is recognised.
-        cutting: called with recordings cut, recordings in all and the recording's name.
-        listening: called with clips recognised, clips in all and the clip's name.
-        notice: called with a sentence on each recording of which one channel alone is read, on
-            slices that are too long for a clip, which are not recognised, and on lines that are
-            gone.
+        folder: output folder of the clips.
+        options: how to cut and transcribe.
+        transcripts: file with the texts of the slices; then nothing is transcribed.
+        cutting: called with recordings cut, total and the recording's name.
+        listening: called with clips transcribed, total and the clip's name.
+        notice: called with a sentence for each recording read from a single channel, for slices
+            too long for a clip (not transcribed), and for removed lines.
 
     Returns:
-        The file of the transcripts.
+        Path of the transcript file.
 
     Raises:
-        DataError: a recording cannot be read, nothing is said in any, or all slices are too long.
-        UserError: transcripts are needed and there is no recogniser, or another process is at work
-            in the folder.
+        DataError: a recording cannot be read, no speech is found, or all slices are too long.
+        UserError: transcripts are needed but no recogniser is installed, or another process is
+            writing to the folder.
     """
     make_folder(folder)
     with WriterLock(folder):
@@ -161,7 +163,7 @@ def _make_clips(
     listening: Progress | None,
     notice: Notice | None,
 ) -> Path:
-    gone: list[str] = []
+    removed: list[str] = []
     recordings = _find_recordings(sources)
     subtitles = {} if transcripts else find_beside(recordings, CUE_SUFFIXES)
     cues = {recording: read_cues(path) for recording, path in subtitles.items()}
@@ -171,45 +173,45 @@ def _make_clips(
         changes=options.slicing,
         cues=cues,
         progress=cutting,
-        forget=gone.extend,
+        forget=removed.extend,
         notice=notice,
     )
     slices = _leave_out_long(recordings, slices, folder, options.strict, notice)
     if transcripts is not None:
         return transcripts
-    path, known = folder / LIST, folder / _RECOGNISED
+    path, done_path = folder / LIST, folder / _RECOGNISED
     rows = read_transcripts(path) if path.is_file() else []
-    heard = read_text(known).splitlines() if known.is_file() else []
-    if gone:
-        if any(row.name in gone for row in rows):
-            kept = _keep(path)
+    done = read_text(done_path).splitlines() if done_path.is_file() else []
+    if removed:
+        if any(row.name in removed for row in rows):
+            kept = _back_up(path)
             if notice:
                 notice(f"{path}: slices have changed; the former list is kept in {kept}.")
-        rows = [row for row in rows if row.name not in gone]
-        heard = [name for name in heard if name not in gone]
-        _save(path, known, rows, heard, options.speaker)
-    seen = {*heard, *(row.name for row in rows)}
+        rows = [row for row in rows if row.name not in removed]
+        done = [name for name in done if name not in removed]
+        _save(path, done_path, rows, done, options.speaker)
+    seen = {*done, *(row.name for row in rows)}
     fresh = [piece for piece in slices if piece.name not in seen]
-    told = [_told(piece, options) for piece in fresh if piece.text is not None]
-    if told:
-        rows += told
-        heard += [row.name for row in told]
-        _save(path, known, rows, heard, options.speaker)
+    from_cues = [_cue_transcript(piece, options) for piece in fresh if piece.text is not None]
+    if from_cues:
+        rows += from_cues
+        done += [row.name for row in from_cues]
+        _save(path, done_path, rows, done, options.speaker)
     new = [folder / piece.name for piece in fresh if piece.text is None]
     if new:
         recogniser = load_recogniser(options.model)
         found = recognise_clips(new, recogniser, options.language, progress=listening)
         for number, row in enumerate(found, 1):
-            heard.append(row.name)
+            done.append(row.name)
             rows += [row] if row.text else []
             if number % _SAVE_EVERY == 0 or number == len(new):
-                _save(path, known, rows, heard, options.speaker)
+                _save(path, done_path, rows, done, options.speaker)
     if not rows:
-        raise DataError(f"{folder}: nothing is said in these recordings; give others")
+        raise DataError(f"{folder}: no speech was found in these recordings; give others")
     return path
 
 
-def _told(piece: SliceFile, options: ClipOptions) -> Transcript:
+def _cue_transcript(piece: SliceFile, options: ClipOptions) -> Transcript:
     text = piece.text or ""
     language = find_language((options.language or "").removeprefix("all_"))
     return Transcript(piece.name, text, language or guess_language(text), piece.recording)
@@ -222,7 +224,7 @@ def _leave_out_long(
     strict: bool,
     notice: Callable[[str], None] | None,
 ) -> list[SliceFile]:
-    """The slices that can be clips; of each recording that has others it is said how to cut it."""
+    """Drop slices that are too long for a clip, and report how to cut their recordings."""
     fitting = [piece for piece in slices if not is_too_long_slice(piece)]
     for path in recordings if len(fitting) < len(slices) else ():
         of_it = [piece for piece in slices if piece.recording == path.name]
@@ -236,8 +238,8 @@ def _leave_out_long(
     return fitting
 
 
-def _keep(path: Path) -> Path:
-    """Adds a list to those that were kept before."""
+def _back_up(path: Path) -> Path:
+    """Append the list to the backup of earlier lists."""
     kept = path.with_name(f"{path.name}.old")
     before = kept.read_bytes() if kept.is_file() else b""
     with atomic_write(kept) as file:
@@ -245,13 +247,15 @@ def _keep(path: Path) -> Path:
     return kept
 
 
-def _save(path: Path, known: Path, rows: list[Transcript], heard: list[str], speaker: str) -> None:
+def _save(
+    path: Path, done_path: Path, rows: list[Transcript], done: list[str], speaker: str
+) -> None:
     if rows:
         write_list(path, rows, path.parent, speaker)
     else:
         path.unlink(missing_ok=True)
-    with atomic_write(known) as file:
-        file.write("".join(f"{name}\n" for name in heard).encode())
+    with atomic_write(done_path) as file:
+        file.write("".join(f"{name}\n" for name in done).encode())
 
 
 def _find_recordings(sources: Sequence[Path]) -> list[Path]:
@@ -273,9 +277,9 @@ def _find_recordings(sources: Sequence[Path]) -> list[Path]:
 
 
 def _check_name(path: Path) -> None:
-    """Refuse a recording whose slices could not be listed."""
+    """Refuse a recording whose slices would have names that a list cannot hold."""
     single_name(path.name, str(path.parent), DataError)
     if "|" in str(path):
         raise DataError(f"{path}: has `|` in its path, which a list has no place for; rename it")
-    if len(path.name.encode()) > _LONGEST_RECORDING:
+    if len(path.name.encode()) > _MAX_NAME_BYTES:
         raise DataError(f"{path}: has too long a name for its slices; shorten it")

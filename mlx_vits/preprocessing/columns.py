@@ -1,6 +1,6 @@
-"""Which column of a table holds what: by its header, or by what stands in it.
+"""Tell what the columns of a table hold, by its header or by their contents.
 
-A column taken for the text is read aloud, so what cannot be told is refused rather than guessed.
+The text column becomes speech, so an ambiguous table is refused rather than guessed at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlx_vits.audio.formats import is_recording_name
 from mlx_vits.errors import DataError
 from mlx_vits.preprocessing.languages import find_language
 
-# Column names without case, spaces and underscores; of several in one header the first here counts.
+# Header names, lower case without spaces and underscores; the first one listed here wins.
 _FILE = (
     *("file", "filename", "filepath", "path", "audio", "audiofile", "audiopath", "audiofilepath"),
     *("audiofilename", "wav", "wavfile", "wavpath", "wavfilename", "clip", "clippath", "id"),
@@ -27,26 +27,26 @@ _TEXT = (
     *("text", "sentence", "transcription", "transcript", "rawtext", "utterance"),
 )
 _LANGUAGE = ("language", "lang", "locale", "languageid")
-_FURTHER = (
+_OTHER = (
     *("speaker", "speakername", "speakerid", "spk", "clientid", "duration", "length", "seconds"),
     *("gender", "emotion", "style", "split"),
 )
-PUNCTUATION = (";", ",")  # delimiters that texts hold as well
+PUNCTUATION = (";", ",")  # delimiters that also occur in texts
 _NUMBER = re.compile(r"[-+]?\d[\d.,:]*\s*(s|ms|sec)?", re.IGNORECASE)
 _COMPARED_ROWS = 30
-_LEAST_LIKENESS = 0.6  # of a text and its normalised form
+_MIN_SIMILARITY = 0.6  # of a text and its normalised form
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a table are.
+    """The layout of a table.
 
     Attributes:
-        width: how many there are.
-        file, text: which they are.
-        language: which it is, None where there is none.
-        names: of all.
-        delimiter: between them.
+        width: number of columns.
+        file, text: index of the column.
+        language: index of the column, None if there is none.
+        names: of all columns.
+        delimiter: between columns.
     """
 
     width: int
@@ -58,30 +58,30 @@ class Columns:
 
     @property
     def form(self) -> str:
-        """A line's form, for messages."""
+        """The format of a line, for messages."""
         return _form(self.names, self.delimiter)
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Whether cells name columns: two kinds that are known, one of them files or texts."""
-    names = {_plain(cell) for cell in cells}
-    kinds = [names.intersection(kind) for kind in (_FILE, _TEXT, (*_LANGUAGE, *_FURTHER))]
+    """Whether cells name columns: two known kinds, one of them files or texts."""
+    names = {_normalize(cell) for cell in cells}
+    kinds = [names.intersection(kind) for kind in (_FILE, _TEXT, (*_LANGUAGE, *_OTHER))]
     return bool(kinds[0] or kinds[1]) and sum(map(bool, kinds)) > 1
 
 
 def read_header(path: Path, cells: Sequence[str], delimiter: str) -> Columns | None:
-    """The columns that a header names; None if the cells are no header.
+    """Return the columns that a header names; None if the cells are no header.
 
     Raises:
-        DataError: no column of files, or none of texts, is among them.
+        DataError: the column of files or the column of texts is missing.
     """
     if not is_header(cells):
         return None
-    names = [_plain(cell) for cell in cells]
+    names = [_normalize(cell) for cell in cells]
 
     def find(kind: Sequence[str]) -> int | None:
         return next((names.index(name) for name in kind if name in names), None)
@@ -99,13 +99,13 @@ def read_header(path: Path, cells: Sequence[str], delimiter: str) -> Columns | N
 
 
 def guess_columns(path: Path, lines: Sequence[Sequence[str]], delimiter: str) -> Columns:
-    """What the columns of a file without a header are.
+    """Infer the columns of a table without a header.
 
     Args:
-        lines: their cells; those with fewer or more than most do not count.
+        lines: cells of each line; lines of an unusual width are ignored.
 
     Raises:
-        DataError: it cannot be told.
+        DataError: the layout is ambiguous.
     """
     widths = Counter(len(cells) for cells in lines if len(cells) > 1)
     width = widths.most_common(1)[0][0] if widths else 2
@@ -113,11 +113,11 @@ def guess_columns(path: Path, lines: Sequence[Sequence[str]], delimiter: str) ->
     columns = [[row[i].strip() for row in rows] for i in range(width)]
     files = [i for i, cells in enumerate(columns) if sum(map(is_audio, cells)) * 2 > len(cells)]
     if files and files[0] != 0:
-        raise unclear(path, f"has its files in column {files[0] + 1}", delimiter)
+        raise ambiguous(path, f"has its files in column {files[0] + 1}", delimiter)
     # The first line may be a header of names that are not known.
     texts = columns[-1][1:] if len(rows) > 2 else columns[-1]
     if (width > 2 and is_label(texts)) or (len(rows) > 1 and _are_numbers(texts)):
-        raise unclear(path, "has numbers or one and the same word in its last column", delimiter)
+        raise ambiguous(path, "has numbers or one and the same word in its last column", delimiter)
     language = None
     if width == 2:
         names = ["file", "text"]
@@ -127,15 +127,15 @@ def guess_columns(path: Path, lines: Sequence[Sequence[str]], delimiter: str) ->
     elif width == 4 and are_languages(columns[2]):
         names, language = ["file", "speaker", "language", "text"], 2
     else:
-        raise unclear(path, f"has {width} columns", delimiter)
+        raise ambiguous(path, f"has {width} columns", delimiter)
     return Columns(width, 0, width - 1, language, tuple(names), delimiter)
 
 
 def _middle_of_three(path: Path, middle: list[str], last: list[str], delimiter: str) -> str:
-    """What stands between files and texts.
+    """Return the name of the column between files and texts.
 
     Raises:
-        DataError: the texts may as well be in the middle.
+        DataError: the middle column may be the texts.
     """
     if are_languages(middle):
         return "language"
@@ -147,13 +147,13 @@ def _middle_of_three(path: Path, middle: list[str], last: list[str], delimiter: 
         are_names = all(cell.isascii() and " " not in cell for cell in middle)
         if 2 * kinds[0] <= kinds[1] or (are_names and 2 * lengths[0] <= lengths[1]):
             return "speaker"
-        if 2 * lengths[1] > lengths[0] and _are_alike(middle, last):
-            return "text as written"  # LJ Speech's, the last being normalised
-    raise unclear(path, "has three columns", delimiter)
+        if 2 * lengths[1] > lengths[0] and _are_similar(middle, last):
+            return "text as written"  # as in LJ Speech, whose last column is normalised
+    raise ambiguous(path, "has three columns", delimiter)
 
 
-def unclear(path: Path, what: str, delimiter: str) -> DataError:
-    """The error of a file without a header whose texts may be in more than one column."""
+def ambiguous(path: Path, what: str, delimiter: str) -> DataError:
+    """Return the error for a headerless file with more than one possible text column."""
     example = _form(("file", "text", "speaker"), delimiter)
     quotes = ", and put the texts in double quotes" if delimiter in PUNCTUATION else ""
     return DataError(
@@ -163,15 +163,15 @@ def unclear(path: Path, what: str, delimiter: str) -> DataError:
 
 
 def is_label(cells: Sequence[str]) -> bool:
-    """Whether a column holds numbers, languages, or the same on every line: no texts."""
+    """Whether a column holds numbers, languages or one constant value, hence no texts."""
     is_constant = len(cells) > 1 and len(set(cells)) == 1
     return is_constant or _are_numbers(cells) or are_languages(cells)
 
 
-def _are_alike(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+def _are_similar(ours: Sequence[str], theirs: Sequence[str]) -> bool:
     pairs = list(islice(zip(ours, theirs, strict=True), _COMPARED_ROWS))
     ratios = [SequenceMatcher(None, a.casefold(), b.casefold(), False).ratio() for a, b in pairs]
-    return sum(ratios) >= _LEAST_LIKENESS * len(ratios)
+    return sum(ratios) >= _MIN_SIMILARITY * len(ratios)
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
@@ -179,7 +179,7 @@ def _are_numbers(cells: Sequence[str]) -> bool:
 
 
 def are_languages(cells: Sequence[str]) -> bool:
-    """Whether most are tags of languages."""
+    """Whether most cells are language tags."""
     return 2 * sum(find_language(cell) is not None for cell in cells) > len(cells)
 
 

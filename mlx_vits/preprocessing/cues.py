@@ -1,6 +1,6 @@
-"""Subtitles and labels of a long recording: where its clips lie, and what is said in each.
+"""Subtitles and label tracks of a long recording: where its clips are, and their texts.
 
-| beside `talk.wav` | form |
+| beside `talk.wav` | format |
 | --- | --- |
 | `talk.srt`, `talk.vtt` | SubRip, WebVTT |
 | `talk.txt` | an Audacity label track: start, end and text, separated by tabs |
@@ -24,12 +24,12 @@ _TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(\s.*)?")
 _LABEL = re.compile(r"\s*(\d+[.,]\d+)\t(\d+[.,]\d+)(?:\t(.*))?")
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 _NO_SPEECH = re.compile(r"[\[(♪].*[\])♪]|")  # `[music]`, `(laughs)`
-_OVERLAP_SECONDS = 0.05  # that rounding explains
-_SHORT_SECONDS, _LONG_SECONDS, _GAP_SECONDS = 4.0, 15.0, 1.0  # of clips that cues are merged to
+_OVERLAP_SECONDS = 0.05  # tolerance for rounding
+_SHORT_SECONDS, _LONG_SECONDS, _GAP_SECONDS = 4.0, 15.0, 1.0  # limits for merging cues into clips
 
 
 class Cue(NamedTuple):
-    """A text and its place in a recording, in seconds."""
+    """A text with its start and end in the recording, in seconds."""
 
     start: float
     end: float
@@ -37,16 +37,16 @@ class Cue(NamedTuple):
 
 
 def is_timed(content: str) -> bool:
-    """Whether a text is subtitles or a label track rather than what is said alone."""
+    """Whether a text is subtitles or a label track rather than a plain transcript."""
     lines = [line for line in content.split("\n") if line.strip() and line[0] != "\\"]
     return any(map(_TIMING.fullmatch, lines)) or bool(lines and all(map(_LABEL.fullmatch, lines)))
 
 
 def read_cues(path: Path) -> list[Cue]:
-    """Read the cues of a file, short neighbours merged; none of a file without times.
+    """Read cues, merging short neighbours; a file without times has none.
 
     Raises:
-        DataError: the cues overlap or have no length, or subtitles hold none.
+        DataError: cues overlap or have no duration, or a subtitle file has no cues.
     """
     content = read_text(path)
     if not is_timed(content):
@@ -56,7 +56,7 @@ def read_cues(path: Path) -> list[Cue]:
     lines = content.split("\n")
     cues = _subtitles(lines) if any(map(_TIMING.fullmatch, lines)) else _labels(lines)
     spoken = [cue for cue in cues if not _NO_SPEECH.fullmatch(cue.text)]
-    return _merge(_apart(path, sorted(spoken)))
+    return _merge(_without_overlaps(path, sorted(spoken)))
 
 
 def _subtitles(lines: Sequence[str]) -> Iterable[Cue]:
@@ -86,11 +86,11 @@ def _clean(text: str) -> str:
     return " ".join(html.unescape(_MARKUP.sub("", text)).replace("|", " ").split())
 
 
-def _apart(path: Path, cues: Iterable[Cue]) -> list[Cue]:
-    """Cues that follow each other.
+def _without_overlaps(path: Path, cues: Iterable[Cue]) -> list[Cue]:
+    """Return cues without their rounding overlaps.
 
     Raises:
-        DataError: one overlaps with the next, or is a point.
+        DataError: a cue overlaps the next one, or has no duration.
     """
     found: list[Cue] = []
     for cue in cues:
@@ -102,15 +102,15 @@ def _apart(path: Path, cues: Iterable[Cue]) -> list[Cue]:
             )
         if cue.start < before - _OVERLAP_SECONDS:
             raise DataError(
-                f"{path}: two texts overlap at {cue.start:.2f} s, as in captions that roll; give "
-                "subtitles without overlaps, or take them away to have the recording recognised"
+                f"{path}: two texts overlap at {cue.start:.2f} s, as in rolling captions; give "
+                "subtitles without overlaps, or remove them to have the recording recognised"
             )
         found.append(cue._replace(start=max(cue.start, before)))
     return found
 
 
 def _merge(cues: Iterable[Cue]) -> list[Cue]:
-    """Joins a short cue with the one that follows it closely."""
+    """Join a short cue with the one that closely follows it."""
     merged: list[Cue] = []
     for cue in cues:
         last = merged[-1] if merged else None

@@ -1,4 +1,4 @@
-"""SSL features: what is said in a clip, 50 frames a second.
+"""SSL features: the content of a clip, 50 frames a second.
 
 Source: GPT-SoVITS `prepare_datasets/2-get-hubert-wav32k.py`. Axes: N samples, S frames, C channels.
 """
@@ -17,14 +17,14 @@ from mlx_vits.models.hubert import HubertModel
 from mlx_vits.preprocessing.levels import ENCODER_SCALE, mix_level
 
 ENCODER_RATE = 16000
-# Of a batch, padding included: chinese-hubert-base needs some 60 MB for each second.
+# Per batch, padding included: chinese-hubert-base takes about 60 MB per second of audio.
 BATCH_SAMPLES = 20 * ENCODER_RATE
 
 Item = TypeVar("Item")
 
 
 class EncoderClip(NamedTuple):
-    """A clip as the content encoder hears it.
+    """Input of the content encoder.
 
     Attributes:
         name: for messages.
@@ -36,7 +36,7 @@ class EncoderClip(NamedTuple):
 
 
 def speech_features(encoder: HubertModel, wav: np.ndarray, rate: int, name: str) -> np.ndarray:
-    """Features of one clip.
+    """Compute the features of one clip.
 
     Args:
         wav: `(N,)` float32, full scale 1.0.
@@ -47,7 +47,7 @@ def speech_features(encoder: HubertModel, wav: np.ndarray, rate: int, name: str)
         `(S, C)` float32.
 
     Raises:
-        DataError: the clip is silent, too short, or its features are not numbers.
+        DataError: the clip is silent or too short, or its features are not finite.
     """
     (features,) = batch_features(encoder, [EncoderClip(name, encoder_input(wav, rate, name))])
     if isinstance(features, DataError):
@@ -58,22 +58,22 @@ def speech_features(encoder: HubertModel, wav: np.ndarray, rate: int, name: str)
 def batch_features(
     encoder: HubertModel, clips: Sequence[EncoderClip]
 ) -> list[np.ndarray | DataError]:
-    """Features of clips that are heard together.
+    """Compute the features of several clips in one forward pass.
 
     Args:
-        clips: of any lengths; the less they differ, the less is padded.
+        clips: of any lengths; similar lengths need less padding.
 
     Returns:
-        For each clip its features, `(S, C)` float32, which but for rounding do not depend on the
-        other clips; or why it has none: it is too short, or they are not numbers.
+        For each clip its features `(S, C)` float32, independent of the other clips up to rounding;
+        or the error if the clip is too short or its features are not finite.
     """
-    least = _receptive_field(encoder)
-    heard = [clip for clip in clips if len(clip.audio) >= least]
-    rows = iter(_encode(encoder, [clip.audio for clip in heard]) if heard else [])
+    min_samples = _receptive_field(encoder)
+    usable = [clip for clip in clips if len(clip.audio) >= min_samples]
+    rows = iter(_encode(encoder, [clip.audio for clip in usable]) if usable else [])
     results: list[np.ndarray | DataError] = []
     for clip in clips:
-        if len(clip.audio) < least:
-            seconds = f"{least / ENCODER_RATE:.2f} s"
+        if len(clip.audio) < min_samples:
+            seconds = f"{min_samples / ENCODER_RATE:.2f} s"
             results.append(DataError(f"{clip.name}: is too short; {seconds} are needed at least"))
         elif np.isfinite(features := next(rows)).all():
             results.append(features)
@@ -98,11 +98,11 @@ def _encode(encoder: HubertModel, audios: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def batch_by_length(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Puts items together, in the order they come, as long as `BATCH_SAMPLES` holds them.
+    """Group consecutive items into batches of at most `BATCH_SAMPLES`, padding included.
 
     Args:
-        items: in the order of their lengths, or more is padded than need be.
-        length: of an item, in samples; one that is too long for a batch is one by itself.
+        items: sorted by length, which minimises padding.
+        length: returns an item's samples; an item longer than a batch gets its own.
     """
     batch: list[Item] = []
     longest = 0
@@ -117,12 +117,12 @@ def batch_by_length(items: Iterable[Item], length: Callable[[Item], int]) -> Ite
 
 
 def align_features(features: np.ndarray, frames: int, name: str) -> np.ndarray:
-    """Features `(S, C)` as long as the spectrogram, which may have one frame more.
+    """Align features `(S, C)` with a spectrogram that may have one frame more.
 
     Source: GPT-SoVITS `module/data_utils.py`: the last frame is repeated.
 
     Raises:
-        DataError: the lengths do not belong together.
+        DataError: the lengths differ by more than that.
     """
     missing = frames - len(features)
     if missing not in (0, 1):
@@ -134,7 +134,7 @@ def align_features(features: np.ndarray, frames: int, name: str) -> np.ndarray:
 
 
 def encoder_input(wav: np.ndarray, rate: int, name: str) -> np.ndarray:
-    """A clip `(N,)` at `rate` Hz as the content encoder hears it: `(N,)` at 16 kHz, levelled.
+    """Turn a clip `(N,)` at `rate` Hz into the encoder's input: `(N,)` at 16 kHz, levelled.
 
     Raises:
         DataError: the clip is silent or far too loud.
@@ -143,7 +143,7 @@ def encoder_input(wav: np.ndarray, rate: int, name: str) -> np.ndarray:
 
 
 def _receptive_field(encoder: HubertModel) -> int:
-    """Samples that the first frame sees."""
+    """Return the receptive field of one frame, in samples."""
     samples = 1
     config = encoder.config
     for kernel, stride in zip(config.conv_kernel[::-1], config.conv_stride[::-1], strict=True):

@@ -1,8 +1,8 @@
-"""Work that is not done twice: finished clips of an interrupted or an earlier preparation.
+"""Reuse finished clips of an interrupted or an earlier preparation.
 
-A clip's files are named in the journal after they are written, together with a key of everything
-they were made from. A clip whose key is found again, here or in an older prepared folder, is taken
-over; a file that is not in a journal does not count, whole or not.
+After a clip's files are written, the journal records them with a key of everything they were made
+from. A clip whose key is found here or in an older prepared folder is reused; a file that no
+journal names is ignored, complete or not.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from mlx_vits.system.files import (
 from mlx_vits.system.json_files import parse_json
 
 JOURNAL = "journal.jsonl"
-_FORMAT = "1"  # of what is made of a recording
+_FORMAT = "1"  # version of what is derived from a recording
 
 
 def audio_key(recording_sha256: str, *made_with: str) -> str:
-    """Of a clip's recording, features and speaker vector.
+    """Return the key of a clip's audio, features and speaker vector.
 
     Args:
         recording_sha256: of the source's bytes.
-        made_with: digests of the nets, and whatever else decides the result.
+        made_with: digests of the models, and whatever else determines the result.
     """
     return hashlib.sha256(" ".join((_FORMAT, recording_sha256, *made_with)).encode()).hexdigest()
 
@@ -52,18 +52,18 @@ class _Entry:
 
 
 class Journal:
-    """What has been made in a folder, and where else the same was made before.
+    """Finished clips of a folder, and of earlier folders to reuse.
 
     Args:
-        folder: that is being filled.
-        earlier: prepared folders that clips may be taken from.
+        folder: the one being filled.
+        earlier: prepared folders whose clips may be reused.
     """
 
     def __init__(self, folder: Path, earlier: Sequence[Path] = ()):
         self.folder = folder
         self._found: dict[str, list[Path]] = {}
         for line in _read_lines(folder / JOURNAL):
-            # A line that an interruption cut short costs the work of a clip.
+            # A line truncated by an interruption costs one clip's work.
             with contextlib.suppress(DataError):
                 entry = parse_json(line, _Entry, JOURNAL, error=DataError, cure="")
                 for step in "/".join(entry.files).split("/"):
@@ -77,11 +77,14 @@ class Journal:
                 self._found.setdefault(clip.key, layout.clip_files(part, clip.name))
 
     def take(self, key: str, wanted: Sequence[Path]) -> bool:
-        """Puts a clip's files in place, if the same were all made before.
+        """Put a clip's files in place if all of them were made before.
 
         Args:
             key: from `audio_key`.
-            wanted: where they belong, `self.folder` or a folder below.
+            wanted: their destinations, in `self.folder` or below.
+
+        Returns:
+            Whether they were.
         """
         found = {path.parent.name: path for path in self._found.get(key, []) if path.is_file()}
         if not {path.parent.name for path in wanted} <= set(found):
@@ -92,7 +95,7 @@ class Journal:
         return True
 
     def note(self, key: str, files: Sequence[Path]) -> None:
-        """Records that a clip's files are whole.
+        """Record that a clip's files are complete.
 
         Raises:
             UserError: the journal cannot be written.
@@ -103,7 +106,7 @@ class Journal:
             with (self.folder / JOURNAL).open("ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
-                    # The line before was cut short: this one begins anew.
+                    # The previous line was truncated: start a new one.
                     line = line if file.read(1) == b"\n" else b"\n" + line
                 file.write(line)
         except OSError as error:
@@ -111,7 +114,7 @@ class Journal:
         self._found[key] = [self.folder / name for name in names]
 
     def close(self) -> None:
-        """Takes the journal away: the manifest says the same from now on."""
+        """Delete the journal, once the manifest holds the same facts."""
         (self.folder / JOURNAL).unlink(missing_ok=True)
 
     @property
@@ -126,7 +129,7 @@ def _read_lines(path: Path) -> list[bytes]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the disk has no such thing."""
+    """Hard-link a file, or copy it where the file system has no hard links."""
     if target.exists() and target.samefile(source):
         return
     make_folder(target.parent)

@@ -1,4 +1,4 @@
-"""Whether the transcripts of a voice are in the language that they are read as."""
+"""Check that the transcripts of a voice are in the language they are read as."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mlx_vits.text.cleaner import resolve_language
 from mlx_vits.text.extras import LANGUAGE_NAMES
 from mlx_vits.text.likely_language import is_unreadable, likely_language, other_language
 
-# Of the words of English texts, how many are in no dictionary: 18 English voices have 0.1 to 2 %, a
-# page of invented names 30 %, and texts of twelve other languages 14 to 75 %.
+# Share of words of a text read as English that are in no dictionary: 0.1 to 2 % in 18 English
+# voices, 30 % on a page of invented names, 14 to 75 % in texts of twelve other languages.
 _FOREIGN_SHARE = 0.08
-_STRANGE_SHARE = 0.2
+_UNKNOWN_SHARE = 0.2
 _NAMES_SHARE = 0.1
-_MANY = 0.1  # of the clips
-_NAMED = 3
+_PROBLEM_SHARE = 0.1  # of the clips
+_MAX_NAMED = 3
 _CODES = {name: code for code, name in LANGUAGE_NAMES.items()}
 
 
@@ -26,9 +26,9 @@ class ReadText(NamedTuple):
 
     Attributes:
         name: of its clip.
-        text: as written, or as it is read aloud.
-        language: its code, as `clean_text` takes it.
-        guessed: words that no English dictionary has.
+        text: as written, or normalised.
+        language: code, as for `clean_text`.
+        guessed: number of words that are in no English dictionary.
     """
 
     name: str
@@ -38,18 +38,18 @@ class ReadText(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A sentence, and whether it makes a worse voice."""
+    """A sentence, and whether it affects the quality of the voice."""
 
     level: Literal["problem", "note"]
     words: str
 
 
 def check_language(text: str, language: str, version: str = "v2") -> None:
-    """Checks that a transcript is in a script of its language, as far as that tells.
+    """Check that a transcript is written in a script of its language.
 
     Raises:
-        DataError: it is in another, so that its phonemes would not be what is said; or the language
-            is not supported.
+        DataError: it is in another script, so its phonemes would not match the audio; or the
+            language is not supported.
     """
     code = resolve_language(language, version)
     if is_unreadable(text, code):
@@ -61,7 +61,7 @@ def check_language(text: str, language: str, version: str = "v2") -> None:
 
 
 def judge_languages(texts: Sequence[ReadText]) -> list[Finding]:
-    """What speaks against the languages that transcripts are read as.
+    """Return findings on transcripts that do not look like the language they are read as.
 
     Raises:
         DataError: a language is not supported.
@@ -87,7 +87,7 @@ def _judge(code: str, texts: list[ReadText]) -> Iterable[Finding]:
             f"{_cure(found)}.",
         )
         return
-    if is_english and share > _STRANGE_SHARE and likely_language(whole) != "English":
+    if is_english and share > _UNKNOWN_SHARE and likely_language(whole) != "English":
         yield Finding(
             "problem",
             f"{words}, so their sound is guessed: the transcripts look like another language than "
@@ -105,11 +105,11 @@ def _judge(code: str, texts: list[ReadText]) -> Iterable[Finding]:
         and (not is_english or text.guessed > _FOREIGN_SHARE * _count_words(text.text))
     }
     if others:
-        named = ", ".join(f"{name}: {found}" for name, found in list(others.items())[:_NAMED])
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        named = ", ".join(f"{name}: {found}" for name, found in list(others.items())[:_MAX_NAMED])
+        more = f" and {len(others) - _MAX_NAMED} more" if len(others) > _MAX_NAMED else ""
         one = len(others) == 1
         yield Finding(
-            "problem" if len(others) > _MANY * len(texts) else "note",
+            "problem" if len(others) > _PROBLEM_SHARE * len(texts) else "note",
             f"{len(others)} {'transcript looks' if one else 'transcripts look'} like another "
             f"language than {_name(code)} ({named}{more}): state it in the list of transcripts, or "
             f"take the clip{'' if one else 's'} out.",

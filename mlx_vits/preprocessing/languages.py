@@ -1,4 +1,4 @@
-"""Language tags of transcripts: GPT-SoVITS's own, and those that other tools write for the same."""
+"""Language tags of transcripts: GPT-SoVITS's own, and those that other tools write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AMBIGUOUS = ("zh-hk", "zh-mo")  # Cantonese in Common Voice, Mandarin elsewhere
 
 
 def find_language(tag: str) -> str | None:
-    """Upstream's code of a tag such as `EN`, `en-US` or `english`; None if it is not known."""
+    """Return upstream's code for a tag such as `EN`, `en-US` or `english`; None if unknown."""
     tag = tag.strip().lower().replace("_", "-")
     # With a region or a script, as in `en-US`.
     if tag not in _AMBIGUOUS and re.fullmatch(r"[a-z]{2,3}-[a-z]{2,4}(-[a-z]{2})?", tag):
@@ -36,7 +36,7 @@ def find_language(tag: str) -> str | None:
 
 
 def guess_language(text: str) -> str:
-    """Upstream's code of a text, by its script alone: English unless it has another than Latin."""
+    """Guess upstream's code from the script of a text; Latin script counts as English."""
     if re.search("[\u3041-\u30ff]", text):
         return "ja"
     if re.search("[\uac00-\ud7a3]", text):

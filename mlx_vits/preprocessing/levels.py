@@ -1,4 +1,4 @@
-"""Loudness of training clips: half way between the clip's own level and a common peak.
+"""Normalise the level of training clips: halfway between the clip's own and a common peak.
 
 Source: GPT-SoVITS `prepare_datasets/2-get-hubert-wav32k.py`.
 """
@@ -10,26 +10,26 @@ import numpy as np
 from mlx_vits.errors import DataError
 
 PEAK = 0.95
-MIX = 0.5  # share of the levelled signal
-# Upstream feeds its content encoder this amplitude when it prepares data; a group norm after the
-# first layer hides it, up to that layer's epsilon.
+MIX = 0.5  # weight of the normalised signal
+# Upstream's amplitude of the content encoder's input when it prepares data; the group norm after
+# the first layer cancels it, up to its epsilon.
 ENCODER_SCALE = 1145.14
 LOUDEST = 2.2
 SILENT = 1e-4
 
 
 def mix_level(wav: np.ndarray, name: str) -> np.ndarray:
-    """Half the clip at peak 0.95, half as it was.
+    """Average the clip with itself normalised to a peak of 0.95.
 
     Args:
         wav: `(N,)` float32, full scale 1.0.
         name: of the clip, for messages.
 
     Returns:
-        `(N,)` float32; above full scale only where the clip itself was.
+        `(N,)` float32; exceeds full scale only where the clip did.
 
     Raises:
-        DataError: the clip is silent, or more than twice too loud.
+        DataError: the clip is silent, or its peak is above `LOUDEST`.
     """
     peak = float(np.abs(wav).max(initial=0.0))
     if peak < SILENT:
@@ -43,5 +43,5 @@ def mix_level(wav: np.ndarray, name: str) -> np.ndarray:
 
 
 def to_int16(wav: np.ndarray) -> np.ndarray:
-    """Float to int16 by truncation, as upstream; limited to the range instead of wrapping."""
+    """Convert float to int16 by truncation, as upstream, but saturating instead of wrapping."""
     return np.clip(wav * 32768, -32768, 32767).astype(np.int16)

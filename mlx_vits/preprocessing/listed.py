@@ -1,8 +1,8 @@
-"""Which recording of a folder a list means: names differ by system, by program and by hand.
+"""Match the names in a list to recordings: names differ by system, by program and by hand.
 
-Tried in order: the exact name, the same in Unicode NFC (macOS writes NFD), the same without regard
-to case; each with and without the recording's ending. The first that fits exactly one recording
-counts. A match is always one of the folder's own recordings, whatever path the list gives.
+Tried in order: the exact name, Unicode NFC (macOS writes NFD), and case-insensitive NFC; each with
+and without the suffix. The first to match exactly one recording wins. A match is always one of the
+folder's own recordings, whatever path the list gives.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _caseless(name: str) -> str:
 
 
 def _loose(path: str) -> str:
-    """Letters and numbers alone: `Clip_01.wav` and `clip 1.mp3` are alike."""
+    """Reduce to letters and numbers: `Clip_01.wav` and `clip 1.mp3` become equal."""
     return re.sub(r"0+(?=\d)", "", re.sub(r"[\W_]+", " ", _caseless(_stem(path)))).strip()
 
 
@@ -42,7 +42,7 @@ _FORMS: tuple[Callable[[str], str], ...] = (_exact, _composed, _caseless)
 
 
 class Recordings:
-    """Recordings of a folder, to be found by the names that lists give them.
+    """The recordings of a folder, looked up by the names that lists give them.
 
     Args:
         names: relative to the folder, with `/`.
@@ -51,7 +51,7 @@ class Recordings:
     def __init__(self, names: Iterable[str]):
         self._paths = list(names)
         self._is_flat = len({PurePosixPath(path).parent for path in self._paths}) <= 1
-        # In the order of trial: by name, by name without the ending, for each form.
+        # In the order of lookup: for each form, by name, then by name without suffix.
         self._indexes = [
             (form, _index(self._paths, form, part)) for form in _FORMS for part in (_name, _stem)
         ]
@@ -59,11 +59,11 @@ class Recordings:
         self._known = set(self._paths)
 
     def find(self, listed: str) -> str | None:
-        """The recording that a list means.
+        """Return the recording that a list entry means, None if there is none.
 
         Args:
-            listed: its name or path, with `/`. Where all recordings lie in one folder, that of the
-                path does not matter; where they lie in several, it has to fit.
+            listed: name or path, with `/`. The folder part is ignored if all recordings share one
+                folder; otherwise it has to match.
         """
         if listed in self._known:
             return listed
@@ -79,7 +79,7 @@ class Recordings:
         return None
 
     def similar(self, listed: str) -> str | None:
-        """A recording whose name is nearly the one listed, for messages."""
+        """Return a recording with nearly the listed name, for messages."""
         return next(iter(self._alike.get(_loose(listed), [])), None)
 
 
@@ -93,7 +93,7 @@ def _index(
 
 
 def _shared_folders(path: str, listed: str) -> int:
-    """How many folders two paths have in common from the end, -1 where one differs."""
+    """Count the trailing folders that two paths share, -1 if any differs."""
     ours, theirs = (PurePosixPath(_caseless(each)).parts[-2::-1] for each in (path, listed))
     pairs = list(zip(ours, theirs, strict=False))
     return len(pairs) if all(a == b for a, b in pairs) else -1

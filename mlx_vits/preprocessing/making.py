@@ -1,7 +1,7 @@
-"""Fills a prepared folder: of each clip its levelled recording, its features, its phonemes.
+"""Fill a prepared folder: each clip's levelled audio, features and phonemes.
 
-Clips of similar length are heard together by the content encoder, and each is written as soon as
-its batch is done.
+The content encoder takes clips of similar length in batches; a clip is written as soon as its batch
+is done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Notice = Callable[[str], None]
 
 
 def encoder_folder(base: Base) -> Path:
-    """Where a base has its content encoder.
+    """Return the folder of a base's content encoder.
 
     Raises:
         CheckpointError: it has none.
@@ -57,7 +57,7 @@ def encoder_folder(base: Base) -> Path:
 
 
 class Report:
-    """Counts the clips that are done, and keeps those that are dropped."""
+    """Counts finished clips and collects dropped ones."""
 
     def __init__(self, count: int, strict: bool, progress: Progress | None, drop: Drop | None):
         self.count, self.strict, self.progress, self.drop = count, strict, progress, drop
@@ -65,16 +65,16 @@ class Report:
         self.dropped: list[DroppedClip] = []
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Of a clip that is not one of those to be done."""
+        """Drop a clip that is not counted in the progress."""
         self.dropped.append(DroppedClip(name, reason))
         if self.drop:
             self.drop(self.dropped[-1])
 
     def close(self, clip: Clip, fault: DataError | None = None) -> None:
-        """Of a clip that is whole, or that has a fault.
+        """Count a clip as finished, or drop it for a fault.
 
         Raises:
-            DataError: it has one, and all clips have to be used.
+            DataError: there is a fault, and `strict` is set.
         """
         if fault is not None:
             if self.strict:
@@ -86,17 +86,17 @@ class Report:
 
 
 class _ReadClip(NamedTuple):
-    """A clip that was read and can be used.
+    """A usable clip, read and levelled.
 
     Attributes:
-        clip: which.
+        clip: its source.
         samples: `(N,)` int16 at the model's rate, levelled.
-        heard: the same for the content encoder.
+        encoder_clip: the same as the content encoder's input.
     """
 
     clip: Clip
     samples: np.ndarray
-    heard: EncoderClip
+    encoder_clip: EncoderClip
 
 
 class _Encoders(NamedTuple):
@@ -120,14 +120,14 @@ class Maker:
         self.notice = notice
         self.journal = Journal(folder, earlier)
         self.unknown: Counter[str] = Counter()
-        self.one_channel: list[str] = []  # clips whose channels cannot be averaged
+        self.one_channel: list[str] = []  # clips read from one channel only
         self._encoders: _Encoders | None = None
 
     def make(self, voice: VoiceSource, manifest: Manifest) -> None:
-        """Writes everything but the manifest.
+        """Write everything but the manifest.
 
         Raises:
-            DataError: no clip is left to train on, or one cannot be used and all have to be.
+            DataError: no clip is left to train on, or one is unusable and `strict` is set.
         """
         sources = {clip.name: clip for clip in manifest.sources}
         for name in voice.unlisted:
@@ -140,7 +140,7 @@ class Maker:
                 self._read_texts(voice.held_out, sources),
             ),
         )
-        # Before the long part of the work, which would be done for nothing.
+        # Before the slow part, which would be wasted on transcripts in the wrong language.
         self._judge_languages([text for _, _, readable in parts for text in readable], sources)
         for part, clips, readable in parts:
             for name in (layout.SPEAKER_FOLDER, layout.SSL_FOLDER, layout.WAV_FOLDER):
@@ -155,7 +155,7 @@ class Maker:
             for _, text in texts:
                 self.unknown.update(text.unknown)
             _write_texts(part, texts)
-            self._remove_others(part, {clip.name for clip, _ in texts})
+            self._remove_stale(part, {clip.name for clip, _ in texts})
 
     def _read_texts(
         self, clips: list[Clip], sources: dict[str, SourceClip]
@@ -174,7 +174,7 @@ class Maker:
     def _judge_languages(
         self, texts: list[tuple[Clip, CleanText]], sources: dict[str, SourceClip]
     ) -> None:
-        """Says where transcripts look like another language than they are read as."""
+        """Report transcripts that look like another language than they are read as."""
         if self.notice is None:
             return
         read = [
@@ -186,25 +186,25 @@ class Maker:
                 self.notice(finding.words)
 
     def _make_audio(self, clips: list[Clip], sources: dict[str, SourceClip], part: Path) -> None:
-        """Recordings, features and speaker vectors, taken over where they were made before."""
+        """Make audio, features and speaker vectors, reusing those made before."""
         while clips:
             new: dict[str, Clip] = {}
-            twins: list[Clip] = []  # the same recording again, to be taken over when it is made
+            duplicates: list[Clip] = []  # copies of a recording in `new`, reused once that is made
             for clip in clips:
                 key = sources[clip.name].key
                 if self.journal.take(key, self._files(clip, part)):
                     self.report.close(clip)
                 elif key in new:
-                    twins.append(clip)
+                    duplicates.append(clip)
                 else:
                     new[key] = clip
             in_order = sorted(new.values(), key=lambda clip: sources[clip.name].seconds)
-            for batch in batch_by_length(self._read(in_order), lambda c: len(c.heard.audio)):
+            for batch in batch_by_length(self._read(in_order), lambda c: len(c.encoder_clip.audio)):
                 self._make_batch(batch, sources, part)
-            clips = twins
+            clips = duplicates
 
     def _read(self, clips: Iterable[Clip]) -> Iterator[_ReadClip]:
-        """The clips that can be used, one after the other."""
+        """Yield the usable clips one by one."""
         rate = self.config.data.sampling_rate
         for clip in clips:
             name = str(clip.path)
@@ -215,19 +215,19 @@ class Maker:
                 if reason is not None:
                     raise DataError(f"{name}: {reason}")
                 samples = to_int16(mix_level(wav, name))
-                heard = EncoderClip(name, encoder_input(wav, rate, name))
+                encoder_clip = EncoderClip(name, encoder_input(wav, rate, name))
             except DataError as error:
                 self.report.close(clip, error)
             else:
                 if recording.channel is not None:
                     self.one_channel.append(clip.name)
-                yield _ReadClip(clip, samples, heard)
+                yield _ReadClip(clip, samples, encoder_clip)
 
     def _make_batch(
         self, batch: list[_ReadClip], sources: dict[str, SourceClip], part: Path
     ) -> None:
         encoders = self._load_encoders()
-        results = batch_features(encoders.content, [read.heard for read in batch])
+        results = batch_features(encoders.content, [read.encoder_clip for read in batch])
         for read, features in zip(batch, results, strict=True):
             try:
                 if isinstance(features, DataError):
@@ -242,7 +242,7 @@ class Maker:
     def _write_audio(
         self, read: _ReadClip, features: np.ndarray, part: Path, speaker: ERes2NetV2 | None
     ) -> None:
-        """Recording, features and speaker vector of a clip."""
+        """Write the audio, features and speaker vector of a clip."""
         rate = self.config.data.sampling_rate
         path, ssl, vector = layout.clip_files(part, read.clip.name)
         write_wav(path, read.samples, rate)
@@ -259,8 +259,8 @@ class Maker:
     def makes_vectors(self) -> bool:
         return self.config.model.is_pro and self.base.speaker_encoder is not None
 
-    def _remove_others(self, part: Path, names: set[str]) -> None:
-        """Takes away what an interrupted preparation left of clips that are no longer there."""
+    def _remove_stale(self, part: Path, names: set[str]) -> None:
+        """Delete leftovers of an interrupted preparation whose clips no longer exist."""
         vector = self.makes_vectors
         wanted = {path for name in names for path in layout.clip_files(part, name, vector=vector)}
         for folder in (layout.WAV_FOLDER, layout.SSL_FOLDER, layout.SPEAKER_FOLDER):

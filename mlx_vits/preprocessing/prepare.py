@@ -1,8 +1,7 @@
-"""Clips and transcripts to a prepared folder.
+"""Turn clips and transcripts into a prepared folder.
 
-The folder appears under its name only when every clip is done. Until then it grows beside it under
-a hidden name, and an interrupted preparation goes on from there; a later one computes again only
-what has changed.
+The folder is built under a hidden name beside its final one and renamed when every clip is done.
+An interrupted preparation resumes there; a later one recomputes only what has changed.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ from mlx_vits.preprocessing.sources import VoiceSource, read_voice_source
 from mlx_vits.system.files import make_folder, replace_folder, sweep, tidy
 from mlx_vits.system.locks import WriterLock
 
-_SHOWN = 10  # signs or names quoted in a notice
+_SHOWN = 10  # characters or names quoted in a notice
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How a voice is prepared.
+    """Options of the preparation.
 
     Attributes:
-        language: of the transcripts that state none.
+        language: of transcripts that state none.
         held_out: see `read_voice_source`.
-        transcripts: their file, where it is not the one beside the clips.
-        strict: whether a clip that cannot be used ends it; otherwise it is dropped and named.
-        earlier: prepared folders whose clips may be taken over where nothing has changed.
+        transcripts: transcript file, if not the one in the clips' folder.
+        strict: whether an unusable clip is an error; otherwise it is dropped and reported.
+        earlier: prepared folders whose unchanged clips may be reused.
     """
 
     language: str = "en"
@@ -65,31 +64,30 @@ def prepare_voice(
     drop: Drop | None = None,
     notice: Notice | None = None,
 ) -> Path:
-    """Prepares a folder of clips, or returns the one that is there already and fits.
+    """Prepare a folder of clips, or return the existing result if it is up to date.
 
     Args:
         source: clips with transcripts.
-        output: the prepared folder. An older one that this project prepared and that no longer
-            fits is replaced once the new one is whole; anything else there is refused.
-        base: gives the content encoder, and for v2Pro and v2ProPlus the speaker encoder; without
-            one no speaker vectors are made.
+        output: the prepared folder. An outdated one of this project is replaced once the new one
+            is complete; anything else there is refused.
+        base: supplies the content encoder and, for v2Pro and v2ProPlus, the speaker encoder;
+            without the latter no speaker vectors are made.
         config: of the base's generator.
-        options: how.
-        progress: called with clips done, clips in all and the clip's name.
-        drop: called with every clip that is not used, and every line of the transcripts (its name
-            is then empty). Without it, and with `strict`, a faulty line is an error.
-        notice: called with a sentence where transcripts look like another language than they are
-            read as, or have signs that no phoneme stands for, and with one on clips of which one
-            channel alone is read.
+        options: defaults if None.
+        progress: called with clips done, total and the clip's name.
+        drop: called with every unused clip, and with every unusable transcript line (the name is
+            then empty). If None, or with `strict`, a faulty line is an error.
+        notice: called with a sentence for transcripts that look like another language than they
+            are read as, for characters without a phoneme, and for clips read from one channel.
 
     Returns:
         `output`.
 
     Raises:
-        DataError: no clip can be used, a transcript is missing, or `output` holds something else;
-            with `strict` also a clip that cannot be used. It is named, and nothing is written.
-        UserError: another process prepares the same folder, or it cannot be written.
-        CheckpointError: the base has no content encoder, or one of another width.
+        DataError: no clip is usable, a transcript is missing, or `output` holds something else;
+            with `strict` also for the first unusable clip, before anything is written.
+        UserError: another process is preparing the same folder, or it cannot be written.
+        CheckpointError: the base has no content encoder, or its width does not match.
     """
     options = options or PrepareOptions()
     fault = (lambda reason: drop(DroppedClip("", reason))) if drop and not options.strict else None
@@ -123,7 +121,7 @@ def prepare_voice(
             lock.folder = output
             Journal(output).close()
         finally:
-            if maker.journal.is_empty:  # nothing there to go on from
+            if maker.journal.is_empty:  # nothing to resume from
                 shutil.rmtree(partial, ignore_errors=True)
     return output
 
@@ -159,7 +157,7 @@ def _check_output(source: Path, output: Path) -> None:
 
 
 def check_speaker_encoder(base: Base, config: Config) -> None:
-    """Checks that speaker vectors can be made where a version needs them.
+    """Check that a base has the speaker encoder that its version needs.
 
     Raises:
         CheckpointError: the base has no speaker encoder.
@@ -209,7 +207,7 @@ def _seconds(path: Path) -> float:
     try:
         return round(read_seconds(path), 3)
     except DataError:
-        return 0.0  # said when its turn comes
+        return 0.0  # reported when the clip is read
 
 
 def _remarks(maker: Maker) -> Iterator[str]:

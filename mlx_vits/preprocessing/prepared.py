@@ -1,8 +1,8 @@
-"""The prepared folder: upstream's own names and formats, which both projects train on.
+"""The prepared folder, in upstream's names and formats: both projects can train on it.
 
 Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
 
-| path | what |
+| path | contents |
 | --- | --- |
 | `2-name2text.txt` | NAME, phonemes, word2ph, normalised text; tab-separated |
 | `3-bert/NAME.pt` | BERT features [1024, n], a PyTorch tensor; of Chinese, for the GPT alone |
@@ -10,10 +10,10 @@ Source: GPT-SoVITS `prepare_datasets/`, `module/data_utils.py`.
 | `5-wav32k/NAME` | 32 kHz mono 16-bit WAV, levelled |
 | `6-name2semantic.tsv` | NAME, semantic codes; for the GPT alone, see `codes.py` |
 | `6-name2semantic.json` | which codebook they belong to; ours, upstream ignores it |
-| `7-sv_cn/NAME.pt` | speaker vector [1, V], a PyTorch tensor; for v2Pro and v2ProPlus alone |
-| `held_out/` | the same for clips that are only listened to; ours, upstream ignores it |
-| `spectrograms/` | of the recordings, made when first trained on; ours, upstream ignores it |
-| `mlx_vits.json` | how it was made; ours, upstream ignores it |
+| `7-sv_cn/NAME.pt` | speaker vector [1, V], a PyTorch tensor; v2Pro and v2ProPlus only |
+| `held_out/` | the same for held-out clips; ours, upstream ignores it |
+| `spectrograms/` | spectrogram cache, filled by training; ours, upstream ignores it |
+| `mlx_vits.json` | manifest; ours, upstream ignores it |
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CODES_FILE = "6-name2semantic.tsv"
 SPEAKER_FOLDER = "7-sv_cn"
 HELD_OUT_FOLDER = "held_out"
 MANIFEST = "mlx_vits.json"
-SHORTEST_FRAMES, LONGEST_FRAMES = 33, 1900  # of a clip: upstream's sampler drops the others
+SHORTEST_FRAMES, LONGEST_FRAMES = 33, 1900  # per clip: upstream's sampler drops others
 MOST_PHONEMES = 4096  # a hundred a second of the longest clip
 _MOST_CHARACTERS = 2 * MOST_PHONEMES
 WAV_HEADER_BYTES = 44
@@ -71,16 +71,16 @@ class TextLine(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceClip:
-    """Where a prepared clip came from.
+    """The source of a prepared clip.
 
     Attributes:
         name: of the file.
         sha256: of its bytes.
-        seconds: its length, 0 where it cannot be read.
-        text: what is said, as it was given.
-        held_out: whether it is only listened to.
+        seconds: duration, 0 if it cannot be read.
+        text: transcript as given.
+        held_out: whether it is kept from training.
         language: of the text.
-        key: of everything its files were made from, see `journal.py`.
+        key: digest of everything its files were made from, see `journal.py`.
     """
 
     name: str
@@ -94,7 +94,7 @@ class SourceClip:
 
 @dataclass(frozen=True)
 class DroppedClip:
-    """A clip that is not trained on, and the sentence that says why."""
+    """A clip that is not trained on, and a sentence with the reason."""
 
     name: str
     reason: str
@@ -109,10 +109,10 @@ class Manifest:
         content_encoder_sha256: of its weights.
         ssl_dim: width of the features.
         version: of the phoneme symbols ("v1", "v2", ...).
-        language: of the transcripts that state none.
-        sources: clips in the order they were given.
-        dropped: those that are not trained on, each with its reason.
-        speaker_encoder_sha256: of its weights, "" where no speaker vectors were made.
+        language: of transcripts that state none.
+        sources: clips in the given order.
+        dropped: clips that are not trained on.
+        speaker_encoder_sha256: of its weights, "" if no speaker vectors were made.
     """
 
     content_encoder: str
@@ -125,13 +125,13 @@ class Manifest:
     speaker_encoder_sha256: str = ""
 
     def write(self, folder: Path) -> None:
-        """Writes `mlx_vits.json`."""
+        """Write `mlx_vits.json`."""
         with atomic_write(folder / MANIFEST) as file:
             file.write(json.dumps({"format": _FORMAT} | asdict(self), indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """Reads `mlx_vits.json`; None in a folder that upstream prepared.
+        """Read `mlx_vits.json`; None in a folder that upstream prepared.
 
         Raises:
             DataError: the file is damaged.
@@ -149,7 +149,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """A folder's manifest, or None where it has none that can be read."""
+    """Return a folder's manifest, None if it is missing or damaged."""
     try:
         return Manifest.read(folder)
     except DataError:
@@ -157,16 +157,16 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hexadecimal SHA-256 of texts, manifest, and names and sizes of the other files."""
+    """Return the hex SHA-256 of texts, manifest, and names and sizes of the other files."""
     digest = hashlib.sha256()
     for name in (TEXT_FILE, MANIFEST):
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     for part in (WAV_FOLDER, SSL_FOLDER, SPEAKER_FOLDER):
         for path in sorted((folder / part).glob("*")):
-            if path.name.startswith("."):  # as .DS_Store, which comes and goes
+            if path.name.startswith("."):  # e.g. .DS_Store, which comes and goes
                 continue
-            size = path.stat().st_size if path.exists() else 0  # a link may lead nowhere
+            size = path.stat().st_size if path.exists() else 0  # a dangling link
             digest.update(os.fsencode(f"{part}/{path.name} {size}\n"))
     return digest.hexdigest()
 
@@ -177,10 +177,10 @@ def is_prepared(folder: Path) -> bool:
 
 
 def check_fits(folder: Path, config: Config, encoder_sha256: str | None, base: str) -> None:
-    """Checks that a prepared folder fits a base.
+    """Check that a prepared folder fits a base.
 
     Args:
-        encoder_sha256: of the base's content encoder, None where it has none.
+        encoder_sha256: of the base's content encoder, None if it has none.
         base: its name.
 
     Raises:
@@ -212,11 +212,11 @@ def read_text_lines(path: Path, fault: Callable[[str], None] | None = None) -> l
     """Read `2-name2text.txt`.
 
     Args:
-        fault: called with a sentence on each line that cannot be used, which is left out as
-            upstream does; where not given, the first is an error.
+        fault: called with a sentence for each malformed line, which is skipped as upstream does;
+            if None, the first one is an error.
 
     Raises:
-        DataError: the file cannot be read; without `fault` also a line of another form.
+        DataError: the file cannot be read; without `fault` also for a malformed line.
     """
     lines = []
     content = read_text(path, cure="prepare the voice again")
@@ -233,7 +233,7 @@ def read_text_lines(path: Path, fault: Callable[[str], None] | None = None) -> l
 def _text_line(row: str, where: str) -> TextLine:
     columns = row.split("\t")
     if len(columns) != 4:
-        raise DataError(f"{where} has not four columns")
+        raise DataError(f"{where} does not have four columns")
     phonemes = columns[1].split(" ")
     try:
         _check_count(len(phonemes), "phonemes", MOST_PHONEMES)
@@ -244,10 +244,10 @@ def _text_line(row: str, where: str) -> TextLine:
 
 
 def clean_clip_text(text: str, language: str, version: str = "v2") -> CleanText:
-    """Like `clean_text`, of what is said in a clip.
+    """Like `clean_text`, with a limit on the length of one clip's text.
 
     Raises:
-        DataError: as `clean_text`, or nobody can say so much in a clip.
+        DataError: as `clean_text`, or the text is too long for a clip.
     """
     _check_count(len(text), "characters", _MOST_CHARACTERS)
     cleaned = clean_text(text, language, version)
@@ -264,7 +264,7 @@ def _check_count(count: int, unit: str, most: int) -> None:
 
 
 def write_text_lines(path: Path, lines: list[TextLine], word2ph: list[list[int] | None]) -> None:
-    """Writes `2-name2text.txt`."""
+    """Write `2-name2text.txt`."""
     rows = [
         f"{line.name}\t{' '.join(line.phonemes)}\t{counts}\t{line.text}\n"
         for line, counts in zip(lines, word2ph, strict=True)
@@ -274,30 +274,30 @@ def write_text_lines(path: Path, lines: list[TextLine], word2ph: list[list[int] 
 
 
 def write_features(path: Path, features: np.ndarray) -> None:
-    """Writes features `(S, C)` as upstream's tensor [1, C, S], fp32."""
+    """Write features `(S, C)` as upstream's tensor [1, C, S], fp32."""
     write_torch_archive(path, np.ascontiguousarray(features.T[None], dtype=np.float32))
 
 
 def clip_files(folder: Path, name: str, *, vector: bool = True) -> list[Path]:
-    """Where a prepared folder keeps recording, features and, if asked for, speaker vector."""
+    """Return the paths of a clip's audio, features and, optionally, speaker vector."""
     files = [folder / WAV_FOLDER / name, folder / SSL_FOLDER / f"{name}.pt"]
     return [*files, speaker_file(folder, name)] if vector else files
 
 
 def speaker_file(folder: Path, name: str) -> Path:
-    """Where a prepared folder keeps the speaker vector of a clip."""
+    """Return the path of a clip's speaker vector."""
     return folder / SPEAKER_FOLDER / f"{name}.pt"
 
 
 def read_speaker_vector(path: Path, sv_dim: int | None = None) -> np.ndarray:
-    """Reads upstream's tensor [1, V] of one clip as `(V,)` float32.
+    """Read upstream's tensor [1, V] as `(V,)` float32.
 
     Args:
         path: from `speaker_file`.
-        sv_dim: V of the base; None takes any.
+        sv_dim: V that the base expects; None takes any.
 
     Raises:
-        DataError: the file is missing or damaged, has another width, or holds no numbers.
+        DataError: the file is missing or damaged, of another width, or not finite.
     """
     tensor = _read_tensor(path)
     if tensor is None or tensor.ndim != 2 or len(tensor) != 1 or sv_dim not in (None, tensor.size):
@@ -310,10 +310,10 @@ def read_speaker_vector(path: Path, sv_dim: int | None = None) -> np.ndarray:
 
 
 def read_features(path: Path, ssl_dim: int) -> np.ndarray:
-    """Reads upstream's tensor [1, C, S] as features `(S, C)` float32.
+    """Read upstream's tensor [1, C, S] as features `(S, C)` float32.
 
     Raises:
-        DataError: the file is damaged, has another width, or holds no numbers.
+        DataError: the file is missing or damaged, of another width, or not finite.
     """
     tensor = read_feature_tensor(path)
     if tensor.shape[1] != ssl_dim:
@@ -325,7 +325,7 @@ def read_features(path: Path, ssl_dim: int) -> np.ndarray:
 
 
 def read_feature_tensor(path: Path) -> np.ndarray:
-    """Reads upstream's tensor [1, C, S] as it is.
+    """Read upstream's tensor [1, C, S] unchanged.
 
     Raises:
         DataError: the file is damaged, or holds something else.
@@ -346,5 +346,5 @@ def _read_tensor(path: Path) -> np.ndarray | None:
 
 def _finite(array: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(array).all():
-        raise DataError(f"{path}: holds values that are no numbers; prepare the clip again")
+        raise DataError(f"{path}: holds values that are not numbers; prepare the clip again")
     return array

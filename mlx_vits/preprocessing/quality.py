@@ -1,4 +1,4 @@
-"""What makes a clip unfit to train on, in words."""
+"""Judge whether a clip is fit to train on, and say why not."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mlx_vits.preprocessing.prepared import LONGEST_FRAMES, SHORTEST_FRAMES, WAV
 
 _FULL_SCALE = 0.999
 _CLIPPED_SHARE = 0.001
-_LEAST_RANGE_DB = 9.0  # of the loudest above the quietest tenth; 3 dB of speech over noise have 9
+_MIN_RANGE_DB = 9.0  # loudest above quietest tenth; speech at 3 dB SNR has 9
 _FRAME_SECONDS = 0.025
 _FLOOR = 1e-9
 
 
 class Levels(NamedTuple):
-    """How loud a clip is.
+    """Level statistics of a clip.
 
     Attributes:
         peak: largest absolute sample, 1.0 is full scale.
         rms_db: root mean square, dB re full scale.
-        noise_db: the quietest tenth of its 25 ms frames, dB re full scale.
-        range_db: the loudest tenth above the quietest, in dB.
+        noise_db: mean level of the quietest tenth of 25 ms frames, dB re full scale.
+        range_db: mean level of the loudest tenth above that, dB.
         clipped: share of samples at full scale.
     """
 
@@ -36,11 +36,11 @@ class Levels(NamedTuple):
 
 
 def measure_levels(wav: np.ndarray, rate: int) -> Levels:
-    """Measures a clip `(N,)`, full scale 1.0, of one sample or more."""
+    """Measure a non-empty clip `(N,)` with full scale 1.0."""
     size = round(rate * _FRAME_SECONDS)
     count = max(1, len(wav) // size)
     frames = wav[: count * size].astype(np.float64).reshape(count, -1)
-    frames = frames - frames.mean()  # an offset is no noise
+    frames = frames - frames.mean()  # a DC offset is not noise
     levels = np.sort(20 * np.log10(np.sqrt(np.square(frames).mean(axis=1)) + _FLOOR))
     tenth = max(1, count // 10)
     noise = float(levels[:tenth].mean())
@@ -55,21 +55,21 @@ def measure_levels(wav: np.ndarray, rate: int) -> Levels:
 
 
 def is_too_long(samples: int, data: DataSection) -> bool:
-    """Whether a clip of so many samples at the model's rate fits no bucket of the sampler."""
+    """Whether a clip of so many samples at the model's rate exceeds the sampler's buckets."""
     # Upstream's buckets count the frames of the file, its header included.
     return (WAV_HEADER_BYTES + 2 * samples) // (2 * data.hop_length) > LONGEST_FRAMES
 
 
 def longest_seconds(data: DataSection) -> float:
-    """The length of the longest clip that can be trained on."""
+    """Return the duration of the longest clip that can be trained on."""
     return LONGEST_FRAMES * data.hop_length / data.sampling_rate
 
 
 def judge_clip(wav: np.ndarray, data: DataSection) -> str | None:
-    """Why a clip cannot be trained on; None where it can.
+    """Return why a clip cannot be trained on, None if it can.
 
     Args:
-        wav: `(N,)` at the model's rate, as it was recorded.
+        wav: `(N,)` at the model's rate, before levelling.
         data: of the model's configuration.
     """
     rate, frames = data.sampling_rate, len(wav) // data.hop_length
@@ -93,7 +93,7 @@ def judge_clip(wav: np.ndarray, data: DataSection) -> str | None:
         )
     if levels.clipped > _CLIPPED_SHARE:
         return f"is clipped ({levels.clipped:.1%} of it at full scale); record it at a lower level"
-    if levels.range_db < _LEAST_RANGE_DB:
+    if levels.range_db < _MIN_RANGE_DB:
         return (
             f"is too noisy (its loudest parts are {levels.range_db:.0f} dB above its quietest); "
             "record it where it is quiet"

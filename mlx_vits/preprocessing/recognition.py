@@ -1,7 +1,7 @@
-"""What is said in clips, by Whisper: `mlx-whisper` on Apple silicon, `faster-whisper` elsewhere.
+"""Transcribe clips with Whisper: `mlx-whisper` on Apple silicon, `faster-whisper` elsewhere.
 
-Both are one optional extra, `asr`. A model is fetched by them when one is first used; a folder with
-a model is taken as it is. Source: Radford et al. 2022, arXiv:2212.04356.
+Both belong to the optional extra `asr`. They download a model on first use, or take the folder of
+one. Source: Radford et al. 2022, arXiv:2212.04356.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INSTALL = "pip install 'mlx-vits[asr]'"
 
 
 class Heard(NamedTuple):
-    """What a recogniser made of a clip: the text, and Whisper's code of its language."""
+    """The recognised text of a clip, and Whisper's code of its language."""
 
     text: str
     language: str
@@ -35,13 +35,13 @@ Recogniser = Callable[[Path, "str | None"], Heard]
 
 
 def load_recogniser(model: str = DEFAULT_MODEL) -> Recogniser:
-    """The recogniser of this machine.
+    """Load the recogniser for this machine.
 
     Args:
-        model: Whisper's name of a size, or a folder.
+        model: name of a Whisper model size, or a folder.
 
     Raises:
-        UserError: the extra is not installed, or the model cannot be had.
+        UserError: the extra is not installed, or the model cannot be loaded.
     """
     is_apple = sys.platform == "darwin" and platform.machine() == "arm64"
     return _load_mlx(model) if is_apple else _load_faster(model)
@@ -51,14 +51,14 @@ def _load_mlx(model: str) -> Recogniser:
     try:
         import mlx_whisper  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
-        raise _missing() from error
+        raise _no_recogniser() from error
     from mlx_vits.audio.streams import stream_recording
 
     place = model if Path(model).is_dir() else f"mlx-community/whisper-{model}"
 
     def recognise(path: Path, language: str | None) -> Heard:
         audio = np.concatenate(list(stream_recording(path, _RATE)))  # a slice may be long
-        with _naming(model):
+        with _model_errors(model):
             found: Any = mlx_whisper.transcribe(
                 audio,
                 path_or_hf_repo=place,
@@ -74,12 +74,12 @@ def _load_faster(model: str) -> Recogniser:
     try:
         from faster_whisper import WhisperModel  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
-        raise _missing() from error
-    with _naming(model):
+        raise _no_recogniser() from error
+    with _model_errors(model):
         loaded = WhisperModel(model, device="auto", compute_type="default")
 
     def recognise(path: Path, language: str | None) -> Heard:
-        with _naming(model):
+        with _model_errors(model):
             segments, info = loaded.transcribe(
                 str(path), language=language, condition_on_previous_text=False
             )
@@ -89,7 +89,7 @@ def _load_faster(model: str) -> Recogniser:
     return recognise
 
 
-def _missing() -> UserError:
+def _no_recogniser() -> UserError:
     return UserError(
         f"there is no speech recogniser here to write transcripts with; {_INSTALL}, or write them "
         "yourself and give the file with --transcripts"
@@ -97,12 +97,12 @@ def _missing() -> UserError:
 
 
 @contextmanager
-def _naming(model: str) -> Iterator[None]:
-    """Makes one sentence of what a recogniser's library says of its model."""
+def _model_errors(model: str) -> Iterator[None]:
+    """Turn errors of a recogniser's library about its model into a `UserError`."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        # The libraries document no errors; those of network, hub and disk are these.
+        # Undocumented by the libraries; these cover network, hub and disk.
         reason = str(error).strip().partition("\n")[0][:120]
         raise UserError(
             f"{model}: the recogniser's model cannot be used ({reason}); check the connection and "
@@ -117,13 +117,13 @@ def recognise_clips(
     *,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[Transcript]:
-    """Transcripts of clips, one at a time; a clip in which nothing is heard has an empty text.
+    """Yield the transcript of each clip; without speech its text is empty.
 
     Args:
-        clips: recordings of up to some 30 s.
+        clips: recordings of up to about 30 s.
         recogniser: from `load_recogniser`.
-        language: upstream's code, None to have it told from each clip.
-        progress: called with clips done, clips in all and the clip's name.
+        language: upstream's code; None to detect it for each clip.
+        progress: called with clips done, total and the clip's name.
 
     Raises:
         DataError: a clip is in a language that is not supported.
@@ -131,12 +131,12 @@ def recognise_clips(
     for number, clip in enumerate(clips, 1):
         heard = recogniser(clip, language)
         text = " ".join(heard.text.replace("|", " ").split())
-        told = LANGUAGES.get(heard.language)
-        if text and told is None and language is None:
+        code = LANGUAGES.get(heard.language)
+        if text and code is None and language is None:
             raise DataError(
                 f"{clip}: is in a language ({heard.language}) that GPT-SoVITS does not speak, or "
                 "is mistaken for one; say which it is with --language"
             )
         if progress:
             progress(number, len(clips), clip.name)
-        yield Transcript(clip.name, text, language or told or "en", str(clip))
+        yield Transcript(clip.name, text, language or code or "en", str(clip))

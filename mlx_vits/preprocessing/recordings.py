@@ -1,7 +1,7 @@
-"""Long recordings to a folder of clips, cut at their silences or by their subtitles.
+"""Cut long recordings into a folder of clips, at silences or by their subtitles.
 
-Each recording passes by in blocks, so that memory does not grow with its length. Slices are
-levelled as GPT-SoVITS's slicer does, and named `RECORDING_START_END.wav`, in samples.
+Recordings are streamed, so memory does not grow with their length. Slices are levelled as by
+GPT-SoVITS's slicer, and named `RECORDING_START_END.wav`, in samples.
 
 Source: GPT-SoVITS `tools/slice_audio.py`.
 """
@@ -36,23 +36,23 @@ from mlx_vits.system.files import atomic_write, make_folder
 from mlx_vits.system.json_files import parse_json, read_json
 
 SLICE_RATE = 32000
-LONGEST_CLIP_SECONDS = 15.0  # a shorter recording is taken for a clip, and kept in one piece
-_MADE = "slices.json"
-_PEAK, _MIX = 0.9, 0.25  # upstream's slicer: a quarter at a common peak, the rest as it was
+LONGEST_CLIP_SECONDS = 15.0  # a shorter recording is a clip already and is not cut
+_RECORDS_FILE = "slices.json"
+_PEAK, _MIX = 0.9, 0.25  # upstream's slicer: 1/4 peak-normalised, 3/4 unchanged
 _FORMAT = 1
-_DATA = DataSection()  # every version's
+_DATA = DataSection()  # the same for every version
 
 Notice = Callable[[str], None]
 
 
 class SliceFile(NamedTuple):
-    """A slice that was written.
+    """A slice on disk.
 
     Attributes:
         name: of its file.
-        recording: that it was cut from.
-        span: where, in samples at `SLICE_RATE`.
-        text: what is said, None where only listening tells.
+        recording: name of the recording it was cut from.
+        span: its place there, in samples at `SLICE_RATE`.
+        text: from the recording's cues, None if it has to be recognised.
     """
 
     name: str
@@ -62,8 +62,8 @@ class SliceFile(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What a recording was cut into, and the key of what that depends on."""
+class _CutRecord:
+    """The spans a recording was cut into, and a key of what they depend on."""
 
     key: str
     spans: tuple[tuple[int, int], ...]
@@ -80,59 +80,59 @@ def slice_recordings(
     forget: Callable[[list[str]], None] | None = None,
     notice: Notice | None = None,
 ) -> list[SliceFile]:
-    """Cuts recordings into clips; one that was cut before and has not changed is left alone.
+    """Cut recordings into clips; those already cut and unchanged are skipped.
 
     Args:
-        recordings: files of any length; one of up to `LONGEST_CLIP_SECONDS` stays in one piece.
-        folder: of the clips, made if it is missing.
-        settings: where to cut; None for how a recording was cut before, or else the defaults.
-        changes: fields of `settings` that are to be different.
-        cues: of recordings that are cut by these instead.
-        progress: called with recordings done, recordings in all and the recording's name.
-        forget: called with the names of earlier slices that are no longer there.
-        notice: called with a sentence on each recording of which one channel alone is read.
+        recordings: files of any length; one of up to `LONGEST_CLIP_SECONDS` is not cut.
+        folder: output folder of the clips, created if missing.
+        settings: where to cut; None for those a recording was last cut with, or the defaults.
+        changes: fields of `settings` to override.
+        cues: by recording; such recordings are cut at their cues instead.
+        progress: called with recordings done, total and the recording's name.
+        forget: called with the names of earlier slices that were deleted.
+        notice: called with a sentence for each recording read from a single channel.
 
     Returns:
-        The slices, in order. A silent one is not written.
+        The slices in order, without silent ones.
 
     Raises:
-        DataError: a recording cannot be read, was made below 16 kHz or ends before its cues, or two
-            have one name.
-        UserError: one needs ffmpeg, which is not installed, or more space for temporary files than
-            there is; `folder` cannot be written; or the settings do not fit each other.
+        DataError: a recording cannot be read, has a rate below 16 kHz or ends before its cues, or
+            two have the same name.
+        UserError: ffmpeg is needed and not installed, or its temporary files do not fit on the
+            disk; `folder` cannot be written; or the settings contradict each other.
     """
     names = [path.name for path in recordings]
-    twins = sorted({name for name in names if names.count(name) > 1})
-    if twins:
-        raise DataError(f"{twins[0]}: two recordings have this name; rename one")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{duplicates[0]}: two recordings have this name; rename one")
     make_folder(folder)
-    made = _read_made(folder)
+    records = _read_records(folder)
     slices: list[SliceFile] = []
     for number, path in enumerate(recordings, 1):
-        own = (cues or {}).get(path, [])
-        texts = {_at(cue.start): cue.text for cue in own}
-        before = made.get(path.name, _Made("", ()))
+        own_cues = (cues or {}).get(path, [])
+        texts = {_to_samples(cue.start): cue.text for cue in own_cues}
+        before = records.get(path.name, _CutRecord("", ()))
         chosen = _change(settings or _settings_of(before), changes or {})
         same = f"{_FORMAT} {file_sha256(path)} "
-        key = same + json.dumps(own or asdict(chosen))
+        key = same + json.dumps(own_cues or asdict(chosen))
         spans = [Span(*span) for span in before.spans]
         is_there = all((folder / _slice_name(path.name, span)).is_file() for span in spans)
         if before.key != key or not is_there:
             with open_stream(path) as stream:
-                new = _find_spans(stream, chosen, own)
+                new = _find_spans(stream, chosen, own_cues)
                 if notice and stream.channel is not None:
                     notice(f"{path}: {describe_channel(stream.channel, stream.channels)}")
-                # Slices of the same samples stay, with what the user has made of their transcripts;
-                # of changed subtitles, the texts may be others.
-                kept = new if before.key.startswith(same) and not own else []
+                # Unchanged spans keep their files and the user's transcripts; not so with cues,
+                # whose texts may have changed.
+                kept = new if before.key.startswith(same) and not own_cues else []
                 gone = [_slice_name(path.name, span) for span in spans if span not in kept]
                 for name in gone:
                     (folder / name).unlink(missing_ok=True)
                 if forget and gone:
                     forget(gone)
                 spans = _write_slices(stream, folder, new)
-            made[path.name] = _Made(key, tuple(spans))
-            _write_made(folder, made)
+            records[path.name] = _CutRecord(key, tuple(spans))
+            _write_records(folder, records)
         slices += [
             SliceFile(_slice_name(path.name, span), path.name, span, texts.get(span.start))
             for span in spans
@@ -143,7 +143,7 @@ def slice_recordings(
 
 
 def is_clip(path: Path) -> bool:
-    """Whether a recording is short enough to stay in one piece."""
+    """Whether a recording is short enough to be left uncut."""
     with open_stream(path) as stream:
         frames = stream.frames
         if frames is None:
@@ -151,7 +151,7 @@ def is_clip(path: Path) -> bool:
         return frames <= LONGEST_CLIP_SECONDS * stream.rate
 
 
-def _at(seconds: float) -> int:
+def _to_samples(seconds: float) -> int:
     return round(seconds * SLICE_RATE)
 
 
@@ -159,24 +159,24 @@ def _slice_name(recording: str, span: Span) -> str:
     return f"{recording}_{span.start:010d}_{span.end:010d}.wav"
 
 
-def _read_made(folder: Path) -> dict[str, _Made]:
-    # Where it is missing or damaged, all recordings are cut again, which gives the same slices.
+def _read_records(folder: Path) -> dict[str, _CutRecord]:
+    # If it is missing or damaged, all recordings are cut again, with the same result.
     with contextlib.suppress(DataError):
-        return read_json(folder / _MADE, dict[str, _Made], error=DataError, cure="")
+        return read_json(folder / _RECORDS_FILE, dict[str, _CutRecord], error=DataError, cure="")
     return {}
 
 
-def _write_made(folder: Path, made: Mapping[str, _Made]) -> None:
-    table = {name: asdict(one) for name, one in made.items()}
-    with atomic_write(folder / _MADE) as file:
+def _write_records(folder: Path, records: Mapping[str, _CutRecord]) -> None:
+    table = {name: asdict(one) for name, one in records.items()}
+    with atomic_write(folder / _RECORDS_FILE) as file:
         file.write(json.dumps(table, indent=1).encode())
 
 
-def _settings_of(made: _Made) -> SliceSettings:
-    """What a recording was cut with before, the defaults where that is not known."""
+def _settings_of(record: _CutRecord) -> SliceSettings:
+    """Return the settings a recording was last cut with, the defaults if unknown."""
     with contextlib.suppress(DataError):
-        settings = made.key.split(" ", 2)[-1]
-        return parse_json(settings, SliceSettings, _MADE, error=DataError, cure="")
+        settings = record.key.split(" ", 2)[-1]
+        return parse_json(settings, SliceSettings, _RECORDS_FILE, error=DataError, cure="")
     return SliceSettings()
 
 
@@ -192,14 +192,14 @@ def _change(settings: SliceSettings, changes: Mapping[str, Any]) -> SliceSetting
 
 
 def describe_long_slices(path: Path, slices: Sequence[SliceFile], folder: Path) -> str:
-    """Says that slices of a recording are too long for clips, and which options would cut them.
+    """Say that slices are too long for clips, and which options would cut them.
 
     Args:
         path: the recording.
-        slices: those that are too long.
-        folder: of the clips, where the recording was cut.
+        slices: the ones that are too long.
+        folder: of the clips.
     """
-    settings = _settings_of(_read_made(folder).get(path.name, _Made("", ())))
+    settings = _settings_of(_read_records(folder).get(path.name, _CutRecord("", ())))
     longest = longest_seconds(_DATA)
     seconds = [(piece.span.end - piece.span.start) / SLICE_RATE for piece in slices]
     shown = f"{max(seconds):.0f} s" if len(slices) == 1 else f"up to {max(seconds):.0f} s"
@@ -223,7 +223,7 @@ def describe_long_slices(path: Path, slices: Sequence[SliceFile], folder: Path) 
 
 
 def is_too_long_slice(piece: SliceFile) -> bool:
-    """Whether a slice cannot be a clip to train on."""
+    """Whether a slice is too long to train on."""
     return is_too_long(piece.span.end - piece.span.start, _DATA)
 
 
@@ -233,7 +233,7 @@ class _Measured(NamedTuple):
 
 
 def _measure(stream: Stream, settings: SliceSettings) -> _Measured:
-    """The level of every frame of a recording."""
+    """Measure the level of every frame of a recording."""
     samples = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -249,28 +249,28 @@ def _measure(stream: Stream, settings: SliceSettings) -> _Measured:
 
 
 def _find_spans(stream: Stream, settings: SliceSettings, cues: Sequence[Cue]) -> list[Span]:
-    """Where the slices of one recording lie, silent ones among them."""
+    """Find the slices of one recording, silent ones included."""
     levels, samples = _measure(stream, settings)
     if cues:
-        return _spans_of(stream.path, cues, samples)
+        return _cue_spans(stream.path, cues, samples)
     if samples <= LONGEST_CLIP_SECONDS * SLICE_RATE:
         return [Span(0, samples)]
     return find_slices(levels, samples, SLICE_RATE, settings)
 
 
-def _spans_of(path: Path, cues: Sequence[Cue], samples: int) -> list[Span]:
-    if _at(cues[-1].start) >= samples:
+def _cue_spans(path: Path, cues: Sequence[Cue], samples: int) -> list[Span]:
+    if _to_samples(cues[-1].start) >= samples:
         raise DataError(
             f"{path}: ends at {samples / SLICE_RATE:.1f} s, but its subtitles go on at "
             f"{cues[-1].start:.1f} s; give those of this recording"
         )
-    return [Span(_at(cue.start), min(_at(cue.end), samples)) for cue in cues]
+    return [Span(_to_samples(cue.start), min(_to_samples(cue.end), samples)) for cue in cues]
 
 
 def _write_slices(stream: Stream, folder: Path, spans: list[Span]) -> list[Span]:
-    """Writes the slices of one recording; those that are not silent."""
+    """Write the slices of one recording; return those that are not silent."""
     written = []
-    for span, wav in _take(stream.speech(SLICE_RATE), spans):
+    for span, wav in _extract(stream.speech(SLICE_RATE), spans):
         levelled = _level(wav)
         if levelled is not None:
             name = _slice_name(stream.path.name, span)
@@ -284,8 +284,8 @@ class _Slice(NamedTuple):
     wav: np.ndarray
 
 
-def _take(blocks: Iterable[np.ndarray], spans: Sequence[Span]) -> Iterator[_Slice]:
-    """The samples of each span, in order, while the recording passes by."""
+def _extract(blocks: Iterable[np.ndarray], spans: Sequence[Span]) -> Iterator[_Slice]:
+    """Yield the samples of each span, in order, from a stream of blocks."""
     waiting, at = list(spans), 0
     parts: list[np.ndarray] = []
     for block in blocks:
@@ -302,12 +302,12 @@ def _take(blocks: Iterable[np.ndarray], spans: Sequence[Span]) -> Iterator[_Slic
 
 
 def _level(wav: np.ndarray) -> np.ndarray | None:
-    """A quarter at peak 0.9, three quarters as it was, as int16; None for silence."""
+    """Mix 1/4 of the slice at peak 0.9 with 3/4 of it unchanged, as int16; None for silence."""
     peak = float(np.abs(wav).max(initial=0.0))
     if peak == 0:
         return None
     if peak > 1:
         wav = wav / peak
-    # Upstream divides by the peak that it has already divided by, where that was above 1.
+    # As upstream, which divides twice by a peak above 1.
     mixed = wav / peak * (_PEAK * _MIX) + (1 - _MIX) * wav
     return (mixed * 32767).astype(np.int16)

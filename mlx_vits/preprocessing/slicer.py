@@ -1,7 +1,7 @@
-"""Cuts a long recording at its silences, with GPT-SoVITS's parameters and results.
+"""Cut a long recording at its silences, with GPT-SoVITS's parameters and results.
 
-The recording passes by in blocks, twice: once for the level of every 10 ms, once to take the slices
-out. Only the levels are kept, 0.8 kB for each second.
+The recording is streamed twice: once to measure the level every 10 ms, once to extract the slices.
+Only the levels are kept in memory, 0.8 kB per second.
 
 Source: GPT-SoVITS `tools/slicer2.py`, `tools/slice_audio.py`, after openvpi's audio-slicer.
 """
@@ -21,11 +21,11 @@ class SliceSettings:
     """Where to cut; the defaults are those of GPT-SoVITS's WebUI.
 
     Attributes:
-        threshold_db: a frame below this level is silent, re full scale.
-        min_length_ms: a slice is not cut off before it is so long.
-        min_interval_ms: a silence that cuts is at least so long.
-        hop_ms: of the frames.
-        max_silence_ms: what is left of a silence at either end of a slice, at most.
+        threshold_db: frames below this level are silent, dB re full scale.
+        min_length_ms: length that a slice must reach before it is cut off.
+        min_interval_ms: minimum length of a silence to cut at.
+        hop_ms: hop between frames.
+        max_silence_ms: maximum silence kept at either end of a slice.
     """
 
     threshold_db: float = -34.0
@@ -36,7 +36,7 @@ class SliceSettings:
 
     def __post_init__(self) -> None:
         fits = self.min_length_ms >= self.min_interval_ms >= self.hop_ms > 0
-        # A window is then a whole number of hops: four of them, or the shortest silence.
+        # So that a window is a whole number of hops: four, or the shortest silence.
         whole = (
             self.min_interval_ms >= 4 * self.hop_ms or self.min_interval_ms % (2 * self.hop_ms) == 0
         )
@@ -44,19 +44,19 @@ class SliceSettings:
             raise ValueError(f"{self} cannot cut a recording")
 
     def hop(self, rate: int) -> int:
-        """Samples from one frame to the next."""
+        """Return the samples from one frame to the next."""
         return round(rate * self.hop_ms / 1000)
 
     def window(self, rate: int) -> int:
-        """Samples whose level a frame is."""
+        """Return the samples in the window of a frame."""
         return min(round(rate * self.min_interval_ms / 1000), 4 * self.hop(rate))
 
     def frames(self, milliseconds: int, rate: int) -> int:
-        """A length in frames."""
+        """Convert a length to frames."""
         return round(rate * milliseconds / 1000 / self.hop(rate))
 
 
-# The options of the command line, by upstream's names.
+# Command-line options, with upstream's names.
 FLAGS = {
     "threshold_db": "--threshold",
     "min_length_ms": "--min-length",
@@ -64,30 +64,30 @@ FLAGS = {
     "max_silence_ms": "--max-sil-kept",
 }
 _LOUDEST_THRESHOLD_DB = -10
-_SHORTEST_INTERVAL_MS = 100  # of a pause that is suggested to cut at
-_LEAST_KEPT = 0.9  # of what was taken for sound
+_SHORTEST_INTERVAL_MS = 100  # of a pause to suggest cutting at
+_MIN_KEPT = 0.9  # of the samples that were kept before
 
 
 class Span(NamedTuple):
-    """A part of the recording, in samples: from `start` to before `end`."""
+    """A range of samples, from `start` up to but not including `end`."""
 
     start: int
     end: int
 
 
 class _Removed(NamedTuple):
-    """Frames taken out: from `first` to before `last`; nothing where they are equal."""
+    """A range of frames to remove, from `first` up to but not including `last`; may be empty."""
 
     first: int
     last: int
 
 
 def frame_levels(blocks: Iterable[np.ndarray], window: int, hop: int) -> np.ndarray:
-    """Root mean square of every frame, frame i centred on sample `i * hop`.
+    """Compute the RMS of every frame; frame i is centred on sample `i * hop`.
 
     Args:
-        blocks: the recording, `(N,)` pieces of float32 in order; zeros are assumed around it.
-        window: samples of a frame, a multiple of twice `hop`.
+        blocks: the recording as `(N,)` float32 pieces, zero-padded at both ends.
+        window: samples per frame, a multiple of `2 * hop`.
         hop: samples between frames.
 
     Returns:
@@ -97,10 +97,10 @@ def frame_levels(blocks: Iterable[np.ndarray], window: int, hop: int) -> np.ndar
     levels: list[np.ndarray] = []
 
     def take(samples: np.ndarray) -> np.ndarray:
-        """Levels of the whole frames in `samples`; what later frames need is returned."""
+        """Append the levels of all complete frames; return the samples that later frames need."""
         count = 1 + (len(samples) - window) // hop if len(samples) >= window else 0
         if count:
-            # Sums over hops, then over the hops of a window: each sample is squared once.
+            # Sum per hop, then over the hops of each window: every sample is squared only once.
             squares = np.square(samples[: (count - 1) * hop + window])
             sums = squares.reshape(-1, hop).sum(axis=1)
             per = window // hop
@@ -117,16 +117,16 @@ def frame_levels(blocks: Iterable[np.ndarray], window: int, hop: int) -> np.ndar
 def find_slices(
     levels: np.ndarray, samples: int, rate: int, settings: SliceSettings | None = None
 ) -> list[Span]:
-    """Where the slices lie.
+    """Find the slices of a recording.
 
     Args:
         levels: from `frame_levels`.
-        samples: of the recording.
+        samples: length of the recording.
         rate: Hz.
         settings: where to cut.
 
     Returns:
-        Spans in order, apart from each other; the whole recording where it has no silence to cut.
+        Disjoint spans in order; the whole recording if it has no silence to cut at.
     """
     settings = settings or SliceSettings()
     removed = _find_removed(levels, rate, settings)
@@ -134,7 +134,7 @@ def find_slices(
     edges = [0, *(edge for silence in removed for edge in silence), total]
     spans = []
     for first, last in zip(edges[::2], edges[1::2], strict=True):
-        # A silence that ends the recording reaches beyond the last frame.
+        # A final silence ends one frame after the last.
         if first < last:
             spans.append(Span(first * hop, min(samples, last * hop)))
     return [span for span in spans if span.start < span.end]
@@ -143,17 +143,17 @@ def find_slices(
 def settings_that_cut(
     levels: np.ndarray, samples: int, rate: int, settings: SliceSettings, longest: int
 ) -> SliceSettings | None:
-    """The settings nearest to these under which no slice is too long; None where there are none.
+    """Return the nearest settings that leave no slice too long, None if there are none.
 
     Args:
         levels: from `frame_levels`.
-        samples: of the recording.
+        samples: length of the recording.
         rate: Hz.
-        settings: under which one is too long.
-        longest: samples of a slice, at most.
+        settings: the ones that leave a slice too long.
+        longest: maximum length of a slice, samples.
     """
     length = min(settings.min_length_ms, SliceSettings.min_length_ms)
-    least = _LEAST_KEPT * sum(_lengths(find_slices(levels, samples, rate, settings)))
+    least = _MIN_KEPT * sum(_lengths(find_slices(levels, samples, rate, settings)))
     intervals = dict.fromkeys(
         (settings.min_interval_ms, min(settings.min_interval_ms, _SHORTEST_INTERVAL_MS))
     )
@@ -166,7 +166,7 @@ def settings_that_cut(
                 min_interval_ms=interval,
             )
             lengths = _lengths(find_slices(levels, samples, rate, wider))
-            # A threshold above the voice would take the voice itself for silence.
+            # A threshold above the level of the voice would remove the voice itself.
             if max(lengths, default=0) <= longest and sum(lengths) >= least:
                 return wider
     return None
@@ -198,16 +198,16 @@ def _find_removed(levels: np.ndarray, rate: int, settings: SliceSettings) -> lis
 
 
 def _silences(silent: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Runs of silent frames: the first, and the one after the last."""
+    """Yield runs of silent frames as (first, one past the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], silent, [False]]).astype(np.int8)))
     yield from ((int(start), int(end)) for start, end in edges.reshape(-1, 2))
 
 
 def _cut(levels: np.ndarray, start: int, end: int, kept: int) -> _Removed:
-    """What is taken out of a silence `start` to `end`; `end` is the first frame that is loud.
+    """Choose the frames to remove from the silence `start` to `end`, exclusive.
 
-    A short one is cut at its quietest frame. Of a longer one the middle goes, between the quietest
-    frames near its two ends. One that leads the recording goes from the beginning.
+    A short silence is cut at its quietest frame. Of a longer one the part between the quietest
+    frames near both ends is removed. Leading silence is removed from the beginning.
     """
     length = end - start
     if length <= kept:
@@ -218,12 +218,12 @@ def _cut(levels: np.ndarray, start: int, end: int, kept: int) -> _Removed:
     if start == 0:
         return _Removed(0, right)
     if length <= 2 * kept:
-        # Both ends reach over the middle, whose quietest frame is taken along.
+        # The two ends overlap: the quietest frame of the overlap is removed as well.
         middle = _quietest(levels, end - kept, start + kept)
         return _Removed(min(left, middle), max(right, middle))
     return _Removed(left, right)
 
 
 def _quietest(levels: np.ndarray, first: int, last: int) -> int:
-    """The quietest frame from `first` to `last`, both included; the earliest of equals."""
+    """Return the quietest frame from `first` to `last` inclusive; the earliest on ties."""
     return first + int(np.argmin(levels[first : last + 1]))

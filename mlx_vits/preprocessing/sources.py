@@ -1,10 +1,9 @@
-"""A voice source: a folder of clips with their transcripts, in any form of `transcripts.py`.
+"""Read a voice source: a folder of clips with transcripts in any form of `transcripts.py`.
 
-The clips lie in the folder itself or, where none of them does, in its sub-folders, as those of LJ
-Speech and Piper do in `wavs/`. Clips of several sub-folders are named `SUBFOLDER_NAME`.
+The clips are in the folder itself or, if there are none, in sub-folders, such as `wavs/` of LJ
+Speech and Piper. Clips of several sub-folders are named `SUBFOLDER_NAME`.
 
-A file `held_out.txt`, one clip's name a line, names clips that are only listened to, never trained
-on.
+`held_out.txt` lists clips that are kept from training and only used to compare, one name a line.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from mlx_vits.system.text_files import read_text
 HELD_OUT = "held_out.txt"
 _HELD_OUT_SHARE = 0.1
 _FEWEST_TO_SPLIT = 4
-_DEEPEST = 3  # sub-folders that are looked into: voice, chapter, `wavs`
-_MOST_HELD_OUT = 20  # all of them are spoken at every checkpoint, and held in memory
+_DEEPEST = 3  # levels of sub-folders to search: voice, chapter, `wavs`
+_MOST_HELD_OUT = 20  # all are synthesised at every checkpoint and kept in memory
 
 
 class Clip(NamedTuple):
     """One utterance.
 
     Attributes:
-        name: names everything prepared from it: the file's name, and before it the sub-folder's
-            where there are several.
+        name: used for everything prepared from it: the file's name, prefixed with its sub-folder
+            if there are several.
         path: the recording.
-        text: what is said.
-        language: its code, where the transcripts state one.
+        text: transcript.
+        language: code, if the transcripts state one.
     """
 
     name: str
@@ -58,8 +57,8 @@ class VoiceSource(NamedTuple):
     Attributes:
         clips: in the order of the transcripts.
         training: those to train on.
-        held_out: those only to listen to.
-        unlisted: names of recordings that a `.list` leaves out, which is how one is taken out
+        held_out: those kept from training.
+        unlisted: names of recordings missing from a `.list`, which is how clips are excluded
             there; other forms have to name every recording.
     """
 
@@ -75,20 +74,19 @@ def read_voice_source(
     transcripts: Path | None = None,
     fault: Fault | None = None,
 ) -> VoiceSource:
-    """Reads a folder of clips and transcripts.
+    """Read a folder of clips and transcripts.
 
     Args:
         folder: of the clips.
-        held_out: how many of the last clips are kept from training; None for what
-            `held_out.txt` names, or without one a tenth of the clips, at most 20, if there are
-            four or more.
-        transcripts: their file, where it is not the one within the folder.
-        fault: called with the sentence on each clip or line that has to be left out; where not
-            given, the first is an error.
+        held_out: number of clips, from the end, to keep from training; None for those in
+            `held_out.txt`, or without it a tenth, at most 20, if there are four or more clips.
+        transcripts: transcript file, if not the one in the folder.
+        fault: called with a sentence for each clip or line that is left out; if None, the first
+            one is an error.
 
     Raises:
-        DataError: the folder is missing or nothing in it can be used; without `fault` also a clip
-            or a transcript that is missing, empty, or has no counterpart.
+        DataError: the folder is missing or has nothing usable; without `fault` also for a clip or
+            a transcript that is missing, empty, or has no counterpart.
     """
     clips, unlisted = _read_clips(folder, transcripts, fault)
     listed = folder / HELD_OUT
@@ -105,7 +103,7 @@ def read_voice_source(
 
 
 def _read_held_out(path: Path, folder: Path, clips: list[Clip]) -> list[str]:
-    """Names of the clips that `held_out.txt` lists, in the way of lists of transcripts."""
+    """Read the clip names in `held_out.txt`, matched like those in transcripts."""
     by_path = {clip.path.relative_to(folder).as_posix(): clip.name for clip in clips}
     recordings, known = Recordings(by_path), set(by_path.values())
     names = []
@@ -156,7 +154,7 @@ def _read_clips(folder: Path, transcripts: Path | None, fault: Fault | None) -> 
         place = path.name if path is not None else "a .txt or .lab beside it"
         for name in untold:
             named = re.compile(rf"(?<![\w.-]){re.escape(Path(name).name)}(?!\w)")
-            if not any(map(named.search, of_lines)):  # its line has been said
+            if not any(map(named.search, of_lines)):  # its line was already reported
                 leave_out(f"{folder / name}: has no line in {place}; add one or take the clip out")
         untold = []
     if not clips:
@@ -187,7 +185,7 @@ def _read_rows(
 
 
 def _usable(folder: Path, audio: list[str], leave_out: Fault) -> list[str]:
-    """The names that are files and that no other shares but for its ending."""
+    """Return the names that are files and that no other shares up to the suffix."""
     usable: dict[Path, str] = {}
     clips = _clip_names(audio)
     for name in audio:
@@ -229,23 +227,22 @@ def _match(
 
 
 def _clip_names(audio: list[str]) -> dict[str, str]:
-    """What the clip of each recording is called."""
+    """Map each recording to the name of its clip."""
     is_flat = len({Path(name).parent for name in audio}) <= 1
     return {name: Path(name).name if is_flat else name.replace("/", "_") for name in audio}
 
 
 def find_audio(folder: Path) -> list[str]:
-    """Names of the recordings of a folder, in order.
+    """Return the names of a folder's recordings, sorted.
 
-    Where one that only ffmpeg reads lies beside another of the same name, as it does once it was
-    converted, it is left aside.
+    A file that only ffmpeg reads is skipped if a converted one of the same name is beside it.
 
     Raises:
         DataError: there is no such folder, or it cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; check the path")
-    # Names with a leading dot are macOS's own companions of files on other disks.
+    # macOS leaves companion files with a leading dot on other file systems.
     found = (path.name for path in list_folder(folder, DataError))
     names = [name for name in found if not name.startswith(".")]
     plain = {Path(name).stem for name in names if Path(name).suffix.lower() in SUFFIXES}
@@ -258,7 +255,7 @@ def find_audio(folder: Path) -> list[str]:
 
 
 def _find_below(folder: Path) -> list[str]:
-    """Recordings in sub-folders, relative to `folder` and with `/`, in order."""
+    """Return recordings in sub-folders, sorted, relative to `folder`, with `/`."""
     found: list[str] = []
     seen = {folder.resolve()}
     waiting = [(folder, 0)]
@@ -267,7 +264,7 @@ def _find_below(folder: Path) -> list[str]:
         found_here = list_folder(place, DataError)
         below = [path for path in found_here if path.is_dir() and path.name[:1] != "."]
         for path in below if depth < _DEEPEST else ():
-            if path.resolve() not in seen:  # links may lead in circles
+            if path.resolve() not in seen:  # links may form cycles
                 seen.add(path.resolve())
                 waiting.append((path, depth + 1))
                 names = [name for name in find_audio(path) if (path / name).is_file()]

@@ -1,4 +1,4 @@
-"""Speaker vectors: who speaks in a clip, for v2Pro and v2ProPlus.
+"""Speaker vectors: the identity of the speaker in a clip, for v2Pro and v2ProPlus.
 
 Source: GPT-SoVITS `prepare_datasets/2-get-sv.py`, in full precision. Axes: N samples, V values of
 the vector.
@@ -25,21 +25,20 @@ _SILENT = 1e-4
 def speaker_vector(
     encoder: ERes2NetV2, wav: np.ndarray, rate: int, source: str | Path
 ) -> np.ndarray:
-    """The speaker vector of one clip.
+    """Compute the speaker vector of one clip.
 
     Args:
         encoder: from `load_speaker_encoder`.
-        wav: `(N,)`, as upstream hears it: the levelled training audio of `5-wav32k`, or a reference
+        wav: `(N,)`, upstream's input: the levelled training audio of `5-wav32k`, or a reference
             recording at 32 kHz. int16, or float with full scale 1.0.
         rate: Hz.
         source: the clip, for messages.
 
     Returns:
-        `(1, V)` float32, as the file holds it.
+        `(1, V)` float32, as stored in the file.
 
     Raises:
-        DataError: the clip is too short, silent, or holds something that is not a number; or the
-            vector does.
+        DataError: the clip is too short, silent or not finite, or the vector is not finite.
     """
     audio = wav / _FULL_SCALE if wav.dtype == np.int16 else wav
     if not np.isfinite(audio).all():
@@ -62,7 +61,7 @@ def speaker_vector(
 
 
 def write_speaker_vector(folder: Path, name: str, vector: np.ndarray) -> None:
-    """Writes a clip's vector `(1, V)` as upstream's `7-sv_cn/NAME.pt`, fp32.
+    """Write a clip's vector `(1, V)` as upstream's `7-sv_cn/NAME.pt`, fp32.
 
     Args:
         folder: the prepared folder, with `7-sv_cn` in it.

@@ -1,11 +1,11 @@
-"""Spectrograms of a prepared voice, computed once and mapped into memory from then on.
+"""Spectrograms of a prepared voice, cached in memory-mapped files.
 
-Of what a training step reads of a clip, the spectrogram alone is worth keeping: of a clip of 5 s
-it takes 4.6 ms to compute and 0.3 ms to copy out of a mapped file, where recording and features
-take 0.9 ms each to read and check. It is kept in fp32, so that training sees the same bits.
+Of a clip's training inputs only the spectrogram is worth caching: for 5 s of audio it takes 4.6 ms
+to compute and 0.3 ms to copy from a mapped file; audio and features take 0.9 ms each to read and
+check. It is stored in fp32, so training sees the same bits.
 
-A file belongs to the very bytes of a recording and to the way it was computed, both of which its
-header names together with a checksum of what follows. A file that does not match is made again.
+The header of a file holds a digest of the recording's bytes and of the parameters, and a checksum
+of the data. A file that does not match is computed again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEADER = struct.Struct("<16s32sIII4x")  # magic, key, checksum, frames, bins
 
 
 class _Stamp(NamedTuple):
-    """What changes when a file does, to the system's knowledge."""
+    """File attributes that change whenever its content does, as far as the system knows."""
 
     size: int
     changed_ns: int
@@ -43,13 +43,13 @@ class _Stamp(NamedTuple):
 
 
 class SpectrogramStore:
-    """Linear spectrograms of a prepared folder, in files beside it.
+    """Cached linear spectrograms of a prepared folder.
 
-    A file's content is checked against its recording when it is first used, and whenever either of
-    the two has changed since. Where files cannot be written, spectrograms are computed each time.
+    A file is checked against its recording on first use, and again whenever either has changed. If
+    files cannot be written, spectrograms are computed each time.
 
     Args:
-        folder: prepared.
+        folder: the prepared folder.
         data: `filter_length`, `hop_length`, `win_length` and `sampling_rate`.
     """
 
@@ -59,14 +59,14 @@ class SpectrogramStore:
         self._can_write = True
 
     def read(self, recording: Path, wav: np.ndarray) -> np.ndarray:
-        """The spectrogram of a recording.
+        """Return the spectrogram of a recording.
 
         Args:
             recording: its file.
-            wav: what the file holds, `(N,)` float32.
+            wav: its samples, `(N,)` float32.
 
         Returns:
-            `(T, F)` float32, read-only and mapped where there is a file of it.
+            `(T, F)` float32; read-only and memory-mapped if it is cached.
 
         Raises:
             ValueError: the recording is shorter than a window.
@@ -90,7 +90,7 @@ class SpectrogramStore:
             return False
 
     def _key(self, recording: Path) -> bytes:
-        """Digest of everything that a spectrogram is made of."""
+        """Return a digest of everything a spectrogram depends on."""
         data = self.data
         sizes = (data.sampling_rate, data.filter_length, data.hop_length, data.win_length)
         made_with = f"{sizes} mlx {version('mlx')}"
@@ -104,13 +104,13 @@ class SpectrogramStore:
             with atomic_write(path) as file:
                 file.write(_HEADER.pack(_MAGIC, key, zlib.crc32(spec.data), *spec.shape))
                 file.write(spec.data)
-        except UserError:  # a full or read-only disk, or a link, costs time, not the run
+        except UserError:  # a full or read-only disk costs time, not the run
             self._can_write = False
         return self._can_write
 
 
 def compute_spectrogram(wav: np.ndarray, data: DataSection) -> np.ndarray:
-    """Linear magnitude spectrogram of one clip, computed on the CPU.
+    """Compute the linear magnitude spectrogram of one clip on the CPU.
 
     Args:
         wav: `(N,)` float32 within [-1, 1].
@@ -121,7 +121,7 @@ def compute_spectrogram(wav: np.ndarray, data: DataSection) -> np.ndarray:
     Raises:
         ValueError: the waveform is shorter than a window.
     """
-    return spectrogram_in_thread(wav, data)  # it may be another than the one that drives the GPU
+    return spectrogram_in_thread(wav, data)  # the caller may be a worker thread
 
 
 def _map(path: Path) -> np.ndarray:
@@ -135,7 +135,7 @@ def _read_header(path: Path) -> bytes:
 
 
 def _is_whole(path: Path, key: bytes) -> bool:
-    """Whether a file is there, holds what its header says, and belongs to `key`."""
+    """Whether a file exists, is intact, and belongs to `key`."""
     try:
         magic, made_from, checksum, frames, bins = _HEADER.unpack(_read_header(path))
         if magic != _MAGIC or made_from != key:

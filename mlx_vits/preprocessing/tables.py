@@ -1,14 +1,14 @@
-"""Tables of clips and texts: what their columns are is decided once for the whole file.
+"""Read tables of clips and texts; the columns are determined once for the whole file.
 
-| columns | what they are, if no header names them |
+| columns | meaning without a header |
 | --- | --- |
 | 2 | file, text |
 | 3 | file, speaker or language, text; or LJ Speech's file, text, normalised text |
 | 4 | file, speaker, language, text |
 
-They are separated by tabs, `|`, `;` or commas, whatever the file's ending. A text may hold commas
-without quotes if a space follows each. JSON manifests, an object a line or one array of them, are
-tables whose keys are the header. What else cannot be told is refused, see `columns.py`.
+The delimiter is a tab, `|`, `;` or a comma, whatever the file's suffix. A text may contain unquoted
+commas if a space follows each. JSON manifests (one object a line, or an array of objects) are
+tables whose keys are the header. Anything ambiguous is refused, see `columns.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mlx_vits.errors import DataError
 from mlx_vits.preprocessing.columns import (
     PUNCTUATION,
     Columns,
+    ambiguous,
     are_languages,
     guess_columns,
     is_audio,
     is_header,
     is_label,
     read_header,
-    unclear,
 )
 
 _SAMPLED_LINES = 200
@@ -43,9 +43,9 @@ class Row(NamedTuple):
 
     Attributes:
         where: file and line, for messages.
-        file: as it is written.
+        file: as written.
         text: without surrounding space.
-        language: as it is written, "" where the table states none.
+        language: as written, "" if the table states none.
     """
 
     where: str
@@ -57,14 +57,14 @@ class Row(NamedTuple):
 class _Line(NamedTuple):
     where: str
     cells: list[str]
-    is_cut: bool = False  # within a quoted cell
+    is_cut: bool = False  # ends inside a quoted cell
 
 
 def read_table(path: Path, content: str) -> list[Row | DataError]:
-    """Read a table; a line that cannot be used stands as its error.
+    """Read a table; an unusable line is returned as its error.
 
     Raises:
-        DataError: the columns of the file as a whole cannot be told.
+        DataError: the columns of the file are ambiguous.
     """
     if re.match(r"\s*(\{|\[\s*\{)", content):
         return _read_json(path, content)
@@ -84,7 +84,7 @@ def read_table(path: Path, content: str) -> list[Row | DataError]:
 
 
 def has_header(line: str) -> bool:
-    """Whether a line names columns, by any delimiter."""
+    """Whether a line names columns, with any delimiter."""
     return any(is_header(_split(line, delimiter)) for delimiter in _DELIMITERS)
 
 
@@ -117,7 +117,7 @@ def _find_delimiter(path: Path, content: str) -> str:
     likely = max(_DELIMITERS, key=names_files)
     if names_files(likely) * 2 >= max(1, len(lines)):
         return likely
-    for delimiter in _DELIMITERS if lines else ():  # names without an ending, such as LJ Speech's
+    for delimiter in _DELIMITERS if lines else ():  # names without a suffix, such as LJ Speech's
         if sum(len(_split(line, delimiter)) > 1 for line in lines) * 2 >= len(lines):
             return delimiter
     return {".list": "|", ".csv": ","}.get(path.suffix.lower(), "\t")
@@ -125,7 +125,7 @@ def _find_delimiter(path: Path, content: str) -> str:
 
 def _split_lines(path: Path, content: str, delimiter: str) -> list[_Line]:
     lines = _split_quoted(path, content, delimiter) or _split_plain(path, content, delimiter)
-    # Spreadsheets end their lines with the delimiters of columns that are empty.
+    # Spreadsheets end lines with the delimiters of empty columns.
     width = max((_filled(line.cells) for line in lines), default=0)
     return [line._replace(cells=line.cells[: max(width, 2)]) for line in lines]
 
@@ -135,10 +135,9 @@ def _filled(cells: list[str]) -> int:
 
 
 def _split_quoted(path: Path, content: str, delimiter: str) -> list[_Line]:
-    """Lines of a file that is quoted by the rules throughout; none of any other.
+    """Split a file that follows the CSV quoting rules throughout; empty for any other.
 
-    A quoted cell may span lines, unless these look like lines of the table: then it is a text
-    whose quote was never closed.
+    A quoted cell may span lines, unless these look like rows: then a quote was never closed.
     """
     reader = csv.reader(io.StringIO(content, newline="\n"), delimiter=delimiter, strict=True)
     lines = []
@@ -161,11 +160,13 @@ def _holds_rows(cell: str, delimiter: str) -> bool:
 def _split_plain(path: Path, content: str, delimiter: str) -> list[_Line]:
     found = []
     lines = content.split("\n")
-    for number, (line, after) in enumerate(zip(lines, [*lines[1:], ""], strict=True), 1):
+    for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True), 1):
         if line.strip():
-            # An open quote is common in texts, but a quoted cell may also go on in the next line.
-            goes_on = delimiter in PUNCTUATION or (after.strip() and delimiter not in after)
-            is_cut = bool(goes_on and f'{delimiter}"' in line and line.count('"') % 2)
+            # An unmatched quote is common in texts, but a quoted cell may also span lines.
+            may_continue = delimiter in PUNCTUATION or (
+                following.strip() and delimiter not in following
+            )
+            is_cut = bool(may_continue and f'{delimiter}"' in line and line.count('"') % 2)
             found.append(_Line(f"{path}: line {number}", _split(line, delimiter), is_cut))
     return found
 
@@ -173,15 +174,15 @@ def _split_plain(path: Path, content: str, delimiter: str) -> list[_Line]:
 def _split(line: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=delimiter, strict=True), [""])
-    except csv.Error:  # a quote that is part of a text
+    except csv.Error:  # a quote inside a text
         cells = line.split(delimiter)
-        if delimiter in PUNCTUATION:  # the text is in pieces, to be joined as they are
+        if delimiter in PUNCTUATION:  # pieces of a text, to be rejoined unchanged
             return [_unquoted(cells[0]), *cells[1:]]
         return [_unquoted(cell) for cell in cells]
 
 
 def _unquoted(cell: str) -> str:
-    """A cell without quotes that are there by the rules of CSV; others belong to the text."""
+    """Remove a cell's CSV quotes; other quotes belong to the text."""
     inner = cell.strip()[1:-1]
     if cell.strip() == f'"{inner}"' and '"' not in inner.replace('""', ""):
         return inner.replace('""', '"')
@@ -189,16 +190,16 @@ def _unquoted(cell: str) -> str:
 
 
 def _join_texts(path: Path, lines: list[_Line], delimiter: str) -> list[_Line]:
-    """Puts texts together again that were split at their own commas.
+    """Rejoin texts that were split at their own commas.
 
     Raises:
-        DataError: the further columns may as well be columns.
+        DataError: the extra cells may be columns of their own.
     """
     wide = [line.cells for line in lines if len(line.cells) > 2]
     if delimiter not in PUNCTUATION or not wide:
         return lines
     spaced = [_is_spaced(cells) for cells in wide]
-    if len({len(line.cells) for line in lines}) == 1:  # it may have so many columns
+    if len({len(line.cells) for line in lines}) == 1:  # it may really have that many columns
         middle = [cells[1].strip() for cells in wide]
         is_label_there = is_label(middle) or (
             len(wide[0]) == 4 and are_languages([c[2] for c in wide])
@@ -206,9 +207,9 @@ def _join_texts(path: Path, lines: list[_Line], delimiter: str) -> list[_Line]:
         if is_label_there and not any(spaced):
             return lines
         if is_label_there or not all(spaced) or all(cells[1][:1] == " " for cells in wide):
-            raise unclear(path, f"has {len(wide[0])} columns", delimiter)
+            raise ambiguous(path, f"has {len(wide[0])} columns", delimiter)
     if is_label([cells[-1].strip() for cells in wide]):
-        raise unclear(path, "has numbers or one and the same word in its last column", delimiter)
+        raise ambiguous(path, "has numbers or one and the same word in its last column", delimiter)
     return [_joined(line, 2, delimiter) if _is_spaced(line.cells) else line for line in lines]
 
 
@@ -218,7 +219,7 @@ def _is_spaced(cells: Sequence[str]) -> bool:
 
 
 def _joined(line: _Line, width: int, delimiter: str) -> _Line:
-    """The line, its last column with what was cut off it."""
+    """Return the line with its excess cells joined into the last column."""
     cells = line.cells
     if len(cells) <= width:
         return line
@@ -227,7 +228,7 @@ def _joined(line: _Line, width: int, delimiter: str) -> _Line:
 
 
 def _read_json(path: Path, content: str) -> list[Row | DataError]:
-    """Rows of a manifest whose keys name the columns."""
+    """Read the rows of a manifest whose keys name the columns."""
     rows: list[Row | DataError] = []
     for where, value in _json_values(path, content):
         if not isinstance(value, dict):
@@ -244,7 +245,7 @@ def _read_json(path: Path, content: str) -> list[Row | DataError]:
 
 
 def _json_values(path: Path, content: str) -> list[tuple[str, object]]:
-    """Each entry, with its place for messages; None for a line that is not JSON."""
+    """Return each entry with its place for messages; None for a line that is not JSON."""
     if content.lstrip().startswith("["):
         try:
             return [(f"{path}: entry {n}", value) for n, value in enumerate(json.loads(content), 1)]

@@ -1,13 +1,13 @@
-"""What is said in each clip: the forms that transcripts come in.
+"""Read transcripts: the forms that the texts of clips come in.
 
-| file | form |
+| file | format |
 | --- | --- |
 | `NAME.list` | `path|speaker|language|text`, GPT-SoVITS's; clips not listed are left out |
-| `transcripts.tsv`, `NAME.tsv`, `NAME.csv` | a table, with or without a header, see `tables.py` |
-| `NAME.jsonl` | a manifest, an object a line such as `{"audio_filepath": ..., "text": ...}` |
-| `clip.txt`, `clip.lab` | beside each clip: its text |
+| `transcripts.tsv`, `NAME.tsv`, `NAME.csv` | table, with or without a header, see `tables.py` |
+| `NAME.jsonl` | manifest, one object a line, such as `{"audio_filepath": ..., "text": ...}` |
+| `clip.txt`, `clip.lab` | the text of the clip beside it |
 
-How a listed name is matched to a recording: `listed.py`. Encodings: `text_files.py`.
+Names are matched to recordings by `listed.py`; encodings are in `text_files.py`.
 
 Source: GPT-SoVITS `prepare_datasets/1-get-text.py`, `tools/my_utils.py` (`clean_path`).
 """
@@ -32,19 +32,19 @@ Fault = Callable[[str], None]
 TRANSCRIPTS = "transcripts.tsv"
 LIST_SUFFIX = ".list"
 _TABLES = (LIST_SUFFIX, ".csv")
-_TABLES_OF_OTHERS = (".tsv", ".jsonl")  # counted where there is none of the above
+_TABLES_OF_OTHERS = (".tsv", ".jsonl")  # only if there is none of the above
 BESIDE = (".txt", ".lab")
 
 
 class Transcript(NamedTuple):
-    """What is said in a clip.
+    """The text of a clip.
 
     Attributes:
         name: of the clip's file.
-        text: as it stands.
-        language: upstream's code, None where the form has none.
+        text: as written.
+        language: upstream's code, None if the form states none.
         where: file and line, for messages.
-        listed: the path as it is listed, with `/`; "" for the name alone.
+        listed: the path as listed, with `/`; "" if only the name is known.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Transcript(NamedTuple):
 
 
 def find_transcripts(folder: Path) -> Path | None:
-    """The one transcript file of a folder, None where it has none.
+    """Return the transcript file of a folder, None if there is none.
 
     Raises:
-        DataError: there are several, so that it is not clear which counts.
+        DataError: there are several.
     """
     found_here = list_folder(folder, DataError)
     files = [path for path in found_here if not path.name.startswith(".")]
     found = [path for suffix in _TABLES for path in files if path.suffix.lower() == suffix]
     found += [path for path in files if path.name.lower() == TRANSCRIPTS and path.is_file()]
     if not found:
-        # A `.tsv` that is named as a recording is what a recogniser made of it.
+        # A `.tsv` named after a recording is a recogniser's output for it.
         clips = {path.stem for path in files if is_recording_name(path.name)}
         found = [
             path
@@ -81,15 +81,15 @@ def find_transcripts(folder: Path) -> Path | None:
 
 
 def read_transcripts(path: Path, fault: Fault | None = None) -> list[Transcript]:
-    """Reads a transcript file of any form.
+    """Read a transcript file of any form.
 
     Args:
-        fault: called with the sentence on each line that cannot be used, which is then left out;
-            where not given, the first such line is an error.
+        fault: called with a sentence for each unusable line, which is skipped; if None, the first
+            one is an error.
 
     Raises:
-        DataError: it cannot be read, or no line can be used; without `fault` also a line of another
-            form, a clip that is listed twice, or a missing text. The line is named.
+        DataError: the file cannot be read or has no usable line; without `fault` also for a
+            malformed line, a clip listed twice, or a missing text.
     """
     content = read_text(path)
     if is_timed(content):
@@ -117,7 +117,7 @@ def read_transcripts(path: Path, fault: Fault | None = None) -> list[Transcript]
 
 
 def _once(rows: Iterable[Transcript], fault: Fault | None) -> list[Transcript]:
-    """The first of the rows that list the same path."""
+    """Keep the first of the rows that list the same path."""
     seen: dict[str, Transcript] = {}
     for row in rows:
         if row.listed in seen:
@@ -130,10 +130,10 @@ def _once(rows: Iterable[Transcript], fault: Fault | None) -> list[Transcript]:
 
 
 def _transcript(row: Row, is_list: bool) -> Transcript:
-    """Checks a row of any form."""
+    """Check a row of any form."""
     listed = _clean_path(row.file, is_list)
     name = listed.rpartition("/")[2]
-    # Of a path in a list only the name counts; in a table one may name a sub-folder.
+    # In a list only the file name counts; in a table the path may name a sub-folder.
     if name in ("", ".", "..") or (not is_list and ".." in PurePosixPath(listed).parts):
         raise DataError(
             f"{row.where} does not name a file of the folder itself; write the file's name alone"
@@ -149,20 +149,19 @@ def _transcript(row: Row, is_list: bool) -> Transcript:
 
 
 def _clean_path(path: str, is_list: bool) -> str:
-    """A path with `/`, without what Windows puts around it; of a list as upstream cleans it."""
+    """Return a path with `/`, without what Windows wraps around it; for a list, as upstream."""
     signs = " '\n\"\u202a" if is_list else ' \n"\u202a'
     return path.rstrip("/\\").strip(signs).replace("\\", "/")
 
 
 def read_beside(clips: Sequence[Path], fault: Fault | None = None) -> list[Transcript]:
-    """Texts from the `.txt` or `.lab` beside each clip; clips without one are left out.
+    """Read the `.txt` or `.lab` beside each clip; clips without one are skipped.
 
     Args:
-        fault: called with the sentence on each file that cannot be used; where not given, the
-            first is an error.
+        fault: called with a sentence for each unusable file; if None, the first one is an error.
 
     Raises:
-        DataError: a file is empty or cannot be read, and there is no `fault`.
+        DataError: a file is empty or cannot be read, and `fault` is None.
     """
     beside = find_beside(clips)
     found = []
@@ -190,10 +189,10 @@ def read_beside(clips: Sequence[Path], fault: Fault | None = None) -> list[Trans
 
 
 def find_beside(clips: Sequence[Path], suffixes: Sequence[str] = BESIDE) -> dict[Path, Path]:
-    """The text file of each recording that has one, its name matched as `listed.py` does.
+    """Map recordings to their text files, names matched as in `listed.py`.
 
     Args:
-        suffixes: of text files, in order of preference.
+        suffixes: of the text files, in order of preference.
     """
     found: dict[Path, Path] = {}
     for folder in sorted({clip.parent for clip in clips}):
@@ -210,14 +209,14 @@ def find_beside(clips: Sequence[Path], suffixes: Sequence[str] = BESIDE) -> dict
 
 
 def write_list(path: Path, rows: list[Transcript], folder: Path, speaker: str) -> None:
-    """Writes upstream's list file.
+    """Write upstream's list file.
 
     Args:
-        folder: where the clips lie.
+        folder: of the clips.
         speaker: upstream ignores it.
 
     Raises:
-        DataError: a text or a path holds `|`, which the form has no place for.
+        DataError: a text or a path contains `|` or a line break, which the format cannot hold.
         UserError: the file cannot be written.
     """
     lines = []
@@ -233,7 +232,7 @@ def write_list(path: Path, rows: list[Transcript], folder: Path, speaker: str) -
 
 
 def _is_upstreams(content: str) -> bool:
-    """Whether a `.list` has upstream's four columns, and not some other form under its ending."""
+    """Whether a `.list` has upstream's four columns rather than another format."""
     lines = [line for line in content.split("\n") if line.strip()]
     if lines and has_header(lines[0]):
         return False

@@ -1,6 +1,6 @@
-"""Text to phonemes: GPT-SoVITS's symbol lists and one front end per language.
+"""Text to phonemes: GPT-SoVITS's symbol lists, and one front end per language.
 
-Importing this package reads no file; a dictionary or a model is loaded when a text first needs it.
+Importing this package reads no files; dictionaries and models are loaded on first use.
 """
 
 from mlx_vits.text.cleaner import CleanText, clean_text, supported_languages

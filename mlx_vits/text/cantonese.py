@@ -1,11 +1,10 @@
-"""The Cantonese front end: a transcript in, Jyutping initials and finals with tones out.
+"""Cantonese front end: text to Jyutping initials and finals with tones.
 
-Readings are ToJyutping's, as in GPT-SoVITS's `text/cantonese.py`; symbols begin with "Y" and the
-tone is on the second of a character's two. Different here: characters stay as they are written
-(upstream makes them simplified first, where 发 is both 發 and 髮, and loses 㗎); the digit 1 of a
-telephone number is 一 (upstream the Mandarin 幺); one mark stays where several meet, as in
-Mandarin; a syllable that the symbols lack is the nearest one; and a character without a reading is
-"UNK", no error.
+Readings are ToJyutping's, as in GPT-SoVITS's `text/cantonese.py`; symbols start with "Y", and the
+tone is on the second of a character's two. Differences from upstream: characters are not simplified
+first (upstream maps both 發 and 髮 to 发, and loses 㗎); the digit 1 of telephone numbers is 一,
+not 幺; of adjacent marks one is kept, as in Mandarin; a syllable missing from the symbols becomes
+the nearest one; and a character without a reading becomes "UNK" instead of an error.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from mlx_vits.text.extras import load_package
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 from mlx_vits.text.symbols import symbols_for
 
-# The initials of Jyutping, and the vowel that stands for one where a syllable has none.
+# Jyutping's initials, and the vowel that takes their place in a syllable without one.
 _ONSET = re.compile("ng|gw|kw|[bpmfdtnlgkhzcsjw]")
 _VOWEL_ONSETS = (
     *("aa", "ai", "au", "ap", "at", "ak", "a", "e"),
@@ -38,7 +37,7 @@ _SYLLABLE = re.compile("([a-z]+)([1-6])")
 
 
 def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
-    """What `mlx_vits.text.clean_text` calls; every version that has Cantonese has it alike.
+    """Implement `clean_text` for Cantonese; every version that has it uses the same symbols.
 
     Raises:
         DataError: no character of the text is Chinese.
@@ -76,15 +75,15 @@ def _given(text: str, lexicon: Lexicon) -> list[list[str]]:
 
 
 def normalize(text: str) -> Marked:
-    """The text as it is read aloud, in Chinese characters and the models' marks."""
+    """Return the spoken form of a text, in Chinese characters and the models' marks."""
     return keep_marks(spell_symbols(spell_numbers(plain_characters(text), one="一")))
 
 
 def _symbols(syllable: str) -> list[str]:
-    """The two symbols of a Jyutping syllable: "hoeng1" is Yh Yoeng1.
+    """Return the two symbols of a Jyutping syllable: "hoeng1" is Yh Yoeng1.
 
-    A syllable without a second part repeats the end of the first, as upstream does: "m4" is Ym Ym4,
-    "aa3" is Yaa Ya3.
+    A syllable with one part repeats the end of it, as upstream does: "m4" is Ym Ym4, "aa3" is Yaa
+    Ya3.
     """
     match = _SYLLABLE.fullmatch(syllable)
     if not match:
@@ -93,7 +92,7 @@ def _symbols(syllable: str) -> list[str]:
     onset = _ONSET.match(letters)
     first = onset[0] if onset else next((v for v in _VOWEL_ONSETS if letters.startswith(v)), "")
     rest = letters[len(first) :] or first[-1:]
-    # A syllable without an initial may as well begin with "ng"; rare finals have a neighbour.
+    # A syllable without an initial may also start with "ng"; rare finals have a close one.
     for pair in ((first, rest), ("ng", letters), (first, _NEAREST_FINAL.get(rest, rest))):
         symbols = [f"Y{pair[0]}", f"Y{pair[1]}{tone}"]
         if pair[0] and _known_symbols().issuperset(symbols):

@@ -1,9 +1,9 @@
-"""The Chinese front end: a transcript in, initials and finals with tones out, two a character.
+"""Mandarin front end: text to initials and finals with tones, two symbols a character.
 
-It gives what GPT-SoVITS's `text/chinese2.py` (v2 and later) and `text/chinese.py` (v1) give; what
-differs, and why, stands at the top of `chinese_normalizer`, `chinese_marks`, `chinese_words` and
-`chinese_sandhi`. Latin letters are left out, as upstream does; the codes that read them as English
-are in `mixed`.
+Equivalent to GPT-SoVITS's `text/chinese2.py` (v2 and later) and `text/chinese.py` (v1); differences
+and their reasons are listed at the top of `chinese_normalizer`, `chinese_marks`, `chinese_words`
+and `chinese_sandhi`. Latin letters are dropped, as upstream does; `mixed` handles the codes that
+read them as English.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from mlx_vits.text.cleaner import UNKNOWN, CleanText
 from mlx_vits.text.extras import load_package
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
-# Upstream's own marks of longer silence; the first that a text has turns all its commas into it.
+# Upstream's marks for longer silences; the first one found replaces all commas of the text.
 _SILENCES = (("￥", "SP2"), ("^", "SP3"))
 _REPLACED = str.maketrans({"嗯": "恩", "呣": "母"})
 _PARTICLE = re.compile("(?<![名专原编显巨土论卓昭合所遗拙译撰])著(?![名作者书述称录])")
 
 
 def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
-    """What `mlx_vits.text.clean_text` calls.
+    """Implement `clean_text` for Mandarin.
 
     Words of the lexicon have its tones, whatever stands beside them.
 
@@ -64,18 +64,18 @@ def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
 
 
 def normalize(text: str) -> Marked:
-    """The text as it is read aloud, in simplified characters and the models' marks."""
+    """Return the spoken form of a text, in simplified characters and the models' marks."""
     text = spell_symbols(spell_numbers(plain_characters(_simplify(text))))
     return keep_marks(text.translate(_REPLACED))
 
 
 def pronounce(text: str, version: str, given: Sequence[str | None] | None = None) -> list[Word]:
-    """The words of a normalized text with their readings and the tones they have together.
+    """Return the words of a normalised text with their readings, after tone sandhi.
 
     Args:
         text: what `normalize` gives.
         version: v1 reads each word by itself.
-        given: a reading for each character that stays as it is, None where there is none.
+        given: a fixed reading for each character, None where there is none.
     """
     words: list[Word] = []
     read = read_words(text, version != "v1", given)
@@ -115,7 +115,7 @@ def _simplified(lexicon: Lexicon) -> Lexicon:
 
 
 def _symbols(word: Word) -> list[list[str]]:
-    """The phonemes of each character of a word."""
+    """Return the phonemes of each character of a word."""
     if word.text in MARKS:
         return [[word.text]]
     symbols = []
@@ -129,7 +129,7 @@ def _symbols(word: Word) -> list[list[str]]:
 
 
 def _simplify(text: str) -> str:
-    """Traditional characters as simplified ones; 著 in a traditional text is 着 but for books."""
+    """Convert to simplified characters; traditional 著 becomes 着, except in words of writing."""
     simplified = str(_converter().convert(text))
     return simplified if simplified == text else _PARTICLE.sub("着", simplified)
 

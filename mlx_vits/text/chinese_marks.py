@@ -1,9 +1,8 @@
-"""Characters of Chinese text, for Mandarin and Cantonese: which are marks, and which go.
+"""Punctuation of Chinese text, for Mandarin and Cantonese: what is kept, and what is dropped.
 
-The marks that the models know are `, . ! ? … -`. Which character becomes which is upstream's table
-(`rep_map` in `text/chinese2.py`), with two differences: a dash (——), where a reader pauses, is a
-comma, as in upstream's own splitting of texts; and a hyphen inside Chinese is nothing where
-upstream reads 减 (minus).
+The models have symbols for `, . ! ? … -`. Characters are mapped to them as in upstream's `rep_map`
+(`text/chinese2.py`), with two exceptions: a dash (——), where a reader pauses, is a comma, as in
+upstream's text splitting; and a hyphen inside Chinese is dropped, where upstream reads 减 (minus).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 MARKS = ",.!?…-"
 _FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)}
-# Full-width marks of a sentence keep apart from ASCII ones, which stand inside numbers and times.
+# Full-width punctuation stays distinct from ASCII, which also occurs inside numbers and times.
 _KEPT_WIDE = "，！？；"
 _PLAIN = {
     **{wide: ascii_ for wide, ascii_ in _FULL_WIDTH.items() if chr(wide) not in _KEPT_WIDE},
@@ -40,20 +39,20 @@ _SILENT = frozenset("#*@&<>^`´|")
 
 
 class Marked(NamedTuple):
-    """A text of Chinese characters and `MARKS` alone, and what was left out of it."""
+    """A text of only Chinese characters and `MARKS`, and the characters dropped from it."""
 
     text: str
     unknown: list[str]
 
 
 def plain_characters(text: str) -> str:
-    """Full-width letters and digits in ASCII, one kind of dash, no invisible characters."""
+    """Map full-width letters and digits to ASCII, unify dashes, drop invisible characters."""
     text = "".join(str(unicodedata.decimal(c, c)) for c in text.translate(_PLAIN))
     return re.sub(r"([\u4e00-\u9fff])々", r"\1\1", text)
 
 
 def spell_symbols(text: str) -> str:
-    """Greek letters by their names, and signs of counting and reckoning in words."""
+    """Replace Greek letters by their names, and arithmetic signs by words."""
     text = "".join(_GREEK.get(c.lower(), c) for c in text)
     for sign, word in (("+", "加"), ("×", "乘"), ("÷", "除以"), ("=", "等于"), ("%", "百分号")):
         text = text.replace(sign, word)
@@ -61,7 +60,7 @@ def spell_symbols(text: str) -> str:
 
 
 def keep_marks(text: str) -> Marked:
-    """Marks in the models' form, one where several meet; what cannot be read is left out."""
+    """Map marks to the models' own, one of adjacent ones; drop what cannot be read."""
     kept: list[str] = []
     unknown: list[str] = []
     text = re.sub(r"\.{2,}|。{2,}", "…", text)
@@ -72,7 +71,7 @@ def keep_marks(text: str) -> Marked:
         elif mark == "-":
             continue
         elif mark:
-            # The first of several marks stays, upstream's rule: it would leak pauses otherwise.
+            # As upstream, keep the first of several marks: more would add pauses.
             if not (kept and kept[-1] in MARKS):
                 kept.append(mark)
         elif not is_silent(piece):
@@ -81,7 +80,7 @@ def keep_marks(text: str) -> Marked:
 
 
 def is_chinese(character: str) -> bool:
-    """Whether it is one Chinese character of those that the front ends look up."""
+    """Whether a string is one Chinese character, in the ranges that the front ends look up."""
     return len(character) == 1 and (
         "\u4e00" <= character <= "\u9fff"
         or "\u3400" <= character <= "\u4dbf"
@@ -91,7 +90,7 @@ def is_chinese(character: str) -> bool:
 
 
 def is_silent(character: str) -> bool:
-    """Whether nobody reads it aloud: blanks, quotes, brackets, and parts of other characters."""
+    """Whether a character is never read aloud: blanks, quotes, brackets, combining marks."""
     if len(character) > 1:
         return False
     kind = unicodedata.category(character)

@@ -1,16 +1,17 @@
-"""Numbers in Chinese text as they are read aloud: dates, times, money, units, telephones, ranges.
+"""Spell numbers in Chinese text: dates, times, money, units, telephone numbers, ranges.
 
-The rules are those of upstream's `text/zh_normalization` (PaddleSpeech's), with these differences,
-each where upstream's result is not what a person reads aloud and so not what a recording says:
+The rules are those of upstream's `text/zh_normalization` (from PaddleSpeech), except where its
+result is not what a person would say, and so not what a recording says:
 
-- Commas between thousands go (upstream reads "1,234" as two numbers), spaces between numbers stay.
-- A number of three digits and more without a measure word is a count (300 is 三百); digit by digit
-  are years, telephone and room numbers, long numbers that are not round, and leading zeros.
-  Upstream reads all of them digit by digit.
+- Thousands separators are removed (upstream reads "1,234" as two numbers); spaces between numbers
+  are kept.
+- A number of three or more digits without a measure word is a count (300 is 三百), except years,
+  telephone and room numbers, long numbers that are not round, and leading zeros, which are read
+  digit by digit, as upstream reads all of them.
 - 2 is 二 before 月, 日, 号, 楼 (upstream: 两月), 两 before 点, 千, 万. Two digits before 年 are a
-  year only where a month or the like follows (10年后 is ten years later).
-- Money, ratios, "km/h", Roman and circled numerals, and dates with one-digit months are read at
-  all; Latin letters are units only after a number; "/" is 每 (per) only between units.
+  year only before a month or the like (10年后 is ten years later).
+- Money, ratios, "km/h", Roman and circled numerals, and dates with one-digit months are supported;
+  Latin letters are units only after a number; "/" is 每 (per) only between units.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _UNITS = {
 }
 _UNIT = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _MONEY = {"$": "美元", "¥": "元", "€": "欧元", "£": "英镑"}
-# Cantonese is read as it is written, so the words around a number may be traditional.
+# Cantonese is not simplified, so the words around a number may be traditional.
 _TRADITIONAL = str.maketrans(
     "万亿个条张册辆间栋层颗块盘壶锅双对组队种类样门节课项声盏顶处笔桩周岁钟时头点两吨亩顷户国县届拨帧辈礼"
     "党页阵篮笼针贴丝只摄镑欧",
@@ -43,14 +44,14 @@ _TRADITIONAL = str.maketrans(
 
 
 def _either_script(words: str) -> str:
-    """Alternatives of a pattern in simplified characters, then those that look otherwise."""
+    """Extend a pattern's simplified alternatives by those traditional ones that differ."""
     simplified = words.split("|")
     both = dict.fromkeys([*simplified, *(word.translate(_TRADITIONAL) for word in simplified)])
     return "|".join(both)
 
 
 _SCALE = _either_script("万亿|千万|百万|十万|万|亿|千|百")
-# Measure words before which 2 is 两. Not here: 月 日 号 楼 级 班 路 世纪, before which it is 二.
+# Measure words before which 2 is 两; it stays 二 before 月 日 号 楼 级 班 路 世纪.
 _MEASURE_WORDS = """
 个 位 名 只 支 枝 条 张 把 件 本 册 辆 台 架 艘 家 间 所 座 栋 幢 层 棵 株 朵 颗 粒 块 片 滴 杯
 瓶 碗 盘 盒 袋 包 箱 桶 罐 壶 锅 盆 双 对 副 套 组 群 批 排 队 股 种 类 样 门 节 课 篇 章 首 幅 部
@@ -73,19 +74,19 @@ _LANDLINE = r"(?<![\d.-])(?:0\d{2,3}-\d{7,8}|[48]00-\d{3}-?\d{4}|[48]00\d{7})(?!
 
 
 def spell_numbers(text: str, one: str = "幺") -> str:
-    """The text with every number in Chinese characters.
+    """Replace every number in a text by Chinese characters.
 
     Args:
-        text: after `chinese_marks.plain_characters`.
-        one: how the digit 1 is said in telephone and other code numbers.
+        text: from `chinese_marks.plain_characters`.
+        one: reading of the digit 1 in telephone numbers and codes.
     """
     text = "".join(_plain_numeral(c) for c in text)
     text = re.sub(r"\d{20,}", lambda m: digits(m[0], one), text)
-    # Spaces matter between numbers and between words alone.
+    # Spaces matter only between numbers and between Latin words.
     text = re.sub(r"(?<![0-9A-Za-z.%]) +| +(?![0-9A-Za-z.+-])", "", text)
     for pattern in (_CELLULAR, _LANDLINE):
         text = re.sub(pattern, lambda m: _telephone(m[0], one), text)
-    for rule in (_spell_dates, _spell_times, _spell_ranges, _spell_amounts, _spell_reckoning):
+    for rule in (_spell_dates, _spell_times, _spell_ranges, _spell_amounts, _spell_arithmetic):
         text = rule(text)
     text = re.sub(r"第(\d+)", lambda m: "第" + cardinal(m[1]), text)
     text = re.sub(rf"({_NUMBER})(?=[多余几]?(?:{_MEASURE}))", lambda m: quantity(m[1]), text)
@@ -96,7 +97,7 @@ def spell_numbers(text: str, one: str = "幺") -> str:
 
 
 def _plain_numeral(character: str) -> str:
-    """Circled and Roman numerals in Chinese, "½" as " 1/2"; other characters as they are."""
+    """Convert circled and Roman numerals to Chinese and "½" to " 1/2"; keep all others."""
     if character in "¹²³零" or unicodedata.category(character) not in ("No", "Nl"):
         return character
     value = unicodedata.numeric(character)
@@ -156,7 +157,7 @@ def _spell_ranges(text: str) -> str:
 
 
 def _spell_amounts(text: str) -> str:
-    """Temperatures, percentages, money, and numbers with units written in Latin letters."""
+    """Spell temperatures, percentages, money, and numbers with Latin units."""
 
     def money(match: re.Match[str]) -> str:
         return quantity(match[2]) + (match[3] or "") + _MONEY[match[1]]
@@ -180,8 +181,8 @@ def _spell_amounts(text: str) -> str:
     )
 
 
-def _spell_reckoning(text: str) -> str:
-    """Fractions, powers, sums, and signs before numbers."""
+def _spell_arithmetic(text: str) -> str:
+    """Spell fractions, powers, sums, and signs before numbers."""
     text = re.sub(
         r"(?<![\d/])(?:(\d+) )?(\d+)/(\d+)(?![\d/])",
         lambda m: f"{cardinal(m[1]) + '又' if m[1] else ''}{cardinal(m[3])}分之{cardinal(m[2])}",
@@ -199,7 +200,7 @@ def _and_more(match: re.Match[str]) -> str:
 
 
 def _bare_number(one: str) -> Callable[[re.Match[str]], str]:
-    """How a number is read that nothing counts: as a count, a year, or a code."""
+    """Return a reader of numbers without a unit: as a count, a year, or a code."""
 
     def spell(match: re.Match[str]) -> str:
         written = match[0]
@@ -209,7 +210,7 @@ def _bare_number(one: str) -> Callable[[re.Match[str]], str]:
             return digits(written, one)
         if written in _SERVICE_NUMBERS:
             return digits(written, one)
-        # Not the whole text on either side: copying it for each number takes quadratic time.
+        # Only the neighbouring characters: copying all the text per number would be quadratic.
         before = match.string[max(0, match.start() - 1) : match.start()]
         after = match.string[match.end() : match.end() + 1]
         if len(written) == 3 and (re.match("[路室房]", after) or re.match("[A-Za-z]", before)):

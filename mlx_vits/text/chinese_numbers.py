@@ -1,4 +1,4 @@
-"""Numbers as Chinese characters: counts, decimals, and digits one by one."""
+"""Numbers in Chinese characters: counts, decimals, and single digits."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ LONGEST_COUNT = 4 * len(_GROUPS)  # digits
 
 
 def digits(text: str, one: str = "一") -> str:
-    """The digits of a string one by one; other characters are left out.
+    """Spell the digits of a string one by one; other characters are dropped.
 
     Args:
         text: for example a telephone number.
-        one: how the digit 1 is said; telephone numbers in Mandarin have "幺".
+        one: reading of the digit 1; "幺" for telephone numbers in Mandarin.
     """
     return "".join(one if c == "1" else _DIGITS[int(c)] for c in text if c in "0123456789")
 
 
 def cardinal(text: str) -> str:
-    """A count in words, "12" as 十二; digit by digit where there are more than `LONGEST_COUNT`.
+    """Spell a count, "12" as 十二; digit by digit if longer than `LONGEST_COUNT`.
 
     Args:
-        text: the digits, with leading zeros or without.
+        text: digits, with or without leading zeros.
     """
     plain = text.lstrip("0") or "0"
     if len(plain) > LONGEST_COUNT:
@@ -37,14 +37,14 @@ def cardinal(text: str) -> str:
             continue
         gap = spoken and (groups[i][0] == "0" or not int(groups[i + 1]))
         spoken += ("零" if gap else "") + words + _GROUPS[i]
-    # 万亿 is 万 of 亿: one 亿 for both groups, as in 一万二千亿.
+    # 万亿 is 万 times 亿: both groups share one 亿, as in 一万二千亿.
     if len(groups) == 4 and int(groups[2]):
         spoken = spoken.replace("万亿", "万", 1)
     return spoken[1:] if spoken.startswith("一十") else spoken
 
 
 def _below_ten_thousand(group: str) -> str:
-    """A group of four digits in words, with the zeros inside it and before it."""
+    """Spell a group of up to four digits, with its inner zeros."""
     spoken, zero = "", False
     for place, digit in enumerate(reversed(group)):
         if digit == "0":
@@ -56,14 +56,14 @@ def _below_ten_thousand(group: str) -> str:
 
 
 def number(text: str) -> str:
-    """A number as it is written, in words: commas between thousands go, a point is 点."""
+    """Spell a number as written: thousands separators are dropped, a point is 点."""
     whole, point, decimals = text.replace(",", "").partition(".")
     spoken = cardinal(whole or "0")
     return f"{spoken}点{digits(decimals)}" if point and decimals else spoken
 
 
 def quantity(text: str) -> str:
-    """A number before a measure word: 2 is 两, and so are the first 2 of thousands and above.
+    """Spell a number before a measure word: 2 is 两, also as the leading 2 of 千, 万, 亿.
 
     Source: 现代汉语八百词, 两 and 二: 两 before measure words and before 千, 万, 亿; 二 elsewhere.
     """

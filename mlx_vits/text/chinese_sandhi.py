@@ -1,9 +1,9 @@
-"""How tones of Mandarin change in connected speech: 不, 一, the neutral and the third tone, 儿.
+"""Tone sandhi of Mandarin: 不, 一, neutral and third tones, and 儿.
 
-The rules and the words they hold for are those of upstream's `text/tone_sandhi.py`
-(PaddleSpeech's), errors included: GPT-SoVITS will read texts to the finished voice by them, so the
-recordings are labelled by them. One difference: words are joined by the readings that they have in
-their sentence, where upstream looks each word up alone.
+Rules and word lists are those of upstream's `text/tone_sandhi.py` (from PaddleSpeech), errors
+included: GPT-SoVITS will apply them when the finished voice speaks, so training has to as well. One
+difference: words are merged with their readings in context, where upstream looks up each word
+alone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _DIRECTIONS = frozenset("上下进出回过起开")
 
 
 def change_tones(words: list[Word], merge_er: bool) -> list[Word]:
-    """The words of a clause, some joined, with the tones that they have together.
+    """Merge the words of a clause where sandhi requires it, and apply tone sandhi.
 
     Args:
         words: without marks.
-        merge_er: whether a 儿 that ends a word takes the tone before it, as from version v2 on.
+        merge_er: whether a final 儿 takes the preceding tone, as from version v2 on.
     """
     for join in (_join_bu, _join_yi, _join_repeated, _join_third, _join_third_edges, _join_er):
         words = join(words)
@@ -39,7 +39,7 @@ def change_tones(words: list[Word], merge_er: bool) -> list[Word]:
     return words
 
 
-# --- which words count as one --------------------------------------------------------------
+# --- merging of words ----------------------------------------------------------------------
 
 
 def _join_bu(words: list[Word]) -> list[Word]:
@@ -52,7 +52,7 @@ def _join_bu(words: list[Word]) -> list[Word]:
 
 
 def _join_yi(words: list[Word]) -> list[Word]:
-    """看 一 看 is one word; 一 belongs to the word after it."""
+    """Merge 看 一 看 into one word, and 一 with the word after it."""
     joined: list[Word] = []
     for i, word in enumerate(words):
         before = joined[-1] if joined else None
@@ -84,12 +84,12 @@ def _join_repeated(words: list[Word]) -> list[Word]:
 
 
 def _join_third(words: list[Word]) -> list[Word]:
-    """Short words of third tones alone, once each."""
+    """Merge pairs of short words that have only third tones, each word once."""
     return _join_if(words, lambda left, right: _all_third(left.tones + right.tones))
 
 
 def _join_third_edges(words: list[Word]) -> list[Word]:
-    """Short words that meet in two third tones, once each."""
+    """Merge pairs of short words with third tones where they meet, each word once."""
     return _join_if(words, lambda left, right: left.tones[-1] == right.tones[0] == 3)
 
 
@@ -131,7 +131,7 @@ def _all_third(tones: list[int]) -> bool:
     return all(tone == 3 for tone in tones)
 
 
-# --- which tones change --------------------------------------------------------------------
+# --- changes of tone -----------------------------------------------------------------------
 
 
 def _change_bu(word: Word) -> None:
@@ -198,7 +198,7 @@ def _is_listed_neutral(text: str) -> bool:
 
 
 def _change_third(word: Word) -> None:
-    """The first of two third tones is a second one; longer words change within their parts."""
+    """Make the first of two third tones a second one; longer words change within their parts."""
     tones = word.tones
     if len(tones) == 2 and _all_third(tones):
         tones[0] = 2
@@ -228,7 +228,7 @@ def _change_third_of_three(word: Word) -> None:
 
 
 def _merge_er(word: Word) -> None:
-    """A 儿 that is no syllable of its own has the tone before it: 花儿 (flowers) but not 女儿."""
+    """Give a 儿 that is not a syllable of its own the preceding tone: 花儿 but not 女儿."""
     text, tones = word.text, word.tones
     if text[-1] != "儿" or word.syllables[-1] != "er":
         return

@@ -1,11 +1,11 @@
-"""Chinese text as words, each character with its reading in pinyin.
+"""Segment Chinese text into words, with the pinyin reading of each character.
 
-Words and their parts of speech come from jieba. A character with several readings is read as the
-word's entry in pypinyin's dictionary says, else as g2pM finds from its sentence; turns of everyday
-speech that both misread are listed in `mandarin_words.txt`. Upstream has a larger network there
-from version v2 on (G2PW, 600 MB that no package ships). Of 2,564 ambiguous characters in the test
-sentences that g2pM was published with (from an encyclopedia), pypinyin alone reads 88 % right, g2pM
-97 %, both together 97.4 %. Version v1 has pypinyin alone, as upstream has.
+Words and parts of speech come from jieba. Polyphonic characters take the reading of the word in
+pypinyin's dictionary, else g2pM's prediction from the sentence; colloquial phrases that both
+misread are listed in `mandarin_words.txt`. From version v2 on upstream uses a larger network (G2PW,
+600 MB that no package ships). On the 2,564 ambiguous characters of g2pM's published test sentences
+(from an encyclopedia) pypinyin alone is right for 88 %, g2pM for 97 %, both together for 97.4 %.
+Version v1 uses pypinyin alone, as upstream does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlx_vits.text.extras import load_package
 
 _LONGEST_TURN = 4  # words
 _SYLLABLE = re.compile(r"([a-z]+)([1-5])")
-# Syllables of interjections that the table of phonemes lacks, and the nearest that it has.
+# Syllables of interjections missing from the phoneme table, and the nearest ones in it.
 _NEAREST = {
     **{"n": "en", "ng": "en", "m": "mu", "hm": "heng", "hng": "heng", "ê": "ei", "r": "er"},
     **{"nia": "nian", "len": "leng", "fiao": "biao", "wong": "weng", "din": "ding", "bia": "ba"},
@@ -32,13 +32,13 @@ _NEAREST = {
 
 @dataclass
 class Word:
-    """Some characters that belong together.
+    """A word with its readings.
 
     Attributes:
         text: Chinese characters, or one mark.
         tag: jieba's part of speech; "x" for a mark.
-        syllables: in pinyin without tone, ü as v; None for a mark and where none is known.
-        tones: 1 to 5, 5 the neutral one; 0 where there is no syllable.
+        syllables: pinyin without tone, ü as v; None for a mark or an unknown reading.
+        tones: 1 to 5, 5 is neutral; 0 without a syllable.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Word:
     tones: list[int]
 
     def join(self, other: Word, tag: str | None = None) -> Word:
-        """One word of both."""
+        """Merge two words."""
         return Word(
             self.text + other.text,
             tag or self.tag,
@@ -59,12 +59,12 @@ class Word:
 def read_words(
     text: str, in_context: bool, given: Sequence[str | None] | None = None
 ) -> list[Word]:
-    """The words of a text of Chinese characters and marks, in order.
+    """Segment a text of Chinese characters and marks, and look up the readings.
 
     Args:
-        text: what `chinese_marks.keep_marks` gives.
-        in_context: whether the sentence decides between readings, or the word alone.
-        given: a reading for each character that goes before any other, None where there is none.
+        text: from `chinese_marks.keep_marks`.
+        in_context: whether readings depend on the sentence or on the word alone.
+        given: a reading that overrides the dictionary for each character, or None.
 
     Raises:
         UserError: the packages of the extra `zh` are not installed.
@@ -84,7 +84,7 @@ def read_words(
         if in_context and written[-1] == "地" and _is_adverbial(cut, i):
             readings[-1] = "de5"
         if in_context and written == "重" and cut[i + 1 : i + 2] and cut[i + 1][1] == "m":
-            readings[-1] = "zhong4"  # what something weighs, which g2pM takes for "again"
+            readings[-1] = "zhong4"  # weight, which g2pM reads as "again"
         readings = _replace(readings, listed[here])
         if given is not None:
             readings = _replace(readings, given[here])
@@ -95,7 +95,7 @@ def read_words(
 
 
 def _is_adverbial(cut: list[tuple[str, str]], i: int) -> bool:
-    """Whether the 地 of a word makes an adverb (慢慢地走) and names no ground."""
+    """Whether the 地 of a word is the adverbial particle (慢慢地走) rather than "ground"."""
     written, tag = cut[i]
     if len(written) > 1:
         return tag == "d"
@@ -108,7 +108,7 @@ def _replace(readings: list[str], better: Sequence[str | None]) -> list[str]:
 
 
 def split_word(text: str) -> tuple[str, str]:
-    """A word in two parts, the shorter of its own words apart from the rest."""
+    """Split a word in two: its shortest sub-word, and the rest."""
     short = min(_jieba().cut_for_search(text), key=len)
     if text.startswith(short):
         return short, text[len(short) :]
@@ -117,7 +117,7 @@ def split_word(text: str) -> tuple[str, str]:
 
 @cache
 def pinyin_table() -> dict[str, tuple[str, str]]:
-    """Each syllable's initial and final among the models' symbols, without tone."""
+    """Return the initial and final symbols of each toneless syllable."""
     lines = read_data("pinyin_to_phonemes.tsv").decode("utf-8").splitlines()
     table = {}
     for line in lines:
@@ -129,7 +129,7 @@ def pinyin_table() -> dict[str, tuple[str, str]]:
 
 @cache
 def listed_words(kind: str) -> frozenset[str]:
-    """The words of one part of `mandarin_words.txt`, for example "neutral"."""
+    """Return the words of a section of `mandarin_words.txt`, for example "neutral"."""
     parts = read_data("mandarin_words.txt").decode("utf-8").split("[")
     return frozenset(next(p for p in parts if p.startswith(f"{kind}]")).split()[1:])
 
@@ -143,12 +143,12 @@ def _cut_words(text: str) -> list[tuple[str, str]]:
 @cache
 def _jieba() -> Any:
     jieba = load_package("jieba", "zh")
-    jieba.setLogLevel("ERROR")  # it tells how long loading took
+    jieba.setLogLevel("ERROR")  # it logs its loading time
     return jieba
 
 
 def _word_readings(word: str) -> list[str]:
-    """One reading a character, for example "zhong1"; the character itself where none is known."""
+    """Return a reading per character, such as "zhong1"; the character itself if unknown."""
     if not any(map(is_chinese, word)):
         return list(word)
     pypinyin = load_package("pypinyin", "zh")
@@ -165,13 +165,13 @@ def _phrases() -> Any:
 
 @cache
 def _turns() -> dict[str, list[str]]:
-    """Words and turns of phrase that dictionary and model misread, and how they are read."""
+    """Return words and phrases that dictionary and model misread, with their readings."""
     entries = (entry.partition(":") for entry in listed_words("readings"))
     return {turn: reading.split(",") for turn, _, reading in entries}
 
 
 def _listed_readings(words: list[str]) -> list[str | None]:
-    """One reading a character where whole words make up a listed turn, the longest; None else."""
+    """Return readings of the longest listed phrases made of whole words; None elsewhere."""
     readings: list[str | None] = []
     i = 0
     while i < len(words):
@@ -190,18 +190,18 @@ def _listed_readings(words: list[str]) -> list[str | None]:
 def _context_model() -> Any:
     g2pm = load_package("g2pM", "zh")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to be closed
+        warnings.simplefilter("ignore", ResourceWarning)  # it does not close its files
         return g2pm.G2pM()
 
 
 def _context_readings(text: str) -> list[str | None]:
-    """One reading a character in its sentence; None where the model knows none."""
+    """Return g2pM's reading of each character; None where it has none."""
     readings = _context_model()(text, tone=True, char_split=True)
     return [r if _SYLLABLE.fullmatch(r.replace("u:", "v")) else None for r in readings]
 
 
 def split_reading(reading: str) -> tuple[str | None, int]:
-    """The syllable of the table and its tone, as in "zhong1"; None where it is no such syllable."""
+    """Split a reading such as "zhong1" into the table's syllable (or None) and the tone."""
     match = re.fullmatch(r"(.+)([1-5])", reading.replace("u:", "v").replace("ü", "v"))
     if not match:
         return None, 0

@@ -1,9 +1,9 @@
-"""The door to the front ends: a transcript and its language in, phonemes of a version out.
+"""Entry point of the front ends: a transcript and its language to phonemes of a version.
 
-A language is one module of this package, named in `_FRONT_ENDS` and imported when it is first
-asked for, like the packages that it needs. It offers `clean(text, version, lexicon) -> CleanText`;
-phonemes outside the version's symbols become "UNK" here, for every language alike. A text of
-several languages goes through `mixed`, which cuts it and comes back here with each part.
+Each language is a module of this package, listed in `_FRONT_ENDS` and imported on first use, like
+the packages it needs. It provides `clean(text, version, lexicon) -> CleanText`; phonemes outside
+the version's symbols become "UNK" here, for every language. Multilingual texts go through `mixed`,
+which splits them and calls back here for each part.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mlx_vits.text.symbols import symbols_for
 
 UNKNOWN = "UNK"
 
-# The rules of the front ends look back and ahead within a word: their time grows with the square of
-# its length. Scripts that are written without blanks have no such rules but in English.
-_LONGEST_WORD = 500
+# The front ends' rules look around within a word, so their time is quadratic in its length. Scripts
+# without blanks are exempt, except when read as English.
+_MAX_CHARS = 500
 _NO_BLANKS = r"\u3001-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
-_TOO_LONG_ENGLISH = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
-_TOO_LONG = re.compile(rf"[^\s{_NO_BLANKS}]{{{_LONGEST_WORD + 1},}}")
+_TOO_LONG_ENGLISH = re.compile(rf"\S{{{_MAX_CHARS + 1},}}")
+_TOO_LONG = re.compile(rf"[^\s{_NO_BLANKS}]{{{_MAX_CHARS + 1},}}")
 
 _FRONT_ENDS = {
     "en": "mlx_vits.text.english",
@@ -34,7 +34,7 @@ _FRONT_ENDS = {
     "ko": "mlx_vits.text.korean",
     "yue": "mlx_vits.text.cantonese",
 }
-# Upstream's codes for a text of several languages, and the languages that each one needs.
+# Upstream's codes for multilingual texts, with the main language of each.
 _MIXED = {
     "all_zh": "zh",
     "all_ja": "ja",
@@ -43,21 +43,22 @@ _MIXED = {
     "auto": "zh",
     "auto_yue": "yue",
 }
-_ALIASES = {"jp": "ja"}  # upstream's lists have both
+_ALIASES = {"jp": "ja"}  # upstream's lists use both
 _NOT_IN_V1 = ("ko", "yue")
 
 
 class CleanText(NamedTuple):
-    """A transcript made ready for a model.
+    """A normalised transcript and its phonemes.
 
-    phonemes: L symbols of the version.
-    word2ph: how many phonemes each character of `normalized` has, where a language has that
-        (Chinese, Cantonese); None elsewhere, as upstream writes it.
-    normalized: the text as it is read aloud, numbers and abbreviations in words.
-    unknown: what the text has and the phonemes do not say, in order, repeats included: letters of
-        another script, pictures, characters without a reading, symbols that the version lacks.
-        English guesses words that it does not know, which is no such case.
-    guessed: English words that no dictionary has, in order, repeats included.
+    Attributes:
+        phonemes: L symbols of the version.
+        word2ph: number of phonemes of each character of `normalized`, for Chinese and Cantonese;
+            None for other languages, as upstream writes it.
+        normalized: the spoken form of the text, with numbers and abbreviations in words.
+        unknown: what has no phonemes, in order, with repeats: letters of another script, emoji,
+            characters without a reading, symbols missing from the version. Unknown English words
+            are guessed and not listed here.
+        guessed: English words that are in no dictionary, in order, with repeats.
     """
 
     phonemes: list[str]
@@ -68,7 +69,7 @@ class CleanText(NamedTuple):
 
 
 def supported_languages(version: str = "v2") -> tuple[str, ...]:
-    """The codes that `clean_text` takes for a version, single languages first."""
+    """Return the codes that `clean_text` accepts for a version, single languages first."""
     codes = {**{code: code for code in _FRONT_ENDS}, **_MIXED}
     return tuple(c for c, main in codes.items() if not (version == "v1" and main in _NOT_IN_V1))
 
@@ -76,20 +77,19 @@ def supported_languages(version: str = "v2") -> tuple[str, ...]:
 def clean_text(
     text: str, language: str, version: str = "v2", lexicon: Lexicon = NO_WORDS
 ) -> CleanText:
-    """The phonemes of a transcript, as GPT-SoVITS's `text.cleaner.clean_text` gives them.
+    """Convert a transcript to phonemes, like GPT-SoVITS's `text.cleaner.clean_text`.
 
     Args:
         text: one transcript, in any case and with any punctuation.
-        language: a code of `supported_languages()`, in either case. "zh" and its like read the
-            text as that language alone; "all_zh" and its like read Latin letters in it as English;
-            "auto" tells the languages apart. See `mixed`.
-        version: the model version whose symbols are wanted; see `symbols_for`.
-        lexicon: the user's own pronunciations, which go before every dictionary.
+        language: a code of `supported_languages()`, in any case. "zh" etc. read the text as that
+            language only; "all_zh" etc. read Latin letters in it as English; "auto" detects the
+            languages. See `mixed`.
+        version: model version that determines the symbols; see `symbols_for`.
+        lexicon: the user's pronunciations, which override every dictionary.
 
     Raises:
-        DataError: the text is empty or has nothing to speak, has a word of more than 500
-            characters, or the version does not have the language (upstream would read such a text
-            as one space of English).
+        DataError: the text is empty or unpronounceable, has a word of more than 500 characters, or
+            the version lacks the language (upstream would read such a text as a single space).
         UserError: the language needs packages that are not installed.
     """
     code = resolve_language(language, version)
@@ -98,7 +98,7 @@ def clean_text(
     if word := (_TOO_LONG_ENGLISH if code == "en" else _TOO_LONG).search(text):
         raise DataError(
             f"The transcript has a word of {len(word[0]):,} characters ({word[0][:20]!r}...), at "
-            f"most {_LONGEST_WORD} can be read; write what is said, with blanks between the words."
+            f"most {_MAX_CHARS} can be read; write what is said, with blanks between the words."
         )
     if code in _MIXED:
         from mlx_vits.text.mixed import clean_mixed
@@ -106,17 +106,17 @@ def clean_text(
         return clean_mixed(text, code, version, lexicon)
     cleaned: CleanText = import_module(_FRONT_ENDS[code]).clean(text, version, lexicon)
     if code == "en":
-        cleaned = cleaned._replace(unknown=tuple(filter(_is_strange_to_english, text)))
+        cleaned = cleaned._replace(unknown=tuple(filter(_is_silent_in_english, text)))
     known_symbols = frozenset(symbols_for(version))
-    strange = tuple(p for p in cleaned.phonemes if p not in known_symbols)
-    if not strange:
+    unsupported = tuple(p for p in cleaned.phonemes if p not in known_symbols)
+    if not unsupported:
         return cleaned
     phonemes = [p if p in known_symbols else UNKNOWN for p in cleaned.phonemes]
-    return cleaned._replace(phonemes=phonemes, unknown=cleaned.unknown + strange)
+    return cleaned._replace(phonemes=phonemes, unknown=cleaned.unknown + unsupported)
 
 
-def _is_strange_to_english(character: str) -> bool:
-    """Whether it is a letter of another script, or a picture: English makes no sound of them."""
+def _is_silent_in_english(character: str) -> bool:
+    """Whether a character is an emoji or a letter of another script, silent in English."""
     kind = unicodedata.category(character)
     if kind == "So":
         return character not in "°©®™℃℉№"
@@ -124,7 +124,7 @@ def _is_strange_to_english(character: str) -> bool:
 
 
 def resolve_language(language: str, version: str) -> str:
-    """The code of `supported_languages()` that is meant.
+    """Return the code of `supported_languages()` that a language code stands for.
 
     Raises:
         DataError: there is none, or the version lacks the language.

@@ -1,17 +1,17 @@
-"""The English front end: a transcript in, ARPAbet phonemes with stress and marks of pauses out.
+"""English front end: text to ARPAbet phonemes with stress, and pause marks.
 
-It gives what GPT-SoVITS's `text/english.py` and `en_normalization` give, in the same symbols, with
-these differences, each where upstream's result is not what a person reads aloud:
+Equivalent to GPT-SoVITS's `text/english.py` and `en_normalization`, in the same symbols, except
+where upstream's result is not what a person would say:
 
 - Titles, initials and dotted letters lose their dots, which upstream turns into pauses.
-- Capitals of four letters and more that the dictionary knows as a word (NASA), and emphasised words
-  (NOT), are words; upstream spells all capitals.
-- Quotes go, single ones too (upstream makes "-" of those); `;` and `:` are commas, as upstream's
-  table intends; dashes are "-", ASCII or not; a mark after a space is kept.
+- Capitals of four or more letters in the dictionary (NASA), and emphasised words (NOT), are read as
+  words; upstream spells all capitals.
+- Quotes are dropped, single ones too (upstream turns those into "-"); `;` and `:` are commas, as
+  upstream's table intends; dashes are "-", ASCII or not; a mark after a space is kept.
 - Counts with a comma are never years; times are read without an invented "a.m."; dates, ranges,
-  decades, telephone numbers, addresses and most units are read at all.
-- A word spelled like another is told apart by the word before it, not by a tagger; unknown words go
-  to another network, and compounds are not split first.
+  decades, telephone numbers, addresses and most units are supported.
+- Heteronyms are resolved by the preceding word, not by a tagger; unknown words go to another
+  network, and compounds are not split first.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from mlx_vits.text.english_marks import plain_characters, tidy_marks
 from mlx_vits.text.english_words import is_known, pronounce
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
-# Short words that are written in capitals for emphasis more often than as letters.
+# Short words whose capitals are more often emphasis than an abbreviation.
 _EMPHASISED_WORDS = """
 AH ALL AND ANY ARE BAD BIG BUT BY CAN DID DO FOR GET GO HA HAS HE HER HEY HIM HIS HOW HUH IF IN IS
 ME MY NEW NO NOR NOT NOW OF OFF OH OLD ON ONE OUR OUT OW SHE SO THE TO TOO TWO UGH UP WAS WE WHY WOW
 YES YET YOU
 """
 _EMPHASISED = frozenset(_EMPHASISED_WORDS.split())
-_FEWEST_PHONEMES = 4
+_MIN_PHONEMES = 4
 _WORD = re.compile(r"[A-Za-z]+")
 _TOKEN = re.compile(r"'?[A-Za-z]+(?:['-][A-Za-z]+)*|[,.!?-]")
 
 
 class Phonemized(NamedTuple):
-    """phonemes, the text they were read from, and the words whose sound was guessed."""
+    """Phonemes, the normalised text they come from, and the words that were guessed."""
 
     phonemes: list[str]
     normalized: str
@@ -48,20 +48,20 @@ class Phonemized(NamedTuple):
 
 
 def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
-    """What `mlx_vits.text.clean_text` calls; English is the same in every version.
+    """Implement `clean_text` for English, which is the same in every version.
 
     Raises:
-        DataError: nothing in the text can be spoken in English.
+        DataError: the text has no English word.
     """
     spoken = phonemize(text, lexicon)
     return CleanText(spoken.phonemes, None, spoken.normalized, guessed=tuple(spoken.unknown))
 
 
 def normalize(text: str, lexicon: Lexicon = NO_WORDS) -> str:
-    """The text as it is read aloud: words, `, . ! ?` and " - "; empty if there is no word.
+    """Return the spoken form of a text: words, `, . ! ?` and " - "; empty if it has no word.
 
-    Case is kept. Letters that are read by their names stand alone, as in "the F B I", but for words
-    of the lexicon.
+    Case is kept. Letters that are spelled out stand alone, as in "the F B I", except in words of
+    the lexicon.
     """
     text = expand_abbreviations(plain_characters(text))
     text = _spell_capitals(spell_amounts(text), lexicon)
@@ -69,12 +69,12 @@ def normalize(text: str, lexicon: Lexicon = NO_WORDS) -> str:
 
 
 def phonemize(text: str, lexicon: Lexicon = NO_WORDS) -> Phonemized:
-    """The phonemes of an English text, each in the symbols of every version.
+    """Convert an English text to phonemes, in symbols common to all versions.
 
-    Fewer than four are led by a ",", as upstream does.
+    Fewer than four phonemes are prefixed with ",", as upstream does.
 
     Raises:
-        DataError: nothing in the text can be spoken in English.
+        DataError: the text has no English word.
     """
     normalized = normalize(text, lexicon)
     phonemes: list[str] = []
@@ -91,44 +91,44 @@ def phonemize(text: str, lexicon: Lexicon = NO_WORDS) -> Phonemized:
         previous = token
     if not _WORD.search(normalized):
         raise DataError(f"The transcript {text.strip()[:40]!r} has no word that English can read.")
-    if len(phonemes) < _FEWEST_PHONEMES:
+    if len(phonemes) < _MIN_PHONEMES:
         phonemes.insert(0, ",")
     return Phonemized(phonemes, normalized, unknown)
 
 
 def _spell_capitals(text: str, lexicon: Lexicon) -> str:
-    """Letters apart where capitals are read one by one, and mixed case as separate words."""
-    shouted = text.upper() == text and any(
+    """Separate the letters of spelled-out capitals, and the words in mixed case."""
+    all_caps = text.upper() == text and any(
         len(word) > 3 and is_known(word) for word in _WORD.findall(text)
     )
 
     def spelled(match: re.Match[str]) -> str:
         word = match[0]
-        return word if lexicon.get(word, "en") else _spell_if_letters(word, shouted)
+        return word if lexicon.get(word, "en") else _spell_if_letters(word, all_caps)
 
     return _WORD.sub(spelled, text)
 
 
-def _spell_if_letters(word: str, shouted: bool) -> str:
+def _spell_if_letters(word: str, all_caps: bool) -> str:
     if word.isupper():
-        return " ".join(word) if _is_letters(word, shouted) else word
+        return " ".join(word) if _is_letters(word, all_caps) else word
     if word[:-1].isupper() and word[-1] == "s" and len(word) > 2:  # "CDs"
         return " ".join(word[:-1]) + "'s"
     pieces = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", word)
     if len(pieces) == 1 or is_known(word):
         return word
-    return " ".join(_spell_if_letters(piece, shouted) for piece in pieces)
+    return " ".join(_spell_if_letters(piece, all_caps) for piece in pieces)
 
 
-def _is_letters(word: str, shouted: bool) -> bool:
-    """Whether a word in capitals is read letter by letter."""
-    if len(word) < 4 and not shouted:
+def _is_letters(word: str, all_caps: bool) -> bool:
+    """Whether a word in capitals is spelled out."""
+    if len(word) < 4 and not all_caps:
         return word not in _EMPHASISED
     return not is_known(word) and (len(word) < 6 or not re.search("[AEIOU]", word))
 
 
 def _drop_outer_apostrophes(text: str) -> str:
-    """Single quotes off; an apostrophe before a word stays where the dictionary has it ('twas)."""
+    """Drop single quotes; a leading apostrophe stays if the dictionary has it ('twas)."""
     text = re.sub(r"(?<=[A-Za-z])'(?![A-Za-z])", "", text)
     leading = re.compile(r"(?<![A-Za-z])'([A-Za-z]+)")
     return leading.sub(lambda m: m[0] if is_known(m[0]) else m[1], text)

@@ -1,7 +1,7 @@
-"""Abbreviations, initials, dotted letters, Roman numerals and addresses, as they are read aloud.
+"""Expand abbreviations, initials, dotted letters, Roman numerals and addresses.
 
-Upstream reads a title from its dictionary and then makes a pause of its dot ("Mr", "."); here the
-dot goes unless it also ends the sentence.
+Upstream looks up a title and then turns its dot into a pause ("Mr", "."); here the dot is dropped
+unless it also ends the sentence.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _SHORTENED = re.compile(rf"(?<![\w.])({_alternatives(_ANYWHERE)})\.(\s*$)?", re.
 _STREET = re.compile(r"(?<=[a-z] )([A-Z]\w+ )(St|Dr)\.(?= [A-Z])|()\b(St)\.(?= [a-z])")
 _LETTERS = re.compile(r"(?<![\w.'])((?:[A-Za-z]\.\s?)+[A-Za-z])\.(?:'?(s\b)|(?![A-Za-z])(\s*$)?)")
 _INITIAL = re.compile(r"(^|[A-Z][A-Za-z']*\.? )([A-HJ-Z])(?<![AP] M)\.(?=\s?[A-Z])")
-# A lone "I" is a numeral only where it can hardly be the pronoun ("the book I read").
+# A lone "I" is a numeral only where it is unlikely to be the pronoun ("the book I read").
 _NUMERAL = r"([IVX]{2,}|[VX]|I(?! [a-z]))\b"
 _NUMERAL_AFTER_KING = re.compile(rf"\b({_REGNAL}) {_NUMERAL}")
 _NUMERAL_AFTER_PART = re.compile(
@@ -91,7 +91,9 @@ _NUMERAL_AFTER_PART = re.compile(
     r"|\b(World War) (I)\b"
 )
 _WORLD_WAR = re.compile(r"\bWW ?(?=I+\b)")
-_NUMERAL_ALONE = re.compile(r"\b(II|III|VII|VIII|XII|XIII)\b")  # IV, VI and XI are letters, too
+_NUMERAL_ALONE = re.compile(
+    r"\b(II|III|VII|VIII|XII|XIII)\b"
+)  # IV, VI and XI are also abbreviations
 _ADDRESS = re.compile(
     rf"(?:https?://)?(?:[\w.+-]+@)?(?:[A-Za-z0-9-]+\.)+(?:{_TOP_LEVEL})\b(?:/[\w./%-]*\w)?/?"
     r"|https?://[\w./%-]*\w/?"
@@ -100,7 +102,7 @@ _DOT_IN_NAME = re.compile(r"(?<=[A-Za-z]{2})\.(?=[a-z]{2})")
 
 
 def expand_abbreviations(text: str) -> str:
-    """The text with abbreviations written out; dots that end a sentence stay."""
+    """Write out abbreviations; dots that end a sentence are kept."""
     text = _ADDRESS.sub(_spell_address, text)
     text = _LATIN.sub(lambda m: "that is" if m[1][0] in "iI" else "for example", text)
     text = _HALF_OF_DAY.sub(_half_of_day, text)
@@ -133,7 +135,7 @@ def _half_of_day(match: re.Match[str]) -> str:
 
 
 def _expand_initials(text: str) -> str:
-    # Each initial may be told only by the one before it: "J. R. R. Tolkien".
+    # An initial may be recognisable only after the one before it: "J. R. R. Tolkien".
     while (shorter := _INITIAL.sub(r"\1\2 ", text)) != text:
         text = re.sub(r" +", " ", shorter)
     return text

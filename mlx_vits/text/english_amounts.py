@@ -1,9 +1,9 @@
-"""Written amounts in English words: dates, times, money, units, fractions, and plain numbers.
+"""Spell amounts in English: dates, times, money, units, fractions, and plain numbers.
 
-Readings follow upstream's `en_normalization` where it reads a thing at all ("three fourths", "six
-dollars and twenty-four cents", "nineteen oh five"); where its order of rules makes nonsense of
-common text ("1990s" as seconds, "10,11,12" as one number, a year before a full stop as an
-ordinal), the reading here is the one a person would give.
+Readings follow upstream's `en_normalization` where it has one ("three fourths", "six dollars and
+twenty-four cents", "nineteen oh five"). Where its order of rules garbles common text ("1990s" as
+seconds, "10,11,12" as one number, a year before a full stop as an ordinal), the reading is what a
+person would say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from mlx_vits.text.english_numbers import LONGEST_COUNT, cardinal, digits, number, ordinal
 
-# Patterns: a whole number with or without commas, and one that may have a fraction.
+# Patterns of a whole number, with or without commas, and of one with an optional fraction.
 _N = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_N}(?:\.\d+)?|\.\d+)"
 
@@ -72,7 +72,7 @@ _UNITS = {
     "°F": ("degree fahrenheit", "degrees fahrenheit"),
     "°": ("degree", "degrees"),
 }
-# One letter is a unit only where it touches the number, "5m"; upstream has the same four.
+# A single letter is a unit only directly after the number, "5m"; upstream has the same four.
 _LETTER_UNITS = {
     "m": ("meter", "meters"),
     "L": ("liter", "liters"),
@@ -195,7 +195,7 @@ def _rule(pattern: str, reading: _Reading | str) -> tuple[re.Pattern[str], _Read
     return re.compile(pattern), reading
 
 
-# In this order: an earlier rule takes the digits that a later one would misread.
+# The order matters: earlier rules consume digits that later ones would misread.
 _RULES = (
     _rule(
         rf"\d{{1,3}}(?:,\d{{3}}){{{LONGEST_COUNT // 3},}}|\d{{{LONGEST_COUNT + 1},}}",
@@ -248,7 +248,7 @@ _RULES = (
 
 
 def spell_amounts(text: str) -> str:
-    """The text without digits: each amount, with the signs and units around it, in words."""
+    """Replace all digits in a text, with the signs and units around them, by words."""
     for pattern, reading in _RULES:
         text = pattern.sub(reading, text)
     return text

@@ -1,7 +1,7 @@
-"""English words that are spelled alike and said in two ways.
+"""English heteronyms: words with one spelling and two pronunciations.
 
-Upstream asks a part-of-speech tagger; here the word before decides, else the commoner reading.
-Words whose first dictionary entry is nearly always right are not listed.
+Upstream uses a part-of-speech tagger; here the preceding word decides, else the commoner reading.
+Words whose first dictionary entry is nearly always right are omitted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Heteronym(NamedTuple):
-    """Phonemes: `verb` after a verb's cue, `other` after a noun's, else `default`."""
+    """Phonemes: `verb` after a verb cue, `other` after a noun cue, else `default`."""
 
     verb: str
     other: str
@@ -90,7 +90,7 @@ _WORDS = {
 
 
 def heteronym(word: str, previous: str) -> str | None:
-    """The phonemes of a listed word after the word `previous`, both lower case; else None."""
+    """Return the phonemes of a listed word after `previous`, both lower case; else None."""
     if word == "read" and previous in _PERFECT_CUES:
         return "R EH1 D"
     entry = _WORDS.get(word)

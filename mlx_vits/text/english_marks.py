@@ -1,9 +1,8 @@
-"""Characters of English text: which stand for others, which are marks of a pause, which go.
+"""Punctuation of English text: what is replaced, kept as a pause, or dropped.
 
-Upstream keeps `, . ! ? -`, drops all other marks, and reads a colon or a semicolon as a comma in
-its table of replacements (which its own escaping defeats: in truth they vanish there). Here they
-are commas, the full-width marks count as the plain ones, and a dash between words is the symbol
-"-", as it is in upstream's Chinese.
+Upstream keeps `, . ! ? -` and drops all other marks. Its table maps colons and semicolons to
+commas, but an escaping error makes it drop them; here they are commas. Full-width marks equal ASCII
+ones, and a dash between words is the symbol "-", as in upstream's Chinese.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _REPLACED = str.maketrans(
         **dict.fromkeys("—―─", " - "),
         **dict.fromkeys("‐‑−", "-"),
         **{"。": ". ", "、": ", ", "²": " squared ", "³": " cubed ", "\u00ad": None},
-        # Letters that no decomposition turns into plain ones.
+        # Letters without a Unicode decomposition into ASCII.
         **{"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ı": "i"},
         **{"ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th"},
     }
@@ -29,9 +28,9 @@ _EMOTICON = re.compile(r"(?<!\S)[:;]-?[()DP](?!\S)")
 
 
 def plain_characters(text: str) -> str:
-    """The text in ASCII as far as its characters have a plain form; the others stay."""
+    """Convert characters to ASCII where they have such a form; keep the others."""
     text = _EMOTICON.sub(" ", text)
-    # Compatibility composition would join "2½" to "21/2".
+    # NFKC would turn "2½" into "21/2".
     text = _VULGAR_FRACTION.sub(_spell_fraction, text)
     text = unicodedata.normalize("NFKC", text.translate(_REPLACED)).translate(_REPLACED)
     text = re.sub(r"(?<=\d)\s*–\s*(?=\d)", "-", text).replace("–", " - ")
@@ -46,7 +45,7 @@ def _spell_fraction(match: re.Match[str]) -> str:
 
 
 def tidy_marks(text: str) -> str:
-    """Only words, `, . ! ?` after a word, and " - " between words; one mark where many meet."""
+    """Reduce to words, `, . ! ?` after a word, and " - " between words; one of adjacent marks."""
     text = re.sub(r"(?<=\w):(?=\w)", " ", text)  # "one:fifteen", a time in words
     text = re.sub(r"[;:]", ",", text)
     text = re.sub(r"[^ A-Za-z',.?!-]", " ", text)
@@ -55,7 +54,7 @@ def tidy_marks(text: str) -> str:
         r"(?<![A-Za-z])'(?![A-Za-z])|-(?=[,.?!])|(?<=\S)-(?!\S)|(?<!\S)-(?=\S)", " ", text
     )
     text = re.sub(r"(?<!\s)\s+(?=[,.?!])", "", text)
-    # Upstream's rule: the first of several marks stays. It would leak pauses otherwise.
+    # As upstream, keep the first of several marks: more would add pauses.
     text = re.sub(r"([,.?!])(?:[\s,.?!]|-(?=[\s,.?!-]))*", r"\1 ", text)
     text = re.sub(r"(?<= -)(?:\s*[-,.?!])+", "", text)
     return re.sub(r"\s+", " ", text).strip(" -").lstrip(",.?! -")

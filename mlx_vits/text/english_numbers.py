@@ -1,7 +1,7 @@
-"""Numbers as English words: counts, ordinals, years, and digits one by one.
+"""Numbers in English words: counts, ordinals, years, and single digits.
 
-The wording is that of the `inflect` package, which upstream uses (a comma after the thousands, no
-"and" in counts, "and" in ordinals): importing that package takes two seconds, this is a page.
+The wording matches the `inflect` package, which upstream uses (a comma after the thousands, "and"
+in ordinals but not in counts); importing that package takes two seconds.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ LONGEST_COUNT = 3 * len(_GROUPS)  # digits
 
 
 def cardinal(number: int, conjunction: str = "") -> str:
-    """A count below 10^15 in words, "twelve thousand, three hundred forty-five".
+    """Spell a count below 10^15, "twelve thousand, three hundred forty-five".
 
     Args:
         number: zero or more.
-        conjunction: put between hundreds and the rest of the last three digits, as in
-            "one hundred and three".
+        conjunction: word between hundreds and the rest, as in "one hundred and three".
     """
     if number == 0:
         return _ONES[0]
-    # A last group without hundreds follows without a comma: "one thousand (and) three".
+    # A last group without hundreds takes no comma: "one thousand (and) three".
     if number > 1000 and 0 < number % 1000 < 100:
         thousands = cardinal(number - number % 1000, conjunction)
         return " ".join(filter(None, [thousands, conjunction, cardinal(number % 1000)]))
@@ -81,9 +80,9 @@ def _below_thousand(number: int, conjunction: str) -> str:
 
 
 def ordinal(number: int) -> str:
-    """A rank in words, "one hundred and third", "twenty-second"."""
+    """Spell an ordinal, "one hundred and third", "twenty-second"."""
     words = cardinal(number, conjunction="and")
-    # Only the last word changes, and it may hang on a hyphen: "twenty-two".
+    # Only the last word changes, which may follow a hyphen: "twenty-two".
     start = max(words.rfind(" "), words.rfind("-")) + 1
     last = words[start:]
     if last in _ORDINALS:
@@ -96,9 +95,9 @@ def ordinal(number: int) -> str:
 
 
 def year(number: int) -> str:
-    """A year from 1001 to 2999 in words: "nineteen oh five", "two thousand one", "ten sixty-six".
+    """Spell a year from 1001 to 2999: "nineteen oh five", "two thousand one", "ten sixty-six".
 
-    Upstream reads every number of that range so, whatever it counts.
+    Upstream reads every number in that range as a year.
     """
     century, rest = divmod(number, 100)
     if century == 20 and rest < 10:
@@ -109,15 +108,15 @@ def year(number: int) -> str:
 
 
 def digits(text: str) -> str:
-    """The digits of a string one by one, "five five five"; other characters are left out."""
+    """Spell the digits of a string one by one, "five five five"; others are dropped."""
     return " ".join(_ONES[int(c)] for c in text if c in "0123456789")
 
 
 def number(text: str) -> str:
-    """A number as it is written, in words: with or without commas, a point, or leading zeros.
+    """Spell a number as written, with or without commas, a point or leading zeros.
 
-    Its whole part has at most `LONGEST_COUNT` digits, or begins with a zero. Four plain digits from
-    1001 to 2999 are read as a year; a comma makes them a count.
+    The integer part has at most `LONGEST_COUNT` digits, or starts with a zero. Four digits from
+    1001 to 2999 are a year, with a comma a count.
     """
     whole, *decimals = text.split(".")
     plain = whole.replace(",", "")

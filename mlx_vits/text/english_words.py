@@ -1,8 +1,8 @@
-"""How one English word is pronounced: the CMU dictionary, then rules, then a guess.
+"""Pronounce an English word: CMU dictionary, then rules, then letter-to-sound prediction.
 
-A word that is not in the dictionary is taken apart as upstream does it (hyphens, possessives, the
-letters of words of two or three) or at its ending; what is left goes to the letter-to-sound
-network, where upstream has a recurrent one.
+A word outside the dictionary is decomposed as upstream does (hyphens, possessives, spelling of
+words of up to three letters) or at its ending; the rest goes to the letter-to-sound network, where
+upstream has a recurrent one.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
 
 class Pronunciation(NamedTuple):
-    """ARPAbet phonemes of one word; `guessed` if neither dictionary nor rules know it."""
+    """ARPAbet phonemes of a word; `guessed` if neither dictionary nor rules cover it."""
 
     phonemes: list[str]
     guessed: bool = False
 
 
-# Words newer than the dictionary. Upstream has the first two in its own list.
+# Words newer than the dictionary; upstream's own list has the first two.
 _ADDED = {
     "chatgpt": "CH AE1 T JH IY1 P IY1 T IY1",
     "json": "JH EY1 S AH0 N",
     "covid": "K OW1 V IH0 D",
     "jpeg": "JH EY1 P EH2 G",
 }
-# Entries that upstream removes, so that these are read as letters.
+# Entries that upstream removes, so that these are spelled out.
 _REMOVED = ("ae", "ai", "ar", "ios", "hud", "os")
 _ENCLITICS = {
     "'d": ["D"],
@@ -44,12 +44,12 @@ _ENCLITICS = {
 _VOICELESS = frozenset(["P", "T", "K", "F", "TH"])
 _SIBILANT = frozenset(["S", "Z", "SH", "ZH", "CH", "JH"])
 _VOICELESS_PAST = _VOICELESS | {"S", "SH", "CH"}
-_LONGEST_SPELLED = 3  # letters; upstream spells unknown words up to here
+_LONGEST_SPELLED = 3  # letters; upstream spells out unknown words up to this length
 
 
 @cache
 def dictionary() -> dict[str, str]:
-    """The first pronunciation of each word of the CMU dictionary; words are lower case."""
+    """Return the first pronunciation of each word (lower case) in the CMU dictionary."""
     entries = {}
     for line in lzma.decompress(read_data("cmudict.dict.xz")).decode("utf-8").splitlines():
         word, _, phones = line.partition(" ")
@@ -62,17 +62,17 @@ def dictionary() -> dict[str, str]:
 
 
 def is_known(word: str) -> bool:
-    """Whether the dictionary has the word, in any case."""
+    """Whether the dictionary has a word, in any case."""
     return word.lower() in dictionary()
 
 
 def pronounce(word: str, previous: str = "", lexicon: Lexicon = NO_WORDS) -> Pronunciation:
-    """The phonemes of one word, with stress digits.
+    """Return the phonemes of one word, with stress digits.
 
     Args:
-        word: letters, with apostrophes and hyphens inside it, or an apostrophe before it.
-        previous: the word before; tells apart some words that are spelled alike.
-        lexicon: goes before the dictionary, also for the parts of a word.
+        word: letters, with inner apostrophes and hyphens, or a leading apostrophe.
+        previous: the preceding word, which resolves some heteronyms.
+        lexicon: overrides the dictionary, also for the parts of a word.
     """
     if own := lexicon.get(word, "en"):
         return Pronunciation(list(own))
@@ -100,7 +100,7 @@ def _join(*parts: Pronunciation) -> Pronunciation:
 
 
 def spell(word: str) -> Pronunciation:
-    """The names of a word's letters, one after the other."""
+    """Return the names of a word's letters."""
     names = (["EY1"] if c == "a" else dictionary()[c].split() for c in word.lower())
     return Pronunciation([phoneme for name in names for phoneme in name])
 
@@ -128,10 +128,10 @@ def _past(stem: list[str]) -> list[str]:
 
 
 def _with_ending(word: str) -> Pronunciation | None:
-    """A plural or a past of a dictionary word.
+    """Return the plural or past tense of a dictionary word.
 
-    Other endings, prefixes and compounds were tried on held-out words: the network, which sees the
-    whole word, is right more often (compounds of two known words: 30 % against 61 %).
+    For other endings, prefixes and compounds the network, which sees the whole word, is right more
+    often on held-out words (compounds of two known words: 61 % against 30 %).
     """
     for ending, restored, sound in _ENDINGS:
         stem = word.removesuffix(ending) + restored

@@ -1,4 +1,4 @@
-"""Packages that one language needs and the others do not: imported when a text first asks."""
+"""Packages that only one language needs, imported on first use."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ LANGUAGE_NAMES = {
 
 
 def load_package(name: str, language: str) -> ModuleType:
-    """A module of a package that the extra of a language installs.
+    """Import a module of a package that a language's extra installs.
 
     Args:
         name: of the module, for example "pypinyin".
-        language: the code that is also the extra's name.
+        language: code, which is also the name of the extra.
 
     Raises:
-        UserError: it is not installed; one sentence with the command that installs it. No
-            `DataError`, which would be taken for the fault of one clip.
+        UserError: it is not installed. Not a `DataError`, which would blame a single clip.
     """
     return load_extra(name, language, LANGUAGE_NAMES[language])
 

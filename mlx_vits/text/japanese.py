@@ -1,16 +1,17 @@
-"""The Japanese front end: a transcript in, OpenJTalk's phonemes with pitch accents out.
+"""Japanese front end: text to OpenJTalk's phonemes with pitch accents.
 
-It gives what GPT-SoVITS's `text/japanese.py` gives: phonemes; "[" where the pitch rises and "]"
-where it falls (symbols from version v2 on, "UNK" in v1); "UNK" for the border of an accent phrase
-(upstream's "#", which no version has) and for quotes and brackets; "_" for a pause that OpenJTalk
-puts. Readings come from `pyopenjtalk-plus`, which ships its dictionary and comes built for every
-system; where `pyopenjtalk` is installed in its place, upstream's package, which downloads one when
-it is first used, that one is used as far as its dictionary is there. The two agree in nearly all
-phonemes; `pyopenjtalk-plus` finds fewer and longer accent phrases, nearer to speech.
+Output as in GPT-SoVITS's `text/japanese.py`: phonemes; "[" where the pitch rises and "]" where it
+falls (from version v2 on; "UNK" in v1); "UNK" for accent phrase boundaries (upstream's "#", which
+is in no version's symbols) and for quotes and brackets; "_" for a pause inserted by OpenJTalk.
+Readings come from `pyopenjtalk-plus`, which includes its dictionary and has wheels for every
+system. If upstream's `pyopenjtalk` is installed instead, which downloads a dictionary on first use,
+it is used once that dictionary is present. The two agree in nearly all phonemes; `pyopenjtalk-plus`
+finds fewer and longer accent phrases, closer to speech.
 
-Different here: numbers with commas and points, times, dates, money, percentages, telephone numbers
-and signs are read as people read them, where upstream cuts them apart or has "UNK"; Latin letters
-keep their case, by which OpenJTalk knows names (iPhone is アイフォン; upstream has it spelled).
+Differences from upstream: numbers with commas and points, times, dates, money, percentages,
+telephone numbers and signs are read as people read them, where upstream splits them or gives "UNK";
+Latin letters keep their case, by which OpenJTalk recognises names (iPhone is アイフォン, which
+upstream spells out).
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from mlx_vits.text.symbols import symbols_for
 
 _SPOKEN = "A-Za-z0-9々〆\u3041-\u3096\u309d\u309e\u30a1-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _SPOKEN += "\uf900-\ufaff\U00020000-\U0003134f"
-_LONGEST_PIECE = 400  # characters; OpenJTalk refuses texts of some thousands
+_MAX_PIECE_CHARS = 400  # characters; OpenJTalk fails on texts of several thousand
 _PIECE = re.compile(
-    rf"[{_SPOKEN}]{{1,{_LONGEST_PIECE}}}(?:(?<=[0-9])[.][0-9]{{1,20}}[{_SPOKEN}]{{0,{_LONGEST_PIECE}}})?"
+    rf"[{_SPOKEN}]{{1,{_MAX_PIECE_CHARS}}}(?:(?<=[0-9])[.][0-9]{{1,20}}[{_SPOKEN}]{{0,{_MAX_PIECE_CHARS}}})?"
     rf"|[^\W{_SPOKEN}]+|.|\n"
 )
 _MARK_OF = {
@@ -59,10 +60,10 @@ _LABEL = re.compile(
 
 
 def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
-    """What `mlx_vits.text.clean_text` calls.
+    """Implement `clean_text` for Japanese.
 
     Raises:
-        DataError: nothing in the text can be spoken in Japanese.
+        DataError: the text has nothing that Japanese can read.
         UserError: the package of the extra `ja` is not installed.
     """
     normalized = normalize(text)
@@ -100,18 +101,18 @@ def _pieces(text: str, lexicon: Lexicon) -> Iterator[Piece]:
 
 
 def normalize(text: str) -> str:
-    """The text with numbers and signs as they are read, and marks in the models' form.
+    """Return a text with numbers and signs spelled out, and marks in the models' form.
 
-    Counts stay in digits: OpenJTalk reads them with the changes that counters bring (三百, 一本).
+    Counts stay in digits: OpenJTalk applies the sound changes of counters (三百, 一本).
     """
-    # Composed last: half-width kana have their voicing marks apart, as some systems' texts have.
+    # NFC last: half-width kana, like some systems' texts, have separate voicing marks.
     text = unicodedata.normalize("NFC", "".join(_plain(c) for c in text))
     text = _spell_numbers(text)
     text = re.sub(r"(?<=[A-Za-z0-9 ])=(?=[A-Za-z0-9 -])", "イコール", text)
     for sign, word in _SIGNS.items():
         text = text.replace(sign, word)
     text = re.sub(r"(?<=[ぁ-ゖァ-ヺー])~", "ー", text)
-    # A hyphen is a mark between words only; inside Latin words it is nothing.
+    # A hyphen is a mark only between words; inside Latin words it is dropped.
     text = re.sub(r"(?<=[A-Za-z0-9])[-‐](?=[A-Za-z0-9])", "", text)
     text = re.sub(r"\.{2,}", "…", text)
     text = re.sub(r"(?<!\d)\.(?=\d)|(?<=\d)\.(?!\d)", "。", text)
@@ -121,12 +122,12 @@ def normalize(text: str) -> str:
 
 
 def accented_phonemes(text: str) -> list[str]:
-    """OpenJTalk's phonemes of some words, with "[", "]", "#" and "_" among them.
+    """Return OpenJTalk's phonemes of a text, with "[", "]", "#" and "_" among them.
 
-    Empty where it can read nothing. The marks are those of Kurihara et al., "Prosodic Features
-    Control by Symbols" (doi.org/10.1587/transinf.2020EDP7104), found in HTS full-context labels:
-    A is the mora's place in its accent phrase (from the accent, from the start, from the end), F
-    begins with the phrase's number of moras.
+    Empty if it cannot read any of it. The marks follow Kurihara et al., "Prosodic Features Control
+    by Symbols" (doi.org/10.1587/transinf.2020EDP7104), derived from HTS full-context labels: A
+    holds the mora's position in its accent phrase (from the accent, from the start, from the end),
+    F starts with the number of moras in the phrase.
     """
     openjtalk = _openjtalk()
     labels = [_LABEL.search(label) for label in openjtalk.make_label(openjtalk.run_frontend(text))]
@@ -140,7 +141,7 @@ def accented_phonemes(text: str) -> list[str]:
         if phone == "pau":
             phonemes.append("_")
             continue
-        phonemes.append(phone.lower() if phone in "AEIOU" else phone)  # whispered vowels
+        phonemes.append(phone.lower() if phone in "AEIOU" else phone)  # devoiced vowels
         mark = _pitch_mark(here, after)
         phonemes += [mark] if mark else []
     return phonemes
@@ -158,7 +159,7 @@ def _pitch_mark(here: re.Match[str], after: re.Match[str]) -> str:
 
 @cache
 def _openjtalk() -> Any:
-    with redirect_stdout(StringIO()):  # it prints what it could do with an ONNX runtime
+    with redirect_stdout(StringIO()):  # it prints a hint about ONNX Runtime
         package = load_package("pyopenjtalk", "ja")
     if not Path(os.fsdecode(package.OPEN_JTALK_DICT_DIR)).is_dir():
         raise UserError(
@@ -169,7 +170,7 @@ def _openjtalk() -> Any:
 
 
 def _plain(character: str) -> str:
-    """Full-width letters, digits and signs in ASCII, half-width kana in full; others stay."""
+    """Map full-width ASCII to half width and half-width kana to full width; keep others."""
     if "！" <= character <= "｠" and character not in "！？，．：；～":
         return unicodedata.normalize("NFKC", character)
     if "｡" <= character <= "ﾟ":
@@ -182,7 +183,7 @@ def _plain(character: str) -> str:
 
 
 def _spell_numbers(text: str) -> str:
-    """Dates, times, money, ranges and telephone numbers with the words between their numbers."""
+    """Spell dates, times, money, ranges and telephone numbers; counts stay in digits."""
     text = re.sub(r"\d{20,}", lambda m: _name_digits(m[0]), text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(

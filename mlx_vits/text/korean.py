@@ -1,11 +1,11 @@
-"""The Korean front end: a transcript in, the jamo of its pronunciation out.
+"""Korean front end: text to the jamo of its pronunciation.
 
-It gives what GPT-SoVITS's `text/korean.py` gives: simple jamo, diphthongs as two, "ㅇ" for a
-syllable without an onset, "空" for a space, "停" for what cannot be read, and a "." where a text
-ends in a jamo.
+Output as in GPT-SoVITS's `text/korean.py`: simple jamo, diphthongs as two, "ㅇ" for a syllable
+without an onset, "空" for a space, "停" for what cannot be read, and a final "." after a jamo.
 
-The pronunciation is `korean_sounds`, checked against the package upstream uses; what the rules have
-to know of grammar comes from mecab-ko, whose dictionary is a package. Numbers: `korean_numbers`.
+Pronunciation rules are in `korean_sounds`, checked against the package that upstream uses; the
+grammatical information they need comes from mecab-ko, whose dictionary is a package. Numbers are in
+`korean_numbers`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DIVIDED = {
         "ㅛ": "ㅣㅗ",
         "ㅠ": "ㅣㅜ",
     },
-    # Clusters that stand alone, as in chat.
+    # Isolated clusters, as in chat.
     **{
         "ㄳ": "ㄱㅅ",
         "ㄵ": "ㄴㅈ",
@@ -57,10 +57,10 @@ _STEM_CODAS = frozenset("ㄴㄵㅁㄻㄺㄼㄾ")
 
 
 def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
-    """What `mlx_vits.text.clean_text` calls; every version that has Korean has it alike.
+    """Implement `clean_text` for Korean; every version that has it uses the same symbols.
 
     Raises:
-        DataError: nothing in the text can be spoken in Korean.
+        DataError: the text has nothing that Korean can read.
         UserError: the package of the extra `ko` is not installed.
     """
     normalized = normalize(text)
@@ -92,14 +92,14 @@ def _symbols(syllable: Syllable) -> list[str]:
 
 
 def normalize(text: str) -> str:
-    """The text with numbers and Latin letters in Hangul and marks in the models' form."""
+    """Spell numbers and Latin letters in Hangul, and map marks to the models' own."""
     text = unicodedata.normalize("NFC", text)
     text = "".join(unicodedata.normalize("NFKC", c) if "！" <= c <= "～" else c for c in text)
     text = re.sub(r"\.{2,}", "…", text)
     text = spell_numbers(text)
     text = "".join(_MARK_OF.get(c, c) for c in text)
     text = re.sub(rf"([{MARKS}])[{MARKS}]+", r"\1", text)
-    # A blank at an end is a pause of its own, between a word and one of another language.
+    # A leading or trailing blank is kept: it is a pause beside a word of another language.
     return re.sub(r"\s+", " ", text)
 
 
@@ -113,7 +113,7 @@ def _pronounced(text: str) -> list[Syllable]:
 
 
 def _mark_grammar(text: str, syllables: list[Syllable]) -> None:
-    """Notes which syllables end a verb's stem or its form in -ㄹ."""
+    """Mark syllables that end a verb stem or its modifier form in -ㄹ."""
     at = 0
     for line in _tagger().parse(text).splitlines():
         surface, tab, features = line.partition("\t")
@@ -132,12 +132,12 @@ def _tagger() -> Any:
 
 @cache
 def _irregular() -> tuple[tuple[str, str], ...]:
-    """Words whose sound the rules do not tell, and how they are said."""
+    """Return words that the rules do not cover, with their pronunciation."""
     lines = read_data("korean_words.txt").decode("utf-8").splitlines()
     pairs = (entry.split("=") for line in lines if line[:1] != "#" for entry in line.split())
     return tuple((written, spoken) for written, spoken in pairs)
 
 
 def _jamo(*letters: str) -> list[str]:
-    """The symbols of some letters; a cluster that stands alone as its parts."""
+    """Return the symbols of letters; an isolated cluster becomes its parts."""
     return [jamo for letter in letters for jamo in _DIVIDED.get(letter, letter)]

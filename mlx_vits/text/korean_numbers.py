@@ -1,7 +1,7 @@
-"""Numbers, units and Latin letters in Korean text as they are read aloud, in Hangul.
+"""Spell numbers, units and Latin letters of Korean text in Hangul.
 
-Counters like 개, 명, 시 follow native numerals (세 개), all else Sino-Korean ones. Upstream's
-`g2pk2` reads numbers before the counters that its tagger knows and all others digit by digit; here
+Counters like 개, 명, 시 take native numerals (세 개), everything else Sino-Korean ones. Upstream's
+`g2pk2` spells numbers before counters known to its tagger and reads all others digit by digit; here
 dates, decimals, percentages, ranges, telephone numbers and money are read as people read them.
 """
 
@@ -15,7 +15,7 @@ _GROUPS = ("", "만", "억", "조")
 LONGEST_COUNT = 4 * len(_GROUPS)  # digits
 _NATIVE_ONES = ("", "한", "두", "세", "네", "다섯", "여섯", "일곱", "여덟", "아홉")
 _NATIVE_TENS = ("", "열", "스물", "서른", "마흔", "쉰", "예순", "일흔", "여든", "아흔")
-# Counters after native numerals, and what may follow them: 개를 and 개, but not 개월 or 개조.
+# Counters that take native numerals, and what may follow them: 개를 and 개, not 개월 or 개조.
 _COUNTERS = """
 시간 사람 마리 켤레 그루 송이 자루 군데 모금 움큼 발짝 보루 가지 번째 달 개 명 시 살 권 대 벌 번 병
 잔 장 채 척 첩 축 톨 통 쌍 줄 곳 판 끼 닢 뭇 모 술 쌈 짝 방울 바퀴 걸음 배 차례 그릇 접시 조각 묶음
@@ -41,14 +41,14 @@ _LETTER_NAMES = """
 와이 제트
 """
 _LETTERS = dict(zip("abcdefghijklmnopqrstuvwxyz", _LETTER_NAMES.split(), strict=True))
-# Emergency and service numbers, said digit by digit where nothing is counted.
+# Emergency and service numbers, read digit by digit unless a counter follows.
 _SERVICE = "112|114|119|911"
 _COUNTED = "[원년월일점위층호회도분초만억천백번등세조]"
 _NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"
 
 
 def cardinal(text: str) -> str:
-    """A count in Sino-Korean, "12000" as 만이천; digit by digit if longer than `LONGEST_COUNT`."""
+    """Spell a Sino-Korean count, "12000" as 만이천; by digits if longer than `LONGEST_COUNT`."""
     plain = text.lstrip("0") or "0"
     if len(plain) > LONGEST_COUNT:
         return digits(text)
@@ -74,12 +74,12 @@ def _below_ten_thousand(group: str) -> str:
 
 
 def digits(text: str, zero: str = "영") -> str:
-    """The digits of a string one by one; other characters are left out."""
+    """Spell the digits of a string one by one; other characters are dropped."""
     return "".join(zero if c == "0" else _DIGITS[int(c)] for c in text if c in "0123456789")
 
 
 def native(text: str) -> str:
-    """A count before a counter: 3 is 세, 20 is 스무; hundreds and above are Sino-Korean."""
+    """Spell a native count: 3 is 세, 20 is 스무; hundreds and above are Sino-Korean."""
     value = int(text)
     if value == 0 or len(text.lstrip("0")) > LONGEST_COUNT:
         return cardinal(text)
@@ -90,17 +90,17 @@ def native(text: str) -> str:
 
 
 def number(text: str) -> str:
-    """A number as it is written, in words: commas between thousands go, a point is 점."""
+    """Spell a number as written: thousands separators are dropped, a point is 점."""
     whole, point, decimals = text.replace(",", "").partition(".")
     spoken = cardinal(whole or "0")
     return f"{spoken}점{digits(decimals)}" if point and decimals else spoken
 
 
 def spell_numbers(text: str) -> str:
-    """The text with every number and every Latin letter in Hangul."""
+    """Replace every number and Latin letter in a text by Hangul."""
     text = re.sub(r"\d{20,}", lambda m: digits(m[0]), text)
     text = re.sub(r"(?<![\d-])(0\d{1,2}-\d{3,4}-\d{4}|1\d{3}-\d{4})(?![\d-])", _telephone, text)
-    # Days that events are named after: 6·25, 3·1절.
+    # Events named by their date: 6·25, 3·1절.
     text = re.sub(r"(?<![\d.,])(\d)[·ㆍ](\d\d?)(?![\d.·ㆍ])", lambda m: digits(m[1] + m[2]), text)
     text = re.sub(
         r"(?<!\d)(\d{4})([-./])(\d{1,2})\2(\d{1,2})(?!\d)",
@@ -151,7 +151,7 @@ def _count_range(match: re.Match[str]) -> str:
 
 def _count(match: re.Match[str]) -> str:
     after = match.string[match.end() : match.end() + 2]
-    # The hour of the 24 and everything from a hundred on in such counts is Sino-Korean.
+    # Hours above 12 and counts from a hundred up are Sino-Korean.
     is_hour = after[0] == "시" and after != "시간"
     sino = len(match[1]) > 2 or (is_hour and int(match[1]) > 12)
     space = " " if match[0].endswith(" ") else ""

@@ -1,11 +1,10 @@
-"""How written Korean is pronounced: the Standard Pronunciation of Korean, syllable by syllable.
+"""Korean pronunciation rules: spelling to sound, syllable by syllable.
 
-The rules are those of the 표준 발음법 (Ministry of Culture 2017-13; the numbers of its articles
-stand in the code), applied as `g2pk2` applies them, the package upstream uses: across a space
-consonants change each other but do not move over. That package itself downloads an English
-dictionary when it is imported, and has not been kept since 2023. Where its rules give another sound
-than the Standard (늦어 느서, 밟아 바바), its sound is kept; slips of its table in clusters before
-ㅋ, ㅌ and ㅎ (흙탕물 as 흑팡물) are not.
+The rules are the Standard Pronunciation (표준 발음법, Ministry of Culture 2017-13; article numbers
+are in the code), applied like upstream's package `g2pk2`: across a space consonants assimilate but
+do not link. That package downloads an English dictionary on import, and has been unmaintained since
+2023. Where its rules deviate from the Standard (늦어 느서, 밟아 바바), its result is kept; errors
+of its table for clusters before ㅋ, ㅌ and ㅎ (흙탕물 as 흑팡물) are not.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ _VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
 _CODAS = ["", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"]
 SILENT = "ㅇ"  # as an onset
 
-# What is left of a coda before a consonant or at the end (articles 9 to 11).
+# Codas neutralised before a consonant or at the end (articles 9 to 11).
 _CLOSED = {
     **dict.fromkeys("ㄲㅋㄳㄺ", "ㄱ"),
     **dict.fromkeys("ㅅㅆㅈㅊㅌㅎ", "ㄷ"),
     **dict.fromkeys("ㅍㅄㄿ", "ㅂ"),
     **{"ㄵ": "ㄴ", "ㄶ": "ㄴ", "ㄼ": "ㄹ", "ㄽ": "ㄹ", "ㄾ": "ㄹ", "ㅀ": "ㄹ", "ㄻ": "ㅁ"},
 }
-# A coda before a vowel: what stays, what moves over (articles 13, 14; 12.4 for ㅎ).
+# A coda before a vowel: what stays, what links over (articles 13, 14; 12.4 for ㅎ).
 _LINKED = {
     **{"ㄳ": ("ㄱ", "ㅆ"), "ㄵ": ("ㄴ", "ㅈ"), "ㄺ": ("ㄹ", "ㄱ"), "ㄻ": ("ㄹ", "ㅁ")},
     **{
@@ -36,14 +35,14 @@ _LINKED = {
     },
     **{"ㅎ": ("", SILENT), "ㄶ": ("", "ㄴ"), "ㅀ": ("", "ㄹ"), "ㅇ": ("ㅇ", SILENT)},
 }
-# The same after ㅡ, for the names of letters (디귿이 디그시, article 16). `g2pk2` does so in every
-# word, also where the Standard does not (늦어), and its results are what models were trained on.
+# The same after ㅡ, for the names of letters (디귿이 디그시, article 16). `g2pk2` applies it to
+# every word, against the Standard (늦어), and models were trained on its results.
 _LINKED_AS_LETTER_NAME = {**dict.fromkeys("ㄷㅈㅊㅌㅎ", "ㅅ"), "ㅋ": "ㄱ", "ㅍ": "ㅂ"}
 _PALATAL = {"ㄷ": ("", "ㅈ"), "ㅌ": ("", "ㅊ"), "ㄾ": ("ㄹ", "ㅊ")}  # before ㅣ (article 17)
 _ASPIRATED = {"ㄱ": "ㅋ", "ㄷ": "ㅌ", "ㅂ": "ㅍ", "ㅈ": "ㅊ"}
 _TENSE = {"ㄱ": "ㄲ", "ㄷ": "ㄸ", "ㅂ": "ㅃ", "ㅅ": "ㅆ", "ㅈ": "ㅉ"}
 _NASAL = {"ㄱ": "ㅇ", "ㄷ": "ㄴ", "ㅂ": "ㅁ"}
-# A coda that meets ㅎ (article 12.1): what stays, what is said for the ㅎ.
+# A coda before ㅎ (article 12.1): what stays, what replaces the ㅎ.
 _BEFORE_H = {
     **{"ㄱ": ("", "ㅋ"), "ㄲ": ("", "ㅋ"), "ㄳ": ("", "ㅋ"), "ㅋ": ("", "ㅋ"), "ㄺ": ("ㄹ", "ㅋ")},
     **{
@@ -56,20 +55,20 @@ _BEFORE_H = {
     **{"ㅄ": ("", "ㅍ"), "ㅈ": ("", "ㅊ"), "ㄵ": ("ㄴ", "ㅊ"), "ㅎ": ("", "ㅎ")},
     **dict.fromkeys("ㅅㅆㅊㅌ", ("", "ㅌ")),
 }
-# Endings whose first sound is tense although no space precedes it (article 27).
+# Endings that begin tense even without a preceding space (article 27).
 _TENSE_ENDINGS = ("걸", "밖에", "세라", "수록", "지라도", "지언정", "진대")
-_LONGEST_ENDING = max(map(len, _TENSE_ENDINGS))
+_MAX_ENDING_CHARS = max(map(len, _TENSE_ENDINGS))
 
 
 @dataclass
 class Syllable:
-    """A syllable of Hangul, or any other character.
+    """A Hangul syllable, or any other character.
 
     Attributes:
-        onset, vowel, coda: compatibility jamo; the onset "ㅇ" makes no sound, the coda may be "".
-        other: the character where it is no syllable; the rest is empty then.
-        is_stem: it ends the stem of a verb or an adjective.
-        is_modifier: it ends a verb form in -ㄹ that describes what follows.
+        onset, vowel, coda: compatibility jamo; the onset "ㅇ" is silent, the coda may be "".
+        other: the character if it is not a syllable; the rest is empty then.
+        is_stem: whether it ends the stem of a verb or an adjective.
+        is_modifier: whether it ends a verb's modifier form in -ㄹ.
     """
 
     onset: str = ""
@@ -81,7 +80,7 @@ class Syllable:
 
 
 def split_syllable(character: str) -> Syllable:
-    """The sounds of one character as it is written (Unicode's arithmetic of Hangul)."""
+    """Split a character into jamo, by Unicode's composition of Hangul."""
     index = ord(character) - 0xAC00
     if not 0 <= index < 11172:
         return Syllable(other=character)
@@ -89,7 +88,7 @@ def split_syllable(character: str) -> Syllable:
 
 
 def pronounce(syllables: list[Syllable]) -> None:
-    """Changes what is written into what is said."""
+    """Change syllables in place from spelling to sound."""
     text = "".join(_written(s) for s in syllables)
     for syllable in syllables:
         _change_vowel(syllable)
@@ -100,7 +99,7 @@ def pronounce(syllables: list[Syllable]) -> None:
         if after is None or not after.onset:
             after = None
         if syllable.coda:
-            _meet(syllable, after, spaced, text[i + 1 : i + 1 + _LONGEST_ENDING])
+            _meet(syllable, after, spaced, text[i + 1 : i + 1 + _MAX_ENDING_CHARS])
 
 
 def _written(syllable: Syllable) -> str:
@@ -118,13 +117,13 @@ def _change_vowel(syllable: Syllable) -> None:
 
 
 def _meet(left: Syllable, right: Syllable | None, spaced: bool, text: str) -> None:
-    """What a coda and the onset after it become.
+    """Apply the rules to a coda and the onset that follows it, in place.
 
     Args:
         left: the syllable with the coda.
-        right: the syllable after it, None where something else or nothing follows.
+        right: the next syllable, None if there is none.
         spaced: whether a space is between them.
-        text: the few syllables after `left`, as they are written.
+        text: the few syllables after `left`, as written.
     """
     if right is None:
         left.coda = _closed(left, None)
@@ -144,11 +143,11 @@ def _meet(left: Syllable, right: Syllable | None, spaced: bool, text: str) -> No
 
 
 def _link(left: Syllable, right: Syllable) -> None:
-    """A coda moves over to a syllable without an onset."""
+    """Link a coda over to a syllable without an onset."""
     if left.vowel == "ㅡ" and left.coda in _LINKED_AS_LETTER_NAME:
         left.coda, right.onset = "", _LINKED_AS_LETTER_NAME[left.coda]
         return
-    if left.coda == "ㄼ" and left.is_stem and _is_balb(left):  # 밟아: so g2pk2
+    if left.coda == "ㄼ" and left.is_stem and _is_balb(left):  # 밟아, as g2pk2
         left.coda = "ㅂ"
     links = _PALATAL if right.vowel in "ㅣㅕ" and left.coda in _PALATAL else _LINKED
     left.coda, right.onset = links.get(left.coda, ("", left.coda))
@@ -162,7 +161,7 @@ def _join_h(left: Syllable, right: Syllable, spaced: bool) -> None:
 
 
 def _drop_h(left: Syllable, right: Syllable) -> None:
-    """ㅎ, ㄶ, ㅀ before a consonant (article 12)."""
+    """Change ㅎ, ㄶ, ㅀ before a consonant (article 12)."""
     coda, onset = {"ㅎ": "", "ㄶ": "ㄴ", "ㅀ": "ㄹ"}[left.coda], right.onset
     if onset == "ㄴ":
         coda, onset = {"": ("ㄴ", "ㄴ"), "ㄴ": ("ㄴ", "ㄴ"), "ㄹ": ("ㄹ", "ㄹ")}[coda]
@@ -194,7 +193,7 @@ def _closed(left: Syllable, right: Syllable | None) -> str:
     if coda == "ㄼ" and _is_balb(left):  # 밟다, article 10.1
         return "ㅂ"
     if coda == "ㄼ" and right and right.onset in "ㄴㅁ":
-        return "ㅂ"  # as g2pk2: a nasal comes of it
+        return "ㅂ"  # as g2pk2; becomes a nasal
     if coda == "ㄼ" and (left.onset, left.vowel) == ("ㄴ", "ㅓ") and right:  # 넓죽하다, 넓둥글다
         return "ㅂ" if right.onset in "ㅈㅉㄷㄸ" and right.vowel == "ㅜ" else "ㄹ"
     if coda == "ㄺ" and left.is_stem and right and right.onset in "ㄱㄲ":  # 맑게, article 11.1
@@ -207,7 +206,7 @@ def _is_balb(syllable: Syllable) -> bool:
 
 
 def _assimilate(left: Syllable, right: Syllable, spaced: bool) -> None:
-    """Nasals and ㄹ (articles 18 to 20)."""
+    """Assimilate nasals and ㄹ (articles 18 to 20)."""
     coda, onset = left.coda, right.onset
     if onset == "ㄹ":
         if coda in ("ㅁ", "ㅇ"):
@@ -221,5 +220,5 @@ def _assimilate(left: Syllable, right: Syllable, spaced: bool) -> None:
     elif onset == "ㄴ" and coda == "ㄹ":
         onset = "ㄹ"
     if spaced and coda == onset == "ㄹ" and left.vowel == "ㅡ" and left.onset in (SILENT, "ㄹ"):
-        onset = "ㄴ"  # 을, 를: upstream mends g2pk2 so, and a ㄹ that is written goes with it
+        onset = "ㄴ"  # 을, 를: upstream's fix of g2pk2, which also affects a written ㄹ
     left.coda, right.onset = coda, onset

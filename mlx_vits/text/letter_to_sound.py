@@ -1,8 +1,8 @@
-"""Guessing how an English word that no dictionary has is pronounced.
+"""Predict the pronunciation of English words that are in no dictionary.
 
-A small convolutional network gives each letter the zero to two phonemes it stands for, with the
-whole word in view ("knight" is "", N, AY1, "", "", T). Made by `scripts/make_english_lts.py` from
-the CMU dictionary, stored in eight bits, and run with numpy: half a millisecond a word.
+A small convolutional network maps each letter, in the context of the whole word, to the zero to two
+phonemes it stands for ("knight" is "", N, AY1, "", "", T). Trained by `scripts/make_english_lts.py`
+on the CMU dictionary, quantised to 8 bits, run in numpy: half a millisecond a word.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 from mlx_vits.text.data_files import read_data
 
-KERNEL = 5  # letters that one layer sees at once
+KERNEL = 5  # letters
 
 
 class LetterToSound:
-    """The network: letters of one word in, phonemes out. W letters, C channels.
+    """The network: letters of a word to phonemes. Axes: W letters, C channels.
 
     Args:
-        arrays: what `scripts/make_english_lts.py` writes. Every matrix `name` is int8 with one
-            float32 scale a row in `name.scale`; `labels` are the phonemes of a class, joined by
-            spaces; `dilations` the distance between the letters that each layer sees.
+        arrays: from `scripts/make_english_lts.py`. Each matrix `name` is int8 with a float32 scale
+            per row in `name.scale`; `labels` holds the phonemes of each class, joined by spaces;
+            `dilations` the dilation of each layer.
     """
 
     def __init__(self, arrays: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ class LetterToSound:
         self._dilations = [int(d) for d in arrays["dilations"]]
 
     def pronounce(self, word: str) -> list[str]:
-        """ARPAbet phonemes for a word of the letters a to z, one of them with primary stress."""
+        """Return ARPAbet phonemes of a word in a-z, exactly one with primary stress."""
         letters = np.frombuffer(word.encode("ascii"), dtype=np.uint8) - ord("a")
         hidden = self._arrays["embedding"][letters]  # (W, C)
         for i, dilation in enumerate(self._dilations):
@@ -46,8 +46,8 @@ class LetterToSound:
         return [phoneme for label in self._choose(scores) for phoneme in self._labels[label]]
 
     def _choose(self, scores: np.ndarray) -> np.ndarray:
-        """The class of each letter, scores (W, classes), given that one letter has the stress."""
-        # Each letter's own best class would leave 1 word in 15 with two primary stresses or none.
+        """Choose a class per letter from `(W, classes)`, exactly one with primary stress."""
+        # A plain argmax would give 1 word in 15 two primary stresses or none.
         stressed = np.where(self._is_primary, scores, -np.inf)
         unstressed = np.where(self._is_primary, -np.inf, scores)
         chosen = unstressed.argmax(-1)
@@ -56,15 +56,15 @@ class LetterToSound:
         return chosen
 
     def _layer(self, x: np.ndarray, name: str, dilation: int) -> np.ndarray:
-        """A gated convolution over normalized x; zeros stand for letters beyond the word."""
-        reach = KERNEL // 2 * dilation
-        padded = np.pad(self._normalize(x, f"{name}.norm"), ((reach, reach), (0, 0)))
+        """Apply a pre-normalised gated convolution, zero-padded."""
+        pad = KERNEL // 2 * dilation
+        padded = np.pad(self._normalize(x, f"{name}.norm"), ((pad, pad), (0, 0)))
         seen = [padded[k * dilation : k * dilation + len(x)] for k in range(KERNEL)]
         value, gate = np.split(self._linear(np.concatenate(seen, -1), f"{name}.conv"), 2, -1)
         return value / (1 + np.exp(-gate))
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        # Not `@`: for arrays this small, waking the threads of a BLAS takes longer than the sums.
+        # Not `@`: for arrays this small, waking a BLAS's threads takes longer than the product.
         products = np.einsum("wi,oi->wo", x, self._arrays[f"{name}.weight"])
         return products + self._arrays[f"{name}.bias"]
 
@@ -75,12 +75,12 @@ class LetterToSound:
 
 
 def letter_to_sound(content: bytes) -> LetterToSound:
-    """The network in a file that `scripts/make_english_lts.py` wrote."""
+    """Load a network that `scripts/make_english_lts.py` wrote."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return LetterToSound(dict(arrays))
 
 
 @cache
 def english_letter_to_sound() -> LetterToSound:
-    """The network this package ships, read on first use."""
+    """Return the network shipped with this package, loaded on first use."""
     return letter_to_sound(read_data("english_lts.npz"))

@@ -1,7 +1,7 @@
-"""Which language a text looks like, from its letters and its commonest words.
+"""Guess the language of a text from its script and its commonest words.
 
-It tells whether transcripts are in the language that they are read as, over a voice or a sentence;
-it is no recogniser of languages.
+Good enough to check that the transcripts of a voice, or a sentence, are in the language they are
+read as; not a general language identifier.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from mlx_vits.text.english_marks import plain_characters
 from mlx_vits.text.mixed import can_be_japanese
 
-# Frequent words, without accents. A word that is frequent in English is in no other list.
+# Frequent words, without accents. Words frequent in English are in no other list.
 _COMMON_WORDS = {
     "English": """
         the of and to that it for with he you his they have are this be not i but my from she her
@@ -86,14 +86,14 @@ _COMMON_WORDS = {
         nhieu ban minh chua di
     """,
 }
-_CANTONESE = re.compile("[嘅唔咗喺佢哋冇啲嚟嗰咩攞揾喎啩嘢噉]")  # which Mandarin hardly writes
-_SHARE_OF_KANA = 0.1  # of kana and characters: fewer stand in Chinese as ornaments
-_FEWEST_HITS = 2
-# Of words that are common ones. Sentences of a listed language have 0.17 to 0.4 in its own list and
-# 0.13 at most in another's; where the language is not listed, 0.09.
+_CANTONESE = re.compile("[嘅唔咗喺佢哋冇啲嚟嗰咩攞揾喎啩嘢噉]")  # rare in written Mandarin
+_SHARE_OF_KANA = 0.1  # of kana and characters; less may be decoration in Chinese
+_MIN_HITS = 2
+# Share of common words. Texts of a listed language reach 0.17 to 0.4 with its own list and at most
+# 0.13 with another's; texts of an unlisted language at most 0.09.
 _SHARE_OF_COMMON = 0.12
-_FEWEST_CHARACTERS = 6
-_FEWEST_LATIN = 12  # letters: a shorter text may be a name in any language
+_MIN_CHARACTERS = 6
+_MIN_LATIN = 12  # letters; a shorter text may be a name of any language
 _LATIN, _KANA, _CHARACTERS, _HANGUL = "Latin", "Kana", "Cjk", "Hangul"
 _SCRIPT_OF = {"Hiragana": _KANA, "Katakana": _KANA, "Katakana-hiragana": _KANA}
 _SCRIPT_OF["Ideographic"] = _CHARACTERS
@@ -108,7 +108,7 @@ _WRITTEN_IN = {
 _SPOKEN = {
     "en": ("English",),
     "zh": ("Chinese",),
-    "yue": ("Cantonese", "Chinese"),  # read aloud, the latter is Cantonese as well
+    "yue": ("Cantonese", "Chinese"),  # written Chinese can be read in Cantonese
     "ja": ("Japanese",),
     "ko": ("Korean",),
     "auto": ("English", "Chinese", "Cantonese", "Japanese", "Korean"),
@@ -121,7 +121,7 @@ def _common_words() -> dict[str, frozenset[str]]:
 
 
 def likely_language(text: str) -> str:
-    """The language in words: "Spanish", "a language in Thai letters", or "" if nothing tells."""
+    """Name the likely language: "Spanish", "a language in Thai letters", "" if unknown."""
     scripts = _count_scripts(text)
     script = max(scripts, key=lambda name: scripts[name], default=_LATIN)
     if script == _HANGUL:
@@ -129,26 +129,26 @@ def likely_language(text: str) -> str:
     if script in (_KANA, _CHARACTERS):
         if scripts[_KANA] > _SHARE_OF_KANA * (scripts[_KANA] + scripts[_CHARACTERS]):
             return "Japanese"
-        return "Cantonese" if len(_CANTONESE.findall(text)) >= _FEWEST_HITS else "Chinese"
+        return "Cantonese" if len(_CANTONESE.findall(text)) >= _MIN_HITS else "Chinese"
     return _latin_language(text) if script == _LATIN else f"a language in {script} letters"
 
 
 def other_language(text: str, language: str) -> str:
-    """The language in words that a text looks like where that is not the one it is read as.
+    """Name the language that a text looks like, if it is not the one it is read as.
 
     Args:
-        text: a transcript, or many.
-        language: one of `supported_languages()`, that it is read as.
+        text: one or more transcripts.
+        language: the code of `supported_languages()` it is read as.
 
     Returns:
-        "" where nothing speaks against the language.
+        "" if nothing contradicts the language.
     """
     found, code = likely_language(text), _code(language)
     if is_unreadable(text, language):
         return found or "a language in Latin letters"
     if found == "Chinese" and code == "ja":
         characters = "".join(c for c in text if "\u3400" <= c <= "\u9fff")
-        is_told = len(characters) >= _FEWEST_CHARACTERS and not can_be_japanese(characters)
+        is_told = len(characters) >= _MIN_CHARACTERS and not can_be_japanese(characters)
         return found if is_told else ""
     if found in _SPOKEN[code] or (found == "English" and language != code):
         return ""
@@ -158,14 +158,13 @@ def other_language(text: str, language: str) -> str:
 def is_unreadable(text: str, language: str) -> bool:
     """Whether most of a text is in a script that its language is not written in.
 
-    Latin letters are read, or spelled, in every language; but where there is nothing else, the text
-    is of another one.
+    Every language reads or spells Latin letters; but a text of nothing else is in another language.
     """
     scripts, code = _count_scripts(text), _code(language)
     own = sum(scripts[script] for script in {_LATIN, *_WRITTEN_IN[code]})
     if 2 * own < scripts.total():
         return True
-    is_latin = set(scripts) == {_LATIN} and scripts[_LATIN] >= _FEWEST_LATIN
+    is_latin = set(scripts) == {_LATIN} and scripts[_LATIN] >= _MIN_LATIN
     return is_latin and language == code and _LATIN not in _WRITTEN_IN[code]
 
 
@@ -174,13 +173,13 @@ def _code(language: str) -> str:
 
 
 def _count_scripts(text: str) -> Counter[str]:
-    """About how much is said in each script: "Latin", "Kana", "Cjk", "Hangul", "Cyrillic"..."""
+    """Count letters by script ("Latin", "Kana", "Cjk", ...), weighted by sound."""
     scripts: Counter[str] = Counter()
     for character in unicodedata.normalize("NFKC", text):
         if unicodedata.category(character)[0] == "L":
             name = unicodedata.name(character, "?").split()[0].capitalize()
             script = _SCRIPT_OF.get(name, name)
-            # A syllable, which Latin takes about two letters for.
+            # A syllable, which takes about two letters in Latin.
             scripts[script] += 2 if script in (_KANA, _CHARACTERS, _HANGUL) else 1
     return scripts
 
@@ -189,4 +188,4 @@ def _latin_language(text: str) -> str:
     words = re.findall("[a-z']+", plain_characters(text).lower())
     hits = {name: sum(word in common for word in words) for name, common in _common_words().items()}
     best = max(hits, key=lambda name: hits[name])
-    return best if hits[best] >= max(_FEWEST_HITS, _SHARE_OF_COMMON * len(words)) else ""
+    return best if hits[best] >= max(_MIN_HITS, _SHARE_OF_COMMON * len(words)) else ""

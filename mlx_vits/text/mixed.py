@@ -1,4 +1,4 @@
-"""Texts of several languages: cut by script, each part read by its own front end.
+"""Multilingual texts: split by script, each part read by its own front end.
 
 The codes are those of GPT-SoVITS (`TTS_infer_pack/TextPreprocessor.py`):
 
@@ -9,9 +9,9 @@ The codes are those of GPT-SoVITS (`TTS_infer_pack/TextPreprocessor.py`):
 | `en` | English | English |
 | `auto`, `auto_yue` | English | kana Japanese, Hangul Korean, characters Chinese or Japanese |
 
-Upstream asks two language models that no package ships whole; here the script decides, and for
-Chinese characters beside kana, what stands next to them. A character that Japanese does not write,
-or a word that only Chinese has, makes its run Chinese.
+Upstream uses two language identification models that no package ships complete; here the script
+decides, and for Chinese characters, whether the sentence has kana. A character that Japanese does
+not use, or a word that only Chinese has, makes its run Chinese.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _LATIN = "A-Za-z\u00c0-\u024f\uff21-\uff3a\uff41-\uff5a"
 _KANA = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f"
 _HAN = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _HANGUL = "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3"
-# Digits written against a word, or after it with nothing else to count, are of the word: "T60",
-# "iPhone 15", "3D".
+# Digits attached to a word, or after it without a unit, belong to the word: "T60", "iPhone 15",
+# "3D".
 _WORD = rf"[0-9]*[{_LATIN}](?:['’&.@_-]?[{_LATIN}0-9])*"
 _ITS_NUMBER = rf"(?: [0-9]+(?![0-9.,:%/{_HAN}{_HANGUL}]))?"
 _TOKEN = re.compile(
@@ -40,7 +40,7 @@ _TOKEN = re.compile(
 )
 _SCRIPTS = ("en", "ja", "han", "ko")
 _SENTENCE_END = re.compile(r"(?<=[。！？!?\n])")
-# Characters and words of Chinese that are none of Japanese although it can write them.
+# Chinese words and characters that Japanese has the characters for but does not use.
 _CHINESE_ONLY = re.compile(
     "[你您們嗎呢吧啊哪她很沒]|什麼|怎麼|這[個是麼裡樣些種]|(?<![国社])是(?![非正認々])"
     "|我们|一个|喜[欢歡]"
@@ -57,9 +57,9 @@ class Part(NamedTuple):
 def clean_mixed(
     text: str, language: str, version: str = "v2", lexicon: Lexicon = NO_WORDS
 ) -> CleanText:
-    """The phonemes of a text's parts one after the other, as GPT-SoVITS reads a text to speak.
+    """Convert each part of a text to phonemes and join them, as GPT-SoVITS's inference does.
 
-    `word2ph` is None as soon as one part has none.
+    `word2ph` is None if any part has none.
 
     Args:
         text: as for `clean_text`.
@@ -76,7 +76,7 @@ def clean_mixed(
     for part in split_languages(text, language, version):
         try:
             cleaned.append(clean_text(part.text, part.language, version, lexicon))
-        except DataError as error:  # nothing in it is spoken; the others may be
+        except DataError as error:  # nothing to speak in this part; others may have
             failure = error
             unread += [c for c in part.text if not is_silent(c) and c not in MARKS]
     if not cleaned:
@@ -92,12 +92,12 @@ def clean_mixed(
 
 
 def split_languages(text: str, language: str, version: str = "v2") -> list[Part]:
-    """The text in parts of one language each, in order; joined they are the text.
+    """Split a text into parts of one language each; joined they are the text.
 
     Args:
         text: any text.
         language: a code of the table above.
-        version: v1 has no Korean: Hangul stays with its neighbours there.
+        version: in v1, which has no Korean, Hangul joins its neighbours.
     """
     code = resolve_language(language, version)
     if code == "en":
@@ -121,7 +121,7 @@ def split_languages(text: str, language: str, version: str = "v2") -> list[Part]
 
 
 class _Piece(NamedTuple):
-    """A token, and its language if its script tells it."""
+    """A token, and its language if its script determines it."""
 
     kind: str
     language: str
@@ -133,7 +133,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _tell_apart(sentence: str, chinese: str, version: str) -> list[_Piece]:
-    """The pieces of a sentence in which each script tells its language."""
+    """Split a sentence into pieces, with the language where the script determines it."""
     tokens = _tokens(sentence)
     has_kana = any(kind == "ja" for kind, _ in tokens)
     pieces = []
@@ -149,7 +149,7 @@ def _tell_apart(sentence: str, chinese: str, version: str) -> list[_Piece]:
 
 
 def can_be_japanese(characters: str) -> bool:
-    """Whether Chinese characters are of a Japanese text, as far as they tell."""
+    """Whether Chinese characters may belong to a Japanese text."""
     if _CHINESE_ONLY.search(characters):
         return False
     try:
@@ -160,12 +160,12 @@ def can_be_japanese(characters: str) -> bool:
 
 
 def _settle(pieces: list[_Piece], default: str, fallback: str) -> list[Part]:
-    """Gives numbers, marks and blanks the language of their neighbours.
+    """Assign numbers, marks and blanks to the language of their neighbours.
 
-    A mark belongs to what it ends, or opens. A number between two words of one language is of that
-    language, else of the default one, or of what is before it where there is none.
+    A mark belongs to what it ends, or opens. A number between two words of the same language takes
+    that language, otherwise the default, or the preceding one without a default.
     """
-    following = [""]  # the language of the next word, of each piece from the last
+    following = [""]  # language of the next word, from the last piece to the first
     for piece in reversed(pieces):
         following.append(piece.language or following[-1])
     settled: list[Part] = []

@@ -1,4 +1,4 @@
-"""The phoneme symbols of GPT-SoVITS; a symbol's position is its id in `enc_p.text_embedding`."""
+"""GPT-SoVITS's phoneme symbols; a symbol's index is its id in `enc_p.text_embedding`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from mlx_vits.text.data_files import read_data
 
 
 def symbols_for(version: str) -> tuple[str, ...]:
-    """The phoneme symbols of a model version, in the order of their ids.
+    """Return the phoneme symbols of a model version, in the order of their ids.
 
     Args:
-        version: `"v1"` has 322 symbols; every later version ("v2", "v2Pro", "v2ProPlus", and
-            whatever follows) has 732, the first 322 of which are those of v1.
+        version: "v1" has 322 symbols; every later version has 732, the first 322 of which are
+            those of v1.
 
-    Source: GPT-SoVITS `text/symbols.py` and `text/symbols2.py`, kept here as data.
+    Source: GPT-SoVITS `text/symbols.py` and `text/symbols2.py`, stored as data.
     """
     return _read_symbols("symbols_v1.json" if version == "v1" else "symbols_v2.json")
 
 
 def phonemes_to_ids(phonemes: Iterable[str], version: str) -> list[int]:
-    """Each phoneme's id, an index into `symbols_for(version)`.
+    """Map phonemes to ids, indices into `symbols_for(version)`.
 
     Raises:
-        DataError: a phoneme is not among the version's symbols; the message names it.
+        DataError: a phoneme is not one of the version's symbols.
     """
     ids = _symbol_ids("v1" if version == "v1" else "v2")
     found = []

@@ -1,1 +1,1 @@
-"""A CPU: convolutions as matrix products and, on Linux, decoding in pieces, a core each."""
+"""Speed-ups on a CPU: convolutions as matrix products and, on Linux, multi-core decoding."""

@@ -60,6 +60,6 @@ class FastSelfAttention(SelfAttention):
 EQUIVALENTS: dict[type, type] = {LeakyReLU: FastLeakyReLU}
 FOR_INFERENCE: dict[type, type] = dict(EQUIVALENTS)
 if sys.platform.startswith("linux"):
-    # macOS was not measured: there a CPU's cores share the units that multiply, and MLX computes
-    # `mx.exp` with vector instructions.
+    # Not on macOS, which was not measured: its cores share the matrix units, and MLX vectorizes
+    # `mx.exp` there.
     FOR_INFERENCE |= {Generator: PiecewiseGenerator, SelfAttention: FastSelfAttention}

@@ -1,7 +1,7 @@
-"""A stream for each core of a CPU, whose products stay on it.
+"""One stream per CPU core, each with single-threaded products.
 
-MLX's CPU backend computes element by element on one core, and only its BLAS uses several; but each
-stream has a thread of its own. `pieces.py` decodes on all of them.
+MLX's CPU backend runs element-wise operations on one core, only its BLAS uses several; but each
+stream has its own thread. `pieces.py` decodes on all of them.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import mlx.core as mx
 
 from mlx_vits._backend import BLAS
 
-_MOST_LANES = 8
+_MAX_STREAMS = 8
 
 
 def _cores() -> int:
-    """Which this process may run on."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 @cache
-def lanes() -> list[mx.ThreadLocalStream]:
-    """A stream for each core of a CPU, in every thread that computes other ones."""
-    return [mx.new_thread_local_stream(mx.cpu) for _ in range(min(_cores(), _MOST_LANES))]
+def core_streams() -> list[mx.ThreadLocalStream]:
+    """Return a stream for each CPU core; every calling thread gets its own."""
+    return [mx.new_thread_local_stream(mx.cpu) for _ in range(min(_cores(), _MAX_STREAMS))]
 
 
 def _forget_streams() -> None:
-    """Have a forked process make its own: the threads of these exist in its parent alone."""
-    lanes.cache_clear()
+    """Drop the streams in a forked process, where their threads do not exist."""
+    core_streams.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -43,11 +43,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def one_core_a_product() -> Iterator[None]:
-    """Has the BLAS keep to one core within a `with` block, so that each stream can have its own.
+def single_threaded_blas() -> Iterator[None]:
+    """Limit the BLAS to one thread within a `with` block, so that each stream has its own core.
 
-    It is what is computed within the block that counts, not what is described there. Blocks must
-    not overlap, so take turns (`threads.py`). Without effect on a BLAS that cannot be told, as
+    It affects what is evaluated within the block, not what is built there. Blocks must not overlap,
+    so take turns (`threads.py`). It has no effect on a BLAS without such a setting, like
     Accelerate.
     """
     threads = _blas_threads()
@@ -63,14 +63,14 @@ def one_core_a_product() -> Iterator[None]:
 
 
 class _Threads(NamedTuple):
-    """A BLAS's own functions for how many threads it uses."""
+    """A BLAS's own getter and setter for its number of threads."""
 
     read: Callable[[], int]
     write: Callable[[int], None]
 
 
-# Of MKL and OpenBLAS. The package threadpoolctl tells MKL for the calling thread alone, which is
-# not one of those that compute.
+# Of MKL and OpenBLAS. threadpoolctl sets MKL's for the calling thread only, which is not one that
+# computes.
 _THREADS = (
     ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
     ("openblas_get_num_threads", "openblas_set_num_threads"),
@@ -79,7 +79,7 @@ _THREADS = (
 
 @cache
 def _blas_threads() -> _Threads | None:
-    """Those of MLX's BLAS; None where it cannot be told."""
+    """Return the functions of MLX's BLAS, None if it has none."""
     if not BLAS.path:
         return None
     library = ctypes.CDLL(BLAS.path)
