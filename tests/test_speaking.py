@@ -281,7 +281,7 @@ class TestReferences:
         ("Hello.", {"language": "fr"}, "fr"),
         ("Hello.", {"language": "zh"}, "has heard en alone"),
         ("Hello.", {"split": "cut9"}, "cut9"),
-        ("Hello.", {"speed": 0.0}, "speed_factor is 0.0"),
+        ("Hello.", {"speed": 0.0}, "speed is 0.0"),
         ("Hello.", {"top_k": 0}, "top_k is 0"),
         ("Hello.", {"batch_size": 0}, "batch_size is 0"),
         ("Hello.", {"reference_text": "words"}, "without a reference"),

@@ -31,6 +31,7 @@ from mlx_vits.synthesis.buckets import batch_sentences
 from mlx_vits.synthesis.generation import MUTE_CODE, Chunk, Generated
 from mlx_vits.synthesis.joining import ChunkJoiner
 from mlx_vits.synthesis.pauses import Pause, split_pauses
+from mlx_vits.synthesis.reference import SILENCE_CODES
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
 from mlx_vits.synthesis.sound import Level, fade_ends
 from mlx_vits.synthesis.text_marks import TextError, collapse_marks
@@ -413,7 +414,9 @@ class _Context(NamedTuple):
         return generation.Request(phones, features.T, sentence.seed)
 
     def fault(self, sentence: Sentence, drawn: Generated) -> Fault | None:
-        pace = None if self.prompt is None or not self.ids else len(self.prompt) / len(self.ids)
+        pace = None
+        if self.prompt is not None and self.ids:
+            pace = max(1, len(self.prompt) - SILENCE_CODES) / len(self.ids)
         return find_fault(drawn.codes, len(sentence.ids), has_ended=drawn.ended, pace=pace)
 
 

@@ -23,6 +23,7 @@ ENCODER_RATE = 16000
 _SHORTEST, _LONGEST = 3.0, 10.0  # seconds, what T2S has learnt to continue
 # Appended to the prompt. Upstream means 0.3 s, counted at 32 kHz.
 _SILENCE_SAMPLES = 9600
+SILENCE_CODES = 15  # that it becomes
 _SHORTEST_STYLE = 0.5  # seconds, of a recording that gives its timbre alone
 _SILENT = 1e-4
 _LOUDEST = 2.0  # a louder recording is divided by this, and stays above full scale

@@ -104,20 +104,34 @@ class SpeechRequest:
             if not (isinstance(value, kind) and least <= value <= most):
                 whole = "be a whole number and " if kind is Integral else ""
                 span = f"between {least} and {most}" if math.isfinite(least) else f"below {most}"
-                raise UserError(f"{name} is {value!r}; it has to {whole}lie {span}")
+                raise UserError(f"{_words(name)} is {value!r}; it has to {whole}lie {span}")
         if self.streaming_mode and self.batch_size > 1:
             raise UserError("streaming speaks one sentence at a time; leave batch_size at 1")
 
 
+def _words(name: str) -> str:
+    """Return what a field is called where it is an option, too."""
+    return {
+        "text_lang": "the language",
+        "prompt_text": "the reference's text",
+        "prompt_lang": "the reference's language",
+        "text_split_method": "the way to split",
+        "speed_factor": "the speed",
+        "fragment_interval": "the pause",
+        "min_chunk_length": "the length of a chunk",
+        "overlap_length": "the overlap",
+    }.get(name, name)
+
+
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise UserError(f"{name} is {value!r:.40}; give it as a text")
+        raise UserError(f"{_words(name)} is {value!r:.40}; give it as a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # as Python reads other bytes from a command line
         raise UserError(
-            f"{name} has characters that are not Unicode, at {value[error.start :][:10]!r}; write "
-            "it in UTF-8"
+            f"{_words(name)} has characters that are not Unicode, at "
+            f"{value[error.start :][:10]!r}; write it in UTF-8"
         ) from error
 
 

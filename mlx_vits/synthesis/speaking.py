@@ -41,7 +41,13 @@ from mlx_vits.synthesis.fitting import (
 )
 from mlx_vits.synthesis.gpt import GPT, load_gpt
 from mlx_vits.synthesis.pipeline import Pipeline
-from mlx_vits.synthesis.reference import Reference, lowered, prompt_codes, read_reference
+from mlx_vits.synthesis.reference import (
+    SILENCE_CODES,
+    Reference,
+    lowered,
+    prompt_codes,
+    read_reference,
+)
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
 from mlx_vits.synthesis.verifying import Verify, verifier
 from mlx_vits.synthesis.watch import CODES_PER_SECOND, PHONEMES_PER_SECOND
@@ -240,7 +246,7 @@ class Speaker:
                 f"{reference.audio}: what it says cannot be read as {reference.language!r} "
                 f"({error}); give --reference-text and --reference-language"
             ) from error
-        rate = phonemes / (len(codes) / CODES_PER_SECOND)
+        rate = phonemes * CODES_PER_SECOND / max(1, len(codes) - SILENCE_CODES)
         fewest, most = PHONEMES_PER_SECOND
         if not fewest <= rate <= most:
             warn(

@@ -162,6 +162,7 @@ class Voice:
         Raises:
             ValueError: an array has another shape, or a code or phoneme does not exist.
         """
+        codes = self._checked_codes(codes)
         frames = self._frames(codes.shape[-1], speed)
         request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
         wav = self._decode(self._folding.model(), request, speed)
@@ -198,6 +199,7 @@ class Voice:
         Raises:
             ValueError: as `decode`, or there are not so many codes.
         """
+        codes = self._checked_codes(codes)
         if not 1 <= tail_codes <= codes.shape[-1]:
             raise ValueError(f"tail_codes is {tail_codes} of {codes.shape[-1]} codes")
         kept, frames = self._frames(tail_codes), self._frames(tail_codes, speed)
@@ -207,6 +209,9 @@ class Voice:
         mx.eval(wav, encoded)
         return Chunk(np.array(wav[0, :, 0], dtype=np.float32), encoded)
 
+    def _checked_codes(self, codes: Array) -> mx.array:
+        return integers(codes, (1, 1, None), "codes", self.config.reduced_dims.codebook_size)
+
     def _frames(self, codes: int, speed: float = 1.0) -> int:
         if not speed > 0:
             raise ValueError(f"speed is {speed}; it has to be above 0")
@@ -214,7 +219,7 @@ class Voice:
 
     def _request(
         self,
-        codes: Array,
+        codes: mx.array,
         text: Array,
         refer: Any,
         sv_emb: Any,
@@ -222,9 +227,7 @@ class Voice:
         noise_scale: float,
         frames: int,
     ) -> Request:
-        dims = self.config.reduced_dims
-        codes = integers(codes, (1, 1, None), "codes", dims.codebook_size)
-        text = integers(text, (1, None), "text", dims.text_vocab)
+        text = integers(text, (1, None), "text", self.config.reduced_dims.text_vocab)
         shape = (1, self.config.model.inter_channels, frames)
         if noise is None:
             noise = mx.random.normal(shape, key=mx.random.key(_DEFAULT_SEED))
