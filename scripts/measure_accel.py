@@ -38,7 +38,7 @@ from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.tools.bench.work import StepParts, Work
 from mlx_vits.nn.attention import MultiHeadAttention
 from mlx_vits.nn.layers import Convolution
-from mlx_vits.training import losses
+from mlx_vits.training import losses, step
 from mlx_vits.training.optimizers import global_norm
 
 Off = Callable[[], AbstractContextManager[Any]]
@@ -71,6 +71,8 @@ def _cuda_pieces() -> dict[str, Off]:
         "queries, keys, values": lambda: patch.object(
             blocks.FusedAttention, "__call__", MultiHeadAttention.__call__
         ),
+        "feature loss": lambda: patch.object(training, "feature_loss", losses.feature_loss),
+        "judging both": lambda: patch.object(blocks, "judged", step.judged),
         "losses of scores": lambda: patch.multiple(
             training,
             discriminator_loss=losses.discriminator_loss,

@@ -123,9 +123,17 @@ _FP32_CALLS: dict[str, Any] = {
         lambda k, *a: _pulled(k, a),
         (*_V, *(v[::-1] for v in _V), *(2 * v for v in _V), *_G, *(3 * g for g in _G)),
     ),
-    "sum of many squares": (
-        lambda k, *a: k.sum_of_squares(a, [n % 3 for n in range(18)], [0.5, 2.0] * 9),
+    "sum_of_products": (
+        lambda k, *a: k.sum_of_products(a, a),
         (*(normal(1 + n, 3, seed=n) for n in range(17)), normal(20000, seed=20)),
+    ),
+    "distance_gradients": (
+        lambda k, *a: k.distance_gradients(a[:9], a[9:18], [0.5] * 8 + [2.0], a[18]),
+        (
+            *(normal(1 + n, 70, seed=n) for n in range(9)),
+            *(normal(1 + n, 70, seed=n + 9) for n in range(9)),
+            mx.array(1.5),
+        ),
     ),
     "sum_of_squares": (
         lambda k, *a: k.sum_of_squares(a, [1.0, 0.0, 0.5], [0.5, 2.0, 1.0]),
@@ -133,8 +141,19 @@ _FP32_CALLS: dict[str, Any] = {
     ),
     "sum of a few squares": (lambda k, *a: k.sum_of_squares(a, [1.0], [0.5]), (normal(2, 90),)),
     "square_gradients": (
-        lambda k, *a: k.square_gradients(a[:9], [1.0, 0.0, 0.5] * 3, [0.5] * 8 + [2.0], a[9]),
-        (*(normal(1 + n, 70, seed=n) for n in range(9)), mx.array(1.5)),
+        lambda k, *a: k.square_gradients(a[:3], [1.0, 0.0, 0.5], [0.5, 2.0, 1.0], a[3]),
+        (normal(2, 5), normal(3, 70), normal(1), mx.array(1.5)),
+    ),
+    "sum_of_distances": (
+        lambda k, *a: k.sum_of_distances(a[:3], a[3:], [0.5, 2.0, 1.0]),
+        (
+            normal(2, 5),
+            normal(3, 7000),
+            normal(1),
+            normal(2, 5, seed=1),
+            normal(3, 7000, seed=1),
+            normal(1, seed=1),
+        ),
     ),
 }
 

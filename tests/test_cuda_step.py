@@ -12,11 +12,12 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_vits import accel
 from mlx_vits.accel.compilation import stop_fusing
-from mlx_vits.accel.cuda import training
+from mlx_vits.accel.cuda import blocks, training
+from mlx_vits.models.discriminator import DiscriminatorP, DiscriminatorS
 from mlx_vits.tools.bench import work
 from mlx_vits.training import losses
 from mlx_vits.training.optimizers import global_norm
-from mlx_vits.training.step import GANStep, draw_step
+from mlx_vits.training.step import GANStep, draw_step, judged
 from tests.support.cuda import HAS_CUDA, On, differs, normal, stand_in_kernels
 from tests.support.steps import make_step
 from tests.support.tiny import tiny_config
@@ -24,12 +25,24 @@ from tests.support.tiny import tiny_config
 stand_ins = pytest.fixture(stand_in_kernels)
 
 
-def test_the_norm(stand_ins: On) -> None:
-    tree = {"a": normal(2, 5, 3), "b": [normal(3, 7000, seed=2)]}
+def test_the_feature_loss_and_the_norm(stand_ins: On) -> None:
+    shapes = (2, 5, 3), (2, 4), (3, 7000), (1, 2, 2)
+    real = [normal(*shape, seed=n) for n, shape in enumerate(shapes)]
+    fake = [normal(*shape, seed=n + 4) for n, shape in enumerate(shapes)]
+
+    def graded(loss: Any) -> list[mx.array]:
+        found = mx.vjp(
+            lambda *maps: loss([real[:2], real[2:]], [maps[:2], maps[2:]]), fake, [mx.array(1.0)]
+        )
+        return [array for arrays in found for array in arrays]
+
     with stand_ins():
-        norm = training.global_norm(tree)
+        ours = graded(training.feature_loss)
+        norm = training.global_norm({"a": real[0], "b": [real[2]]})
         assert training.global_norm({}).item() == 0
-    assert norm.item() == pytest.approx(global_norm(tree).item(), rel=1e-5)
+    for a, b in zip(ours, graded(losses.feature_loss), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
+    assert norm.item() == pytest.approx(global_norm([real[0], real[2]]).item(), rel=1e-5)
 
 
 def test_the_losses_of_scores(stand_ins: On) -> None:
@@ -71,6 +84,34 @@ def test_the_pull(stand_ins: On) -> None:
     for name, value in tree_flatten(plain.grads):
         np.testing.assert_allclose(found.pop(name), value, rtol=1e-4, atol=1e-5)
     assert not found
+
+
+@pytest.mark.parametrize("kind", ["S", "P"])
+def test_judging_both(stand_ins: On, kind: str) -> None:
+    """Scores, feature maps and the gradient in generated audio."""
+    mx.random.seed(0)
+    net: Any = DiscriminatorS(1 / 32) if kind == "S" else DiscriminatorP(3, 1 / 32)
+    real, fake = normal(2, 400, 1), normal(2, 400, 1, seed=1)
+
+    def said(judge: Any) -> list[mx.array]:
+        def loss(fake: mx.array) -> Any:
+            parts = [
+                y for of_one in judge(net, real, fake) for y in (of_one.score, *of_one.features)
+            ]
+            return sum(mx.sum(y * normal(*y.shape, seed=n)) for n, y in enumerate(parts)), parts
+
+        (_, parts), grad = mx.value_and_grad(loss)(fake)
+        return [*parts, grad]
+
+    with accel.use("off" if not HAS_CUDA else "cuda"):
+        plain = said(judged)
+    with stand_ins():
+        accel.apply(net)
+        ours = said(blocks.judged)
+    assert len(ours) == len(plain)
+    tolerance = 5e-3 if HAS_CUDA else 1e-5
+    for a, b in zip(ours, plain, strict=True):
+        assert not differs(a, b, tolerance, tolerance, 1e-6)
 
 
 @pytest.fixture

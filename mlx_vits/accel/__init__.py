@@ -113,12 +113,13 @@ def optimize(step: Any) -> None:
     """
     if backend() != "cuda":
         return
-    from mlx_vits.accel.cuda import pull, training
+    from mlx_vits.accel.cuda import blocks, pull, training
 
     groups = [*step.optimizers.generator.optimizers, step.optimizers.discriminator]
     for optimizer in groups:
         optimizer.__class__ = training.FusedAdamW
-    for name in ("global_norm", "discriminator_loss", "generator_loss"):
+    step.judged = blocks.judged
+    for name in ("global_norm", "discriminator_loss", "generator_loss", "feature_loss"):
         setattr(step, name, getattr(training, name))
     if step.penalty is not None:
         step.penalized = partial(pull.penalized, step)

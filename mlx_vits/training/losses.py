@@ -52,12 +52,19 @@ def feature_loss(
     real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
 ) -> mx.array:
     """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
-    pairs = [
+    pairs = feature_pairs(real, generated)
+    return FEATURE_WEIGHT * added(mean(mx.abs(g - r)) for r, g in pairs)
+
+
+def feature_pairs(
+    real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
+) -> list[tuple[mx.array, mx.array]]:
+    """Pair the feature maps of all sub-discriminators, fp32; real ones are constants."""
+    return [
         (mx.stop_gradient(r).astype(mx.float32), g.astype(mx.float32))
         for real_maps, generated_maps in zip(real, generated, strict=True)
         for r, g in zip(real_maps, generated_maps, strict=True)
     ]
-    return FEATURE_WEIGHT * added(mean(mx.abs(g - r)) for r, g in pairs)
 
 
 def kl_loss(

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from mlx_vits.audio.spectrogram import mel_of_spectrogram, mel_spectrogram
 from mlx_vits.config import Config
-from mlx_vits.models.discriminator import SubDiscriminator
+from mlx_vits.models.discriminator import DiscriminatorOutput, SubDiscriminator
 from mlx_vits.models.vits import (
     MultiPeriodDiscriminator,
     SynthesizerOutput,
@@ -107,6 +107,11 @@ class Penalized(NamedTuple):
     grads: Any
 
 
+def judged(net: SubDiscriminator, real: mx.array, fake: mx.array) -> list[DiscriminatorOutput]:
+    """What a sub-discriminator says of real and of generated audio; only the latter learns."""
+    return [net(real), net(fake)]
+
+
 class GANStep:
     """The step over both nets and both optimizers.
 
@@ -119,13 +124,15 @@ class GANStep:
 
     Attributes:
         state: everything that a step changes.
-        global_norm, discriminator_loss, generator_loss, penalized: may be replaced by equivalents,
-            see `accel.optimize`.
+        global_norm, judged, discriminator_loss, generator_loss, feature_loss, penalized: may be
+            replaced by equivalents, see `accel.optimize`.
     """
 
     global_norm: Callable[[Any], mx.array] = staticmethod(global_norm)
     discriminator_loss: Callable[..., mx.array] = staticmethod(losses.discriminator_loss)
+    judged: Callable[..., list[DiscriminatorOutput]] = staticmethod(judged)
     generator_loss: Callable[..., mx.array] = staticmethod(losses.generator_loss)
+    feature_loss: Callable[..., mx.array] = staticmethod(losses.feature_loss)
 
     def __init__(
         self,
@@ -222,10 +229,10 @@ class GANStep:
 
     def judge(self, net: SubDiscriminator, real: mx.array, fake: mx.array) -> list[mx.array]:
         """A sub-discriminator's part of the generator's adversarial and feature losses."""
-        on_real, on_fake = net(real), net(fake)
+        on_real, on_fake = self.judged(net, real, fake)
         return [
             self.generator_loss([on_fake.score]),
-            losses.feature_loss([on_real.features], [on_fake.features]),
+            self.feature_loss([on_real.features], [on_fake.features]),
         ]
 
     def generator_terms(

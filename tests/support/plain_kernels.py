@@ -182,6 +182,16 @@ def _sum_of_rows(x: mx.array) -> mx.array:
     return mx.sum(x, axis=list(range(1, x.ndim)), keepdims=True)
 
 
+def distance_gradients(
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    of_each = zip(arrays, others, weights, strict=True)
+    return [mx.sign(y - x) * cotangent * weight for x, y, weight in of_each]
+
+
 def sum_of_squares(
     arrays: Sequence[mx.array], targets: Sequence[float], weights: Sequence[float]
 ) -> mx.array:
@@ -225,6 +235,17 @@ def pull(
         of_v.append(grad + own[0])
         squares += sum(mx.sum(mx.square(one)) for one in own)
     return rows.Pull(loss, mx.sqrt(squares), of_g, of_v)
+
+
+def sum_of_products(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:
+    return sum(mx.sum(a * b) for a, b in zip(arrays, others, strict=True))
+
+
+def sum_of_distances(
+    arrays: Sequence[mx.array], others: Sequence[mx.array], weights: Sequence[float]
+) -> mx.array:
+    of_each = zip(arrays, others, weights, strict=True)
+    return sum(mx.sum(mx.abs(a - b)) * weight for a, b, weight in of_each)
 
 
 def adamw(

@@ -7,7 +7,7 @@ height 1: `(B, 1, N, C)`, so that no view is needed between two of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -174,17 +174,64 @@ class FusedDiscriminatorP(DiscriminatorP):
         """A waveform `(B, N, 1)`."""
         if not is_used(x):
             return super().__call__(x)
-        batch, period = len(x), self.period
-        x = reflect_to_multiple(x.squeeze(-1), period)
-        x = x.reshape(batch, -1, period).swapaxes(1, 2).reshape(batch * period, 1, -1, 1)
+        batch, x = len(x), _columns(x, self.period)
         features, (*parameters, last) = [], _parameters([*self.convs, self.conv_post])
         for conv, own in zip(self.convs, parameters, strict=True):
             x = _leaky(conv, own, x, SLOPE_D)
             features.append(x.squeeze(1))
         x = _convolve(self.conv_post, last, features[-1])
         features.append(x)
-        score = x.reshape(batch, period, -1).swapaxes(1, 2).reshape(batch, -1)
-        return DiscriminatorOutput(score, features)
+        return DiscriminatorOutput(_scores(self, x, batch), features)
+
+
+def judged(
+    net: DiscriminatorS | DiscriminatorP, real: mx.array, fake: mx.array
+) -> list[DiscriminatorOutput]:
+    """`training.step.judged`: both in one batch, the gradient of the generated half alone."""
+    is_fused = isinstance(net, FusedDiscriminatorS | FusedDiscriminatorP)
+    if not (is_fused and is_used(real, fake)):
+        return [net(real), net(fake)]
+    layers = [*net.convs, net.conv_post]
+    slopes = [SLOPE_D] * len(net.convs) + [1.0]  # none after the last
+    both, half = mx.stop_gradient(mx.concatenate([real, fake])), fake
+    if isinstance(net, DiscriminatorP):
+        both, half = _columns(both, net.period), _columns(half, net.period)
+    of_real, of_fake = [], []
+    for layer, (weight, bias), slope in zip(layers, _parameters(layers), slopes, strict=True):
+        run = fused.leaky_of_both(_linear(layer), slope)
+        both, half = run(half.astype(weight.dtype), both.astype(weight.dtype), weight, bias)
+        real_half = mx.split(both, 2)[0]
+        of_real.append(real_half.squeeze(1) if both.ndim == 4 else real_half)
+        of_fake.append(half.squeeze(1) if both.ndim == 4 else half)
+    return [
+        DiscriminatorOutput(_scores(net, maps[-1], len(real)), maps) for maps in (of_real, of_fake)
+    ]
+
+
+def _columns(x: mx.array, period: int) -> mx.array:
+    """A waveform `(B, N, 1)` to planar columns `(B P, 1, H, 1)`."""
+    x = reflect_to_multiple(x.squeeze(-1), period)
+    return x.reshape(len(x), -1, period).swapaxes(1, 2).reshape(len(x) * period, 1, -1, 1)
+
+
+def _scores(net: DiscriminatorS | DiscriminatorP, x: mx.array, batch: int) -> mx.array:
+    """`(B, scores)` of the last feature map."""
+    if isinstance(net, DiscriminatorP):
+        x = x.reshape(batch, net.period, -1).swapaxes(1, 2)
+    return x.reshape(batch, -1)
+
+
+def _linear(layer: Convolution) -> Callable[[mx.array, mx.array], mx.array]:
+    """A layer's output without its bias, planar where the input is."""
+    at = _geometry(layer)
+
+    def run(x: mx.array, weight: mx.array) -> mx.array:
+        if layer.groups > 1:
+            return _convolve(layer, (weight, None), x)
+        y = at.convolve(x, weight)
+        return y.squeeze(1) if x.ndim == 3 else y
+
+    return run
 
 
 class FusedWN(WN):

@@ -115,6 +115,29 @@ def added_leaky_convolution(at: Geometry, slope: float) -> Callable[..., Sequenc
     return custom_vjp(forward, gradient)
 
 
+def leaky_of_both(linear: Callable[..., mx.array], slope: float) -> Callable[..., Any]:
+    """The leaky ReLU of a linear function of a batch, of whose last half a gradient is asked for.
+
+    A function of that half of x, of all of x, a weight and a bias, to all of y and its last half.
+    The gradient is in the half of x alone, and computed of that half alone.
+
+    Args:
+        linear: of x and the weight.
+    """
+
+    def forward(half: mx.array, x: mx.array, w: mx.array, bias: mx.array) -> Any:
+        y = kernels.leaky_relu(linear(x, w), bias, slope)
+        return y, mx.split(y, 2)[1]
+
+    def gradient(primals: Primals, cotangents: Primals, outputs: Primals) -> list[mx.array]:
+        half, x, w, bias = primals
+        of_y = kernels.leaky_relu_gradient(cotangents[1], outputs[1], slope)
+        (of_half,) = mx.vjp(lambda half: linear(half, w), [half], [of_y])[1]
+        return [of_half, mx.zeros_like(x), mx.zeros_like(w), mx.zeros_like(bias)]
+
+    return custom_vjp(forward, gradient)
+
+
 @cache
 def leaky_relu(slope: float) -> Callable[[mx.array, mx.array], mx.array]:
     """A function of an array `(..., C)` and a bias `(C,)` to the leaky ReLU of their sum."""

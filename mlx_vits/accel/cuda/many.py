@@ -17,7 +17,7 @@ import numpy as np
 from mlx_vits.accel.cuda.kernels import THREADS, constants, short
 from mlx_vits.accel.cuda.source import SUM_OF_BLOCK
 
-_ADDED = 16  # arrays that a launch adds up
+_PAIRS = 16  # of arrays that a launch adds up
 _UPDATED = 8  # tensors that a launch updates
 _GRADED = 8  # arrays that a launch computes gradients in
 _SEGMENT = 8192  # elements that a block adds up
@@ -30,32 +30,33 @@ class Moments(NamedTuple):
     v: mx.array
 
 
+def sum_of_products(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> mx.array:
+    """Sum of the products of the elements of all pairs: `()`."""
+    return _sum_of_pairs(0, arrays, others, [1.0] * len(arrays))
+
+
+def sum_of_distances(
+    arrays: Sequence[mx.array], others: Sequence[mx.array], weights: Sequence[float]
+) -> mx.array:
+    """Sum of `weight * |x - y|` over the elements of all pairs, a weight a pair: `()`."""
+    return _sum_of_pairs(1, arrays, others, weights)
+
+
 def sum_of_squares(
     arrays: Sequence[mx.array], targets: Sequence[float], weights: Sequence[float]
 ) -> mx.array:
     """Sum of `weight * (x - target)^2` over the elements of all arrays, one of each an array."""
-    parts = []
-    for start in range(0, len(arrays), _ADDED):
-        few = slice(start, start + _ADDED)
-        x = arrays[few]
-        missing = _ADDED - len(x)
-        sizes = [array.size for array in x] + [0] * missing
-        blocks = np.cumsum([-(-size // _SEGMENT) for size in sizes]).tolist()
-        (part,) = _sums()(
-            inputs=[
-                *(*x, *[x[0]] * missing),
-                mx.array([*blocks, *sizes], mx.int32),
-                constants((*weights[few], *[0.0] * missing, *targets[few], *[0.0] * missing)),
-            ],
-            grid=(blocks[-1] * THREADS, 1, 1),
-            threadgroup=(THREADS, 1, 1),
-            output_shapes=[(blocks[-1],)],
-            output_dtypes=[mx.float32],
-        )
-        parts.append(part)
-    if len(parts) == parts[0].size == 1:
-        return parts[0].reshape(())
-    return mx.sum(mx.concatenate(parts))
+    return _sum_of_pairs(2, arrays, arrays, weights, targets)
+
+
+def distance_gradients(
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    """Of `sum_of_distances` in the others, from its cotangent `()`."""
+    return _gradients(0, arrays, others, weights, [0.0] * len(arrays), cotangent)
 
 
 def square_gradients(
@@ -65,26 +66,7 @@ def square_gradients(
     cotangent: mx.array,
 ) -> list[mx.array]:
     """Of `sum_of_squares`, from its cotangent `()`."""
-    found: list[mx.array] = []
-    for start in range(0, len(arrays), _GRADED):
-        few = slice(start, start + _GRADED)
-        x = arrays[few]
-        missing = _GRADED - len(x)
-        ends = np.cumsum([array.size for array in x]).tolist()
-        outputs = _graded()(
-            inputs=[
-                *(*x, *[x[0]] * missing),
-                mx.array([*ends, *[ends[-1]] * missing], mx.int32),
-                constants((*weights[few], *[0.0] * missing, *targets[few], *[0.0] * missing)),
-                cotangent,
-            ],
-            grid=(ends[-1], 1, 1),
-            threadgroup=(THREADS, 1, 1),
-            output_shapes=[*(array.shape for array in x), *[(1,)] * missing],
-            output_dtypes=[mx.float32] * _GRADED,
-        )
-        found += outputs[: len(x)]
-    return found
+    return _gradients(1, arrays, arrays, weights, targets, cotangent)
 
 
 def adamw(
@@ -124,11 +106,73 @@ def adamw(
     return found
 
 
+def _sum_of_pairs(
+    branch: int,
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    targets: Sequence[float] = (),
+) -> mx.array:
+    parts = []
+    for start in range(0, len(arrays), _PAIRS):
+        few = slice(start, start + _PAIRS)
+        a, b = arrays[few], others[few]
+        missing = _PAIRS - len(a)
+        factors = *weights[few], *[0.0] * missing, *targets[few]
+        sizes = [array.size for array in a] + [0] * missing
+        blocks = np.cumsum([-(-size // _SEGMENT) for size in sizes]).tolist()
+        (part,) = _sums()(
+            inputs=[
+                *(array for kind in (a, b) for array in (*kind, *[kind[0]] * missing)),
+                mx.array([branch, *blocks, *sizes], mx.int32),
+                constants(factors),
+            ],
+            grid=(blocks[-1] * THREADS, 1, 1),
+            threadgroup=(THREADS, 1, 1),
+            output_shapes=[(blocks[-1],)],
+            output_dtypes=[mx.float32],
+        )
+        parts.append(part)
+    if len(parts) == parts[0].size == 1:
+        return parts[0].reshape(())
+    return mx.sum(mx.concatenate(parts))
+
+
+def _gradients(
+    branch: int,
+    arrays: Sequence[mx.array],
+    others: Sequence[mx.array],
+    weights: Sequence[float],
+    targets: Sequence[float],
+    cotangent: mx.array,
+) -> list[mx.array]:
+    found: list[mx.array] = []
+    for start in range(0, len(arrays), _GRADED):
+        few = slice(start, start + _GRADED)
+        a, b = arrays[few], others[few]
+        missing = _GRADED - len(a)
+        ends = np.cumsum([array.size for array in a]).tolist()
+        outputs = _graded()(
+            inputs=[
+                *(array for kind in (a, b) for array in (*kind, *[kind[0]] * missing)),
+                mx.array([branch, *ends, *[ends[-1]] * missing], mx.int32),
+                constants((*weights[few], *[0.0] * missing, *targets[few], *[0.0] * missing)),
+                cotangent,
+            ],
+            grid=(ends[-1], 1, 1),
+            threadgroup=(THREADS, 1, 1),
+            output_shapes=[*(array.shape for array in b), *[(1,)] * missing],
+            output_dtypes=[mx.float32] * _GRADED,
+        )
+        found += outputs[: len(a)]
+    return found
+
+
 @cache
 def _sums() -> Any:
-    """A block adds up a segment of one array."""
-    names = [f"x{number:02}" for number in range(_ADDED)]
-    cases = "".join(f"case {n}: x = x{n:02}; break;" for n in range(_ADDED))
+    """A block adds up a segment of one pair."""
+    names = [f"{kind}{number:02}" for kind in "ab" for number in range(_PAIRS)]
+    cases = "".join(f"case {n}: a = a{n:02}; b = b{n:02}; break;" for n in range(_PAIRS))
     return mx.fast.cuda_kernel(
         name="vits_sums",
         input_names=[*names, "sizes", "weights"],
@@ -136,19 +180,22 @@ def _sums() -> Any:
         header=short(SUM_OF_BLOCK),
         source=short(f"""
             const int block = blockIdx.x;
-            int array = 0;
-            while (block >= sizes[array]) ++array;
-            const float* x = x00;
-            switch (array) {{ {cases} }}
-            const int first = (block - (array > 0 ? sizes[array - 1] : 0)) * {_SEGMENT};
-            const int size = sizes[{_ADDED} + array];
+            int pair = 0;
+            while (block >= sizes[1 + pair]) ++pair;
+            const float* a = a00;
+            const float* b = b00;
+            switch (pair) {{ {cases} }}
+            const int first = (block - (pair > 0 ? sizes[pair] : 0)) * {_SEGMENT};
+            const int size = sizes[1 + {_PAIRS} + pair];
             const int last = first + {_SEGMENT} < size ? first + {_SEGMENT} : size;
-            const float target = weights[{_ADDED} + array];
+            const float target = sizes[0] == 2 ? weights[{_PAIRS} + pair] : 0.0f;
             float total = 0;
             for (int at = first + threadIdx.x; at < last; at += blockDim.x)
-                total += (x[at] - target) * (x[at] - target);
+                total += sizes[0] == 0 ? a[at] * b[at]
+                    : sizes[0] == 1 ? fabsf(a[at] - b[at])
+                    : (a[at] - target) * (a[at] - target);
             total = sum_of_block(total);
-            if (threadIdx.x == 0) out[block] = total * weights[array];
+            if (threadIdx.x == 0) out[block] = total * weights[pair];
         """),
     )
 
@@ -156,22 +203,24 @@ def _sums() -> Any:
 @cache
 def _graded() -> Any:
     """A thread computes the gradient in one element."""
-    cases = "".join(f"case {n}: x = x{n}; to = to{n}; break;" for n in range(_GRADED))
+    cases = "".join(f"case {n}: a = a{n}; b = b{n}; to = to{n}; break;" for n in range(_GRADED))
+    names = [f"{kind}{n}" for kind in "ab" for n in range(_GRADED)]
     return mx.fast.cuda_kernel(
         name="vits_graded",
-        input_names=[*(f"x{n}" for n in range(_GRADED)), "ends", "weights", "cotangent"],
+        input_names=[*names, "ends", "weights", "cotangent"],
         output_names=[f"to{n}" for n in range(_GRADED)],
         source=short(f"""
             const int place = blockIdx.x * blockDim.x + threadIdx.x;
-            if (place >= ends[{_GRADED - 1}]) return;
-            int array = 0;
-            while (place >= ends[array]) ++array;
-            const float* x = x0;
+            if (place >= ends[{_GRADED}]) return;
+            int pair = 0;
+            while (place >= ends[1 + pair]) ++pair;
+            const float *a = a0, *b = b0;
             float* to = to0;
-            switch (array) {{ {cases} }}
-            const int i = place - (array > 0 ? ends[array - 1] : 0);
-            const float scale = weights[array] * cotangent[0];
-            to[i] = 2 * (x[i] - weights[{_GRADED} + array]) * scale;
+            switch (pair) {{ {cases} }}
+            const int i = place - (pair > 0 ? ends[pair] : 0);
+            const float scale = weights[pair] * cotangent[0], x = b[i] - a[i];
+            if (ends[0] == 0) to[i] = ((x > 0) - (x < 0)) * scale;
+            else to[i] = 2 * (a[i] - weights[{_GRADED} + pair]) * scale;
         """),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -60,7 +60,32 @@ def global_norm(gradients: Any) -> mx.array:
     arrays = list(optimizers.leaves(gradients).values())
     if not _are_taken(*arrays):
         return optimizers.global_norm(gradients)
-    return mx.sqrt(many.sum_of_squares(arrays, [0.0] * len(arrays), [1.0] * len(arrays)))
+    return mx.sqrt(many.sum_of_products(arrays, arrays))
+
+
+def feature_loss(
+    real: Sequence[Sequence[mx.array]], generated: Sequence[Sequence[mx.array]]
+) -> mx.array:
+    """Twice the mean absolute difference of feature maps, summed; real ones are constants."""
+    maps, generated_maps = zip(*losses.feature_pairs(real, generated), strict=True)
+    if not _are_taken(*maps, *generated_maps):
+        return losses.feature_loss(real, generated)
+    loss: mx.array = _distance(maps)(*generated_maps)
+    return loss
+
+
+def _distance(real: Sequence[mx.array]) -> Callable[..., mx.array]:
+    weights = [losses.FEATURE_WEIGHT / map_.size for map_ in real]
+
+    def forward(*maps: mx.array) -> mx.array:
+        return many.sum_of_distances(real, maps, weights)
+
+    def gradient(
+        primals: Sequence[mx.array], cotangent: mx.array, output: mx.array
+    ) -> list[mx.array]:
+        return many.distance_gradients(real, primals, weights, cotangent)
+
+    return custom_vjp(forward, gradient)
 
 
 def discriminator_loss(real: Sequence[mx.array], generated: Sequence[mx.array]) -> mx.array:
