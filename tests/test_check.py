@@ -268,7 +268,7 @@ def test_speaker_vectors(prepared: Path) -> None:
     write_torch_archive(folder / "clip_0.wav.pt", np.full_like(vector, np.inf))
     (folder / "clip_1.wav.pt").unlink()
     facts, verdict = check(prepared)
-    assert "holds values that are no numbers" in facts.versions["v2Pro"]
+    assert "holds values that are not numbers" in facts.versions["v2Pro"]
     assert facts.versions["v2"] == ""
     assert verdict.status == 0  # v2 takes none
     assert f"{CLIPS - 2} of {CLIPS} clips have a whole speaker vector" in said(verdict)

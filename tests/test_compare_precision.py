@@ -31,6 +31,7 @@ def test_within_two_deviations(value: float, passes: bool) -> None:
     assert found["loss_mel"]["deviation"] == 1.0
 
 
+@pytest.mark.slow
 def test_runs_are_made_and_compared(tmp_path: Path) -> None:
     make_base(tmp_path / "base")
     voice = make_voice(tmp_path / "clips", clips=3)

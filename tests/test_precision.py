@@ -170,6 +170,7 @@ def run_to_end(trainer: VITSTrainer) -> list[dict[str, float]]:
     return [record.values for record in trainer.steps()]
 
 
+@pytest.mark.slow
 def test_a_run_ends_where_that_of_fp32_does(place: Place) -> None:
     """Twenty steps: numbers all the way, and losses of the last ten within a tenth."""
     runs = [run_to_end(place.trainer(replace(LONGER, precision=p))) for p in ("fp32", "bf16")]

@@ -48,7 +48,7 @@ def read_bert_features(path: Path, phonemes: int, width: int = FEATURE_WIDTH) ->
         )
     features = np.ascontiguousarray(tensor.T, dtype=np.float32)
     if not np.isfinite(features).all():
-        raise DataError(f"{path}: holds values that are no numbers; delete it and make it again")
+        raise DataError(f"{path}: holds values that are not numbers; delete it and make it again")
     return features
 
 

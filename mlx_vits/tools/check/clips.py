@@ -213,4 +213,4 @@ def _check_features(clip: ClipFacts, wav: Path, recording: Recording, path: Path
         words = f"has {frames} frames where the recording has {spec_frames}"
         clip.faults += (f"{path}: {words}",)
     if is_right_rate and not found.is_finite:
-        clip.faults += (f"{path}: holds values that are no numbers",)
+        clip.faults += (f"{path}: holds values that are not numbers",)
