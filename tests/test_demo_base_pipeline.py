@@ -41,6 +41,7 @@ from scripts.demo_base.windows import Window, WindowSource, magnitudes_within, r
 from tests.test_demo_base_heard import write_teacher
 from tests.test_demo_base_step import CONFIG as MODEL
 
+pytestmark = pytest.mark.slow  # the recipe as a whole; its parts have tests of their own
 TEXTS = "one red cat. two big dogs. the old man sat. a new day came. we go home now. she said no."
 SECONDS, RATE = 1.5, 32000
 ENCODER = {

@@ -212,6 +212,7 @@ def test_kept_spectrograms_change_nothing(place: Place) -> None:
     assert runs[0] == runs[1] == runs[2]
 
 
+@pytest.mark.slow
 def test_a_strong_pull_halves_the_drift(place: Place) -> None:
     def drift(strength: float) -> float:
         quick = replace(QUICK, steps=14, lr_g=5e-4, batch_size=1)
