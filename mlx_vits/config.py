@@ -43,6 +43,7 @@ _MOST_LAYERS = 64
 _LAYERS = {"n_layers", "n_layers_q", "flow_n_flows", "flow_wn_layers", "enc_q_wn_layers", "n_layer"}
 _DEEPEST = 8
 _V1_PHONEMES = 512  # rows of the GPT's phoneme table in v1
+BERT_CHANNELS = 1024  # of the features that the GPT reads beside its phonemes
 T2S_DROPOUT = 0.1  # hard-coded upstream, everywhere but in the GPT's token embeddings
 _MAY_BE_ZERO = {"seed", "log_interval", "eval_interval", "epochs", "batch_size", "init_lr_ratio"}
 

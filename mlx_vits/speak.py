@@ -23,7 +23,6 @@ from mlx_vits.synthesis.pauses import split_pauses
 from mlx_vits.synthesis.request import SpeechRequest
 from mlx_vits.synthesis.speaking import (
     StoredReference,
-    faults,
     own_language,
     stored_reference,
     stream,
@@ -155,7 +154,6 @@ class _Job:
                         sink.write(piece.wav)
                     self._samples += len(piece.wav)
                     self._done += sum(len(sentence.text) for sentence in piece.sentences)
-                    self._noticed += faults(piece.sentences)
                     self._report(at_end_of_sentence=bool(piece.sentences))
         except KeyboardInterrupt as error:
             if file is None or not file.samples:

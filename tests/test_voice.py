@@ -199,6 +199,18 @@ def test_a_voice_frees_its_weights_when_it_is_dropped() -> None:
         gc.enable()
 
 
+def test_a_loaded_voice_frees_its_weights_as_soon_as_it_is_dropped() -> None:
+    """It knows what to speak with, but refers to nothing that refers back to it."""
+    voice = mlx_vits.load("demo")
+    weights = weakref.ref(voice.model)
+    gc.disable()
+    try:
+        del voice
+        assert weights() is None
+    finally:
+        gc.enable()
+
+
 def test_configuration_is_frozen(golden_voice: mlx_vits.Voice) -> None:
     with pytest.raises(AttributeError):
         golden_voice.config.model.hidden_channels = 3  # type: ignore[misc]

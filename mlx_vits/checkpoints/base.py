@@ -40,7 +40,6 @@ from mlx_vits.system.faults import unreadable
 from mlx_vits.system.files import given_path
 
 DEMO = "demo"
-GPT = "gpt.ckpt"  # the T2S model within a base, as upstream publishes it
 FULL_SIZE = "v2"  # the default base of any voice but the demo's, if it is installed
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 CONTENT_ENCODER, SPEAKER_ENCODER = "content_encoder", "speaker_encoder"  # folders

@@ -18,11 +18,11 @@ from typing import NamedTuple
 from mlx_vits.checkpoints.base import (
     CONTENT_ENCODER,
     DISCRIMINATOR_FILE,
-    GPT,
     SPEAKER_ENCODER,
     weights_home,
 )
 from mlx_vits.checkpoints.bert_file import BERT
+from mlx_vits.checkpoints.gpt_file import GPT_FILE
 from mlx_vits.checkpoints.hub import (
     AGAIN,
     REPOSITORY,
@@ -75,7 +75,7 @@ def _base_files(version: str) -> dict[str, str]:
     }
     if version in ("v2Pro", "v2ProPlus"):
         files[_SPEAKER] = f"{SPEAKER_ENCODER}/{Path(_SPEAKER).name}"
-    return files | {_GPTS[version]: GPT}
+    return files | {_GPTS[version]: GPT_FILE}
 
 
 class _Job(NamedTuple):
@@ -162,9 +162,9 @@ def _base_job(version: str, target: Path, force: bool) -> _Job:
     what, files = f"the {version} base", _base_files(version)
     if not _is_there(target, version, force):
         return _Job(what, target, files, partial(build_base, version))
-    if (target / GPT).is_file():
+    if (target / GPT_FILE).is_file():
         return _Job(what, target, {}, add_gpt)
-    return _Job(f"the GPT of {what}", target, {_GPTS[version]: GPT}, add_gpt)
+    return _Job(f"the GPT of {what}", target, {_GPTS[version]: GPT_FILE}, add_gpt)
 
 
 def _bert_job(force: bool) -> _Job:
@@ -242,7 +242,7 @@ def _is_there(target: Path, version: str, force: bool) -> bool:
         raise CheckpointError(
             f"{target}: holds a {kept} base; choose another folder, or --force to replace it"
         )
-    needed = [path for path in _base_files(version).values() if path != GPT]
+    needed = [path for path in _base_files(version).values() if path != GPT_FILE]
     if lacking := [path for path in needed if not (target / path).is_file()]:
         raise CheckpointError(f"{target}: lacks {', '.join(lacking)}; --force fetches it anew")
     return True

@@ -6,7 +6,6 @@ A run keeps the reference in `reference.json`: a recording in its folder, and wh
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from mlx_vits.finetune.options import Screen
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.choosing import Choice, choose_reference, read_candidates
 from mlx_vits.preprocessing.languages import guess_language
-from mlx_vits.report.results import NEW_SENTENCE, SAMPLES
+from mlx_vits.report.results import NEW_SENTENCE, SAMPLES, NewSentence
 from mlx_vits.synthesis.companions import (
     REFERENCE_FILE,
     StoredReference,
@@ -39,27 +38,6 @@ SENTENCES = {
     "ko": "오늘 아침에는 비가 조금 왔지만, 지금은 해가 났습니다.",
     "yue": "今朝落咗少少雨，不過而家太陽已經出返嚟喇。",
 }
-
-
-@dataclass(frozen=True)
-class FirstWords:
-    """What the voice said, for `verdict.json`.
-
-    Attributes:
-        text: the sentence.
-        language: its code.
-        seconds: of sound.
-        largest_sample: of it, in units of 32,767.
-        reference_text: what the voice continued, "" where only a timbre was given.
-        warnings: what may be wrong with it.
-    """
-
-    text: str
-    language: str
-    seconds: float
-    largest_sample: float
-    reference_text: str
-    warnings: list[str]
 
 
 def keep_prompt(folder: Path, prepared: Path, style: str, language: str, screen: Screen) -> None:
@@ -107,7 +85,7 @@ def _copy(source: Path, to: Path) -> None:
         file.write(source.read_bytes())
 
 
-def say_new_sentence(folder: Path, version: str, screen: Screen) -> FirstWords | None:
+def say_new_sentence(folder: Path, version: str, screen: Screen) -> NewSentence | None:
     """Let the voice that a run has written say a sentence that it was never trained on.
 
     It is loaded as a user would load it, and the sound is written among the run's samples. Where
@@ -144,13 +122,13 @@ def say_new_sentence(folder: Path, version: str, screen: Screen) -> FirstWords |
         return None
     for warning in speech.warnings:
         screen.warn(warning)
-    return FirstWords(
-        text,
-        language,
-        round(len(speech.wav) / speech.sample_rate, 2),
-        float(np.abs(speech.wav).max(initial=0.0)) * FULL_SCALE,
-        reference.text,
-        speech.warnings,
+    return NewSentence(
+        text=text,
+        language=language,
+        seconds=round(len(speech.wav) / speech.sample_rate, 2),
+        largest_sample=float(np.abs(speech.wav).max(initial=0.0)) * FULL_SCALE,
+        reference_text=reference.text,
+        warnings=speech.warnings,
     )
 
 

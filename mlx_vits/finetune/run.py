@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -214,7 +213,7 @@ class FinetuneRun:
         self.judge.write_samples(final, self.folder)
         verdict = self.judge.verdict(final, place, seconds)
         said = say_new_sentence(self.folder, self.config.version, self.screen)
-        verdict["new_sentence"] = asdict(said) if said is not None else None
+        verdict["new_sentence"] = said
         with atomic_write(self.folder / VERDICT) as file:
             file.write(json.dumps(verdict, indent=1).encode())
         report = write_report(self.folder)

@@ -18,11 +18,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_vits.config import T2S_DROPOUT, T2SConfig
+from mlx_vits.config import BERT_CHANNELS, T2S_DROPOUT, T2SConfig
 from mlx_vits.nn.dropout import Key, dropout, split_key
 from mlx_vits.nn.layers import draw_uniform
 
-BERT_CHANNELS = 1024
 CACHE_BLOCK = 256  # rows by which a cache grows
 _TABLE_ROWS = 4000
 

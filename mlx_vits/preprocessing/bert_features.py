@@ -12,11 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
+from mlx_vits.config import BERT_CHANNELS
 from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepared import TextLine
 from mlx_vits.system.files import make_folder
-from mlx_vits.text.front_end import FEATURE_WIDTH, CharactersToFeatures, spread_features
+from mlx_vits.text.front_end import CharactersToFeatures, spread_features
 
 Progress = Callable[[int, int, str], None]
 
@@ -26,7 +27,7 @@ def bert_file(folder: Path, name: str) -> Path:
     return folder / layout.BERT_FOLDER / f"{name}.pt"
 
 
-def read_bert_features(path: Path, phonemes: int, width: int = FEATURE_WIDTH) -> np.ndarray:
+def read_bert_features(path: Path, phonemes: int, width: int = BERT_CHANNELS) -> np.ndarray:
     """Read upstream's tensor [C, n] as `(n, C)` float32.
 
     Args:

@@ -51,7 +51,18 @@ class _Best(TypedDict):
     mel_distance: float | None
 
 
-class _Sentence(TypedDict):
+class NewSentence(TypedDict):
+    """A sentence that a voice said although it was never trained on it.
+
+    Attributes:
+        text: the sentence.
+        language: its code.
+        seconds: of sound.
+        largest_sample: of it, in units of 32,767.
+        reference_text: what the voice continued, "" where only a timbre was given.
+        warnings: what may be wrong with it.
+    """
+
     text: str
     language: str
     seconds: float
@@ -62,7 +73,7 @@ class _Sentence(TypedDict):
 
 class _MayHave(TypedDict, total=False):
     best: _Best | None
-    new_sentence: _Sentence | None
+    new_sentence: NewSentence | None
 
 
 class _Verdict(_MayHave):

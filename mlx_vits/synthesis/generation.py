@@ -21,7 +21,8 @@ from typing import Literal, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.models.t2s import BERT_CHANNELS, Reading, Text2SemanticDecoder
+from mlx_vits.config import BERT_CHANNELS
+from mlx_vits.models.t2s import Reading, Text2SemanticDecoder
 from mlx_vits.synthesis.sampling import (
     Noise,
     Sampling,

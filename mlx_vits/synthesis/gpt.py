@@ -19,9 +19,9 @@ from mlx_vits.checkpoints.base import find_base, weights_home
 from mlx_vits.checkpoints.gpt_file import find_gpt, load_gpt_model, read_gpt
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
 from mlx_vits.checkpoints.voice_file import GENERATOR_FILE
-from mlx_vits.config import T2SConfig
+from mlx_vits.config import BERT_CHANNELS, T2SConfig
 from mlx_vits.errors import CheckpointError
-from mlx_vits.models.t2s import BERT_CHANNELS, SelfAttention, Text2SemanticDecoder
+from mlx_vits.models.t2s import SelfAttention, Text2SemanticDecoder
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.synthesis import generation
 from mlx_vits.synthesis.arguments import Array, floats, integers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mlx_vits.checkpoints.base import (
@@ -81,27 +83,27 @@ def load(
             f"{name_or_path}: there is no such voice; give a name under {weights_home()}, a run's "
             "folder or a file"
         )
-    voice = _load_file(path, path.stem, given)
-    _complete(voice, of_base(voice.version))
-    return voice
+    return _load_file(path, path.stem, given, of_base)
 
 
-def _load_file(path: Path, name: str, given: Companions, reference: Path | None = None) -> Voice:
+def _load_file(
+    path: Path,
+    name: str,
+    given: Companions,
+    find: Callable[[str], Companions],
+    reference: Path | None = None,
+) -> Voice:
+    """Load a voice; `find` is told its version, and looks for the rest when a text is spoken."""
     file = read_voice(path)
-    encoder = given.content_encoder
+    encoder, version = given.content_encoder, file.config.version
     return Voice(
         load_generator(file, consume=True),
         info=file.info,
         name=name,
         content_encoder=load_content_encoder(encoder) if encoder is not None else None,
         reference=reference,
-        companions=given,
+        companions=lambda: given.completed_by(find(version)),
     )
-
-
-def _complete(voice: Voice, found: Companions) -> None:
-    """Take what was found for what was not given."""
-    voice.speaker.companions = voice.speaker.companions.completed_by(found)
 
 
 def of_base(name: str) -> Companions:
@@ -116,10 +118,12 @@ def of_base(name: str) -> Companions:
 def _load_base(name: str, given: Companions) -> Voice:
     base = find_base(name)
     given = given.completed_by(Companions(content_encoder=base.content_encoder))
-    voice = _load_file(base.generator, Path(name).name, given)
-    _complete(voice, of_base(name))
-    _complete(voice, Companions(reference=read_stored_reference(base.generator)))
-    return voice
+
+    def find(version: str) -> Companions:
+        reference = read_stored_reference(base.generator)
+        return of_base(name).completed_by(Companions(reference=reference))
+
+    return _load_file(base.generator, Path(name).name, given, find)
 
 
 def companions_of_run(folder: Path, info: RunInfo, version: str) -> Companions:
@@ -158,9 +162,14 @@ def _load_run(folder: Path, given: Companions) -> Voice:
     if kept is not None and kept.is_dir():
         given = given.completed_by(Companions(content_encoder=kept))
     reference = folder / REFERENCE
-    loaded = _load_file(voice, info.voice, given, reference if reference.is_file() else None)
+    loaded = _load_file(
+        voice,
+        info.voice,
+        given,
+        partial(companions_of_run, folder, info),
+        reference if reference.is_file() else None,
+    )
     vector = folder / SPEAKER_VECTOR
     if vector.is_file():
         loaded.speaker_vector = read_speaker_vector(vector, loaded.config.reduced_dims.sv_dim)[None]
-    _complete(loaded, companions_of_run(folder, info, loaded.version))
     return loaded

@@ -18,8 +18,8 @@ import numpy as np
 from mlx_vits.audio.files import read_audio, resample
 from mlx_vits.audio.sinc import resample_sinc
 from mlx_vits.errors import DataError
+from mlx_vits.preprocessing.features import ENCODER_RATE
 
-ENCODER_RATE = 16000
 _SHORTEST, _LONGEST = 3.0, 10.0  # seconds, what T2S has learnt to continue
 # Appended to the prompt. Upstream means 0.3 s, counted at 32 kHz.
 _SILENCE_SAMPLES = 9600

@@ -319,7 +319,7 @@ def speak(
     pieces = list(speaker.begin(request, reference, auxiliary, compat=compat, warn=noticed.append))
     sentences = [sentence for piece in pieces for sentence in piece.sentences]
     wav = np.concatenate([piece.wav for piece in pieces] or [np.zeros(0, np.float32)])
-    warnings = [*noticed, *faults(sentences)]
+    warnings = [*noticed, *_faults(sentences)]
     return Speech(wav, speaker.voice.sample_rate, sentences, warnings)
 
 
@@ -337,6 +337,8 @@ def stream(
     pieces = begin(request, reference, auxiliary, compat=compat, warn=warn)
     advance = on_lasting_thread(lambda: next(pieces, None))
     while (piece := advance()) is not None:
+        for words in _faults(piece.sentences):
+            warn(words)
         yield piece
 
 
@@ -355,7 +357,7 @@ def stored_reference(
     return None
 
 
-def faults(sentences: Sequence[Sentence]) -> list[str]:
+def _faults(sentences: Sequence[Sentence]) -> list[str]:
     """Describe what still seems wrong with sentences, after they were tried again."""
     return [
         f"{_shortened(sentence.text)!r} {sentence.fault.words}"

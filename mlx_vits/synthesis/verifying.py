@@ -44,7 +44,7 @@ def misheard(text: str, heard: str) -> float:
     said, understood = _units(text), _units(heard)
     if not said:
         return 0.0
-    return min(1.0, _distance(said, understood) / len(said))
+    return min(1.0, edit_distance(said, understood) / len(said))
 
 
 def _units(text: str) -> list[str]:
@@ -54,8 +54,8 @@ def _units(text: str) -> list[str]:
     return spaced.split()
 
 
-def _distance(first: Sequence[str], second: Sequence[str]) -> int:
-    """Levenshtein's distance."""
+def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the least insertions, deletions and substitutions that make one the other."""
     row = list(range(len(second) + 1))
     for count, one in enumerate(first, start=1):
         before, row = row, [count]

@@ -31,11 +31,10 @@ from mlx_vits.synthesis.companions import Companions, check_content_encoder
 from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.synthesis.reference import lowered
-from mlx_vits.synthesis.request import Piece, SpeechRequest
+from mlx_vits.synthesis.request import SpeechRequest
 from mlx_vits.synthesis.speaking import (
     Speaker,
     Speech,
-    faults,
     own_language,
     speak,
     stored_reference,
@@ -70,7 +69,7 @@ class Voice:
         reference: a recording of the voice, the default style of `convert`; that of `speak` is in
             `companions`.
         speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
-        companions: what `speak` needs beside all that.
+        companions: finds what `speak` needs beside all that, when a text is first spoken.
 
     Raises:
         CheckpointError: the content encoder gives features of another width than the model takes.
@@ -93,7 +92,7 @@ class Voice:
         content_encoder: HubertModel | None = None,
         reference: Path | None = None,
         speaker_vector: np.ndarray | None = None,
-        companions: Companions | None = None,
+        companions: Callable[[], Companions] = Companions,
     ):
         if content_encoder is not None:
             check_content_encoder(content_encoder, model.config.reduced_dims.ssl_dim, name)
@@ -103,7 +102,7 @@ class Voice:
         self._decode, self._decode_chunk = accel.inference(decode), accel.inference(decode_chunk)
         self.content_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
-        self._companions = companions or Companions()
+        self._find_companions = companions
 
     @cached_property
     def speaker(self) -> Speaker:
@@ -112,7 +111,7 @@ class Voice:
         The two refer to each other: a voice without one, as those that score a training, frees its
         weights as soon as it is dropped.
         """
-        return Speaker(self, self._companions)
+        return Speaker(self, self._find_companions())
 
     @property
     def config(self) -> Config:
@@ -500,15 +499,7 @@ class Voice:
         request.check()
         given = stored_reference(reference, reference_text, reference_language or language)
         pieces = stream(self.speaker, request, given, aux_references, compat=compat, warn=warn)
-        return self._sound_of(pieces, warn)
-
-    def _sound_of(
-        self, pieces: Iterator[Piece], warn: Callable[[str], None]
-    ) -> Iterator[np.ndarray]:
-        for piece in pieces:
-            for words in faults(piece.sentences):
-                warn(words)
-            yield piece.wav
+        return (piece.wav for piece in pieces)
 
     def _own_vector(self, refer: Any) -> Array:
         if refer is None and self.reference is not None and self.speaker_vector is not None:

@@ -16,13 +16,13 @@ from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
+from mlx_vits.config import BERT_CHANNELS
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.text.chinese_marks import MARKS, keep_marks, plain_characters
 from mlx_vits.text.cleaner import CleanText, clean_text, resolve_language
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 from mlx_vits.text.symbols import phonemes_to_ids
 
-FEATURE_WIDTH = 1024
 _FEWEST_PHONEMES = 6
 _LEAD = "."  # put before a text of fewer phonemes, which the T2S model would cut short
 
@@ -70,7 +70,7 @@ def read(
     characters_to_features: CharactersToFeatures | None = None,
     lexicon: Lexicon = NO_WORDS,
     clean: Cleaner = clean_text,
-    feature_width: int = FEATURE_WIDTH,
+    feature_width: int = BERT_CHANNELS,
 ) -> Reading:
     """Read a text.
 

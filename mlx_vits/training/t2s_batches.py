@@ -20,8 +20,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_vits.config import BERT_CHANNELS
 from mlx_vits.preprocessing.bert_features import bert_file, read_bert_features
-from mlx_vits.text.front_end import FEATURE_WIDTH
 from mlx_vits.training.rejected import Rejection, draw_rejections, reject
 from mlx_vits.training.t2s_footprint import T2SClips
 from mlx_vits.training.t2s_order import batch_size_for, epoch_order, upstream_order
@@ -82,7 +82,7 @@ class T2SVoice:
     ):
         self.folder, self.eos, self.dpo, self.compat = folder, eos, dpo, compat
         self.items, self.left_out = read_rows(folder, version, eos=eos, compat=compat)
-        self.bert_width = FEATURE_WIDTH if any(item.has_bert for item in self.items) else 0
+        self.bert_width = BERT_CHANNELS if any(item.has_bert for item in self.items) else 0
 
     def repeated(self) -> list[T2SItem]:
         """The items of one epoch: fewer than 100 are repeated toward that number."""
@@ -159,7 +159,7 @@ class T2SVoice:
 def pad_utterances(
     utterances: Sequence[T2SUtterance],
     *,
-    bert_width: int = FEATURE_WIDTH,
+    bert_width: int = BERT_CHANNELS,
     eos: int = EOS,
     rejections: Sequence[Rejection] | None = None,
     padding: T2SPadding | None = None,

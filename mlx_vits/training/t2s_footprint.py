@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mlx_vits.config import T2SConfig
-from mlx_vits.models.t2s import BERT_CHANNELS
+from mlx_vits.config import BERT_CHANNELS, T2SConfig
 
 _BYTES = 4  # of a number, fp32
 _ROW_TENSORS = 20  # per layer and row, each as wide as the model

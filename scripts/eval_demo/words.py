@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mlx_vits.synthesis.verifying import edit_distance
 from mlx_vits.text.english import normalize
 
 _NOT_WORDS = re.compile(r"[^a-z ]+")
@@ -42,7 +43,7 @@ def count_word_errors(said: str, heard: str) -> WordErrors:
         WordErrors(errors=1, words=5)
     """
     reference = spoken_words(said)
-    return WordErrors(_edit_distance(reference, spoken_words(heard)), len(reference))
+    return WordErrors(edit_distance(reference, spoken_words(heard)), len(reference))
 
 
 def word_error_rate(parts: Sequence[WordErrors]) -> float:
@@ -55,14 +56,3 @@ def word_error_rate(parts: Sequence[WordErrors]) -> float:
     if words == 0:
         raise ValueError("there is no word in any transcript")
     return sum(part.errors for part in parts) / words
-
-
-def _edit_distance(reference: list[str], other: list[str]) -> int:
-    row = list(range(len(other) + 1))
-    for count, word in enumerate(reference, 1):
-        diagonal, row[0] = row[0], count
-        for column, candidate in enumerate(other, 1):
-            step = diagonal + (word != candidate)
-            diagonal = row[column]
-            row[column] = min(row[column] + 1, row[column - 1] + 1, step)
-    return row[-1]
