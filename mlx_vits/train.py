@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -15,7 +15,7 @@ from mlx_vits import finetune
 from mlx_vits.arguments.finetune import FinetuneArguments, RunArguments
 from mlx_vits.arguments.groups import grouped, option
 from mlx_vits.checkpoints.base import DEMO, weights_home
-from mlx_vits.checkpoints.run_info import is_run
+from mlx_vits.checkpoints.run_info import Stage, is_run
 from mlx_vits.checkpoints.upstream_run import read_upstream_run, resume_files
 from mlx_vits.finetune.data import find_voice_data
 from mlx_vits.finetune.options import (
@@ -23,11 +23,13 @@ from mlx_vits.finetune.options import (
     RUNS,
     TAKE_OVER_OPTIONS,
     FinetuneOptions,
+    gpt_options,
     override,
     suggested_options,
 )
 from mlx_vits.finetune.takeover import options_for
 from mlx_vits.report.terminal import TerminalScreen, report_errors
+from mlx_vits.training.t2s_trainer import T2STrainingConfig
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 
@@ -54,6 +56,7 @@ def main(
 ) -> None:
     """Fine-tune a GPT-SoVITS voice from about one minute of speech."""
     given.training.check()
+    given.gpt.check()
     with closing(TerminalScreen(log_every or TerminalScreen.LOG_EVERY)) as screen:
         if resume is None:
             _start(given, screen)
@@ -72,7 +75,10 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
         screen,
         transcripts=given.clips.transcripts,
     )
-    training = override(suggested_options(folder), given.training.given())
+    suggested = suggested_options(folder)
+    gpt_training = gpt_options(suggested | given.given())
+    suggested.pop("gpt_epochs", None)
+    training = override(suggested, given.training.given())
     is_demo = folder.resolve() == (weights_home() / DEMO / "voice").resolve()
     options = FinetuneOptions(
         voice=name,
@@ -80,6 +86,8 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
         base=given.base.choose(for_demo=is_demo),
         output=given.voice.output or RUNS / name,
         training=VITSTrainingConfig(**training),
+        stage=cast(Stage | None, given.gpt.stage),
+        gpt_training=T2STrainingConfig(**gpt_training),
         **given.clips.given(),
         **given.run.given(),
     )

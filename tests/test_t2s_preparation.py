@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from mlx_vits.checkpoints.base import find_base, load_generator
+from mlx_vits.checkpoints.codebook import codebook_sha256
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.errors import DataError
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing.bert_features import chinese_clips, make_bert_features
-from mlx_vits.preprocessing.codes import codebook_sha256, has_codes, make_codes, read_code_lines
+from mlx_vits.preprocessing.codes import has_codes, make_codes, read_code_lines
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import (
     Manifest,

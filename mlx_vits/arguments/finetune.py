@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,19 +18,28 @@ from mlx_vits.arguments.data import (
 from mlx_vits.arguments.groups import Group, option
 from mlx_vits.checkpoints.base import Base, choose_base
 from mlx_vits.checkpoints.run import MOST_STEPS
+from mlx_vits.checkpoints.run_info import STAGES
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.options import FinetuneOptions
 from mlx_vits.nn.weight_norm import NORM_SCHEMES
 from mlx_vits.training.precision import CHECKPOINTING, PRECISIONS
+from mlx_vits.training.t2s_trainer import RATES, T2STrainingConfig
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 _DEFAULT = VITSTrainingConfig()
-_CHOICES = {
+_GPT = T2STrainingConfig()
+_CHOICES: dict[str, Sequence[str]] = {
+    "stage": STAGES,
+    "gpt_optimizer": tuple(RATES),
     "train": ("all", "decoder"),
     "weight_norm": NORM_SCHEMES,
     "precision": PRECISIONS,
     "checkpoint_activations": CHECKPOINTING,
 }
+
+
+def _not_one_of(flag: str, value: str, choices: Sequence[str]) -> UserError:
+    return UserError(f"{flag} {value}: is not one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,9 @@ class BaseArguments(Group):
     pretrained_d: Annotated[
         Path | None, option("Pretrained discriminator: s2D .pth, or safetensors.")
     ] = None
+    pretrained_gpt: Annotated[
+        Path | None, option("Pretrained GPT: s1 .ckpt, or the folder of one.", "the base's")
+    ] = None
     content_encoder: ContentEncoder = None
     speaker_encoder: SpeakerEncoder = None
 
@@ -76,6 +89,7 @@ class BaseArguments(Group):
             for_demo=for_demo,
             pretrained=self.pretrained,
             pretrained_d=self.pretrained_d,
+            pretrained_gpt=self.pretrained_gpt,
             content_encoder=self.content_encoder,
             speaker_encoder=self.speaker_encoder,
         )
@@ -198,14 +212,58 @@ class TrainingArguments(Group):
         given = self.given()
         for name, choices in _CHOICES.items():
             if name in given and given[name] not in choices:
-                raise UserError(
-                    f"{self.flag_of(name)} {given[name]}: is not one of {', '.join(choices)}"
-                )
+                raise _not_one_of(self.flag_of(name), given[name], choices)
         try:
             VITSTrainingConfig(**given)
         except ValueError as fault:
             name, _, words = str(fault).partition(" ")
             raise UserError(f"{self.flag_of(name)} {words}; choose another value") from fault
+
+
+@dataclass(frozen=True)
+class GPTArguments(Group):
+    """How to train the GPT; see `GPT_OPTIONS`."""
+
+    panel = "GPT stage"
+
+    stage: Annotated[
+        str | None,
+        option(
+            "What to train: sovits (how it sounds), gpt (how it reads), or both.",
+            "both, if the base has a GPT",
+        ),
+    ] = None
+    gpt_epochs: Annotated[
+        int | None,
+        option("Passes over the clips, which are repeated to about 100.", _GPT.epochs, min=1),
+    ] = None
+    gpt_batch_size: Annotated[int | None, option("Clips per batch.", _GPT.batch_size, min=1)] = None
+    gpt_lr: Annotated[
+        float | None,
+        option(
+            "Learning rate.",
+            ", ".join(f"{rate:g} with {name}" for name, rate in RATES.items()),
+            min=0,
+        ),
+    ] = None
+    gpt_optimizer: Annotated[
+        str | None, option(f"Optimizer: {' or '.join(RATES)}.", _GPT.optimizer)
+    ] = None
+    dpo: Annotated[
+        bool | None,
+        option("Also learn to avoid spoiled codes (DPO); takes twice as long.", None, "--dpo"),
+    ] = None
+
+    def check(self) -> None:
+        """Refuse values that no training can have.
+
+        Raises:
+            UserError: there is one.
+        """
+        given = self.given()
+        for name, choices in _CHOICES.items():
+            if name in given and given[name] not in choices:
+                raise _not_one_of(self.flag_of(name), given[name], choices)
 
 
 @dataclass(frozen=True)
@@ -237,4 +295,5 @@ class FinetuneArguments(Group):
     clips: ClipArguments
     recordings: RecordingArguments
     training: TrainingArguments
+    gpt: GPTArguments
     run: RunArguments

@@ -140,6 +140,7 @@ def choose_base(
     for_demo: bool = False,
     pretrained: Path | None = None,
     pretrained_d: Path | None = None,
+    pretrained_gpt: Path | None = None,
     content_encoder: Path | None = None,
     speaker_encoder: Path | None = None,
 ) -> Base:
@@ -152,13 +153,14 @@ def choose_base(
         pretrained: replaces the generator. The discriminator is then `pretrained_d`, the one beside
             the generator by upstream's name (`s2D` for `s2G`, `D_` for `G_`), or a fresh one.
         pretrained_d: replaces the discriminator.
+        pretrained_gpt: replaces the GPT.
         content_encoder: replaces the content encoder.
         speaker_encoder: replaces the speaker encoder.
 
     Raises:
         CheckpointError: a file is missing.
     """
-    for path in (pretrained, pretrained_d, content_encoder, speaker_encoder):
+    for path in (pretrained, pretrained_d, pretrained_gpt, content_encoder, speaker_encoder):
         if path is not None and not path.exists():
             raise CheckpointError(f"{path}: there is no such file; check the path")
     if pretrained is not None and name is None:
@@ -170,6 +172,8 @@ def choose_base(
             base = replace(base, generator=pretrained, discriminator=find_judge(pretrained))
     if pretrained_d is not None:
         base = replace(base, discriminator=pretrained_d)
+    if pretrained_gpt is not None:
+        base = replace(base, gpt=pretrained_gpt)
     if content_encoder is not None:
         base = replace(base, content_encoder=content_encoder)
     if speaker_encoder is not None:

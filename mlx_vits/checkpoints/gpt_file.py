@@ -59,6 +59,11 @@ def find_gpt(folder: Path) -> Path | None:
     return folder / GPT_FILE if (folder / GPT_FILE).is_file() else None
 
 
+def gpt_weights(path: Path) -> Path:
+    """The file of a GPT's weights: the path itself, or that in its folder."""
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def read_gpt(path: str | Path, *, version: str | None = None) -> GPTFile:
     """Read a GPT.
 

@@ -32,6 +32,7 @@ from mlx_vits.system.json_files import check_ranges, parse_json
 CHECKPOINTS = "checkpoints"  # in a run's folder
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+GPT_LAST = "gpt_last.safetensors"
 MOST_STEPS = 10**8  # years of training
 _MAX_INDEX_DIGITS, _MAX_DEPTH = 4, 32  # of names in the file
 _COUNTS = ("step", "batch", "best_step", "epoch_batches")

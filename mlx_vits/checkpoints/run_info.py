@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlx_vits.checkpoints.run import MOST_STEPS
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import atomic_write, inside, single_name
 from mlx_vits.system.json_files import check_ranges, read_json
 
+Stage = Literal["sovits", "gpt", "both"]
+STAGES: tuple[Stage, ...] = ("sovits", "gpt", "both")
 RUN_FILE = "run.json"
 DAMAGED = "put the file back as the run wrote it, or start the run again"
 
@@ -24,11 +26,15 @@ class RunOptions:
         training: options of the trainer by name, see `VITSTrainingConfig`.
         save_every: steps between checkpoints.
         tensorboard: whether to write TensorBoard files.
+        stage: what is trained, of `STAGES`; runs before there was a GPT stage trained SoVITS.
+        gpt_training: as `training`, see `T2STrainingConfig`.
     """
 
     training: dict[str, Any] = field(default_factory=dict)
     save_every: int = 100
     tensorboard: bool = False
+    stage: Stage = "sovits"
+    gpt_training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges(self, save_every=(1, MOST_STEPS))
@@ -48,6 +54,9 @@ class RunInfo:
         generator_sha256: of the file of the pretrained weights.
         language: of the transcripts.
         options: of the run.
+        gpt: file or folder of the pretrained GPT, "" where none is trained.
+        gpt_sha256: of its weights' file.
+        gpt_data_sha256: of what it is trained on beside texts, see `gpt_fingerprint`.
     """
 
     voice: str
@@ -61,6 +70,9 @@ class RunInfo:
     generator_sha256: str
     language: str
     options: RunOptions = RunOptions()
+    gpt: str = ""
+    gpt_sha256: str = ""
+    gpt_data_sha256: str = ""
 
     def write(self, folder: Path) -> None:
         """Write `run.json`.

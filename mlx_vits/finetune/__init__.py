@@ -7,9 +7,11 @@
 | `nets.py` | the pretrained nets of a base |
 | `starting.py`, `resuming.py` | a new run, and one that goes on |
 | `takeover.py`, `handover.py` | runs from and to GPT-SoVITS's own trainer |
-| `run.py` | one fine-tune, from nets to verdict |
+| `run.py` | one fine-tune, from nets to verdict: its stages one after the other |
+| `stage.py` | what stages share: steps, scores, saving, logs |
+| `sovits_stage.py`, `judging.py` | SoVITS, and how the voice sounds on the way and at the end |
+| `gpt_stage.py`, `gpt_judging.py` | the GPT, and how well it foretells how the voice speaks |
 | `first_words.py` | what a run speaks from, and a first new sentence |
-| `judging.py` | how the voice sounds on the way, and at the end |
 """
 
 from mlx_vits.finetune.options import FinetuneOptions, Screen

@@ -12,8 +12,12 @@ import numpy as np
 
 from mlx_vits.audio.files import write_wav
 from mlx_vits.checkpoints.run_info import RunInfo
+from mlx_vits.checkpoints.state_dict import state_of
+from mlx_vits.checkpoints.voice_file import write_voice
+from mlx_vits.config import Config
 from mlx_vits.errors import UserError
-from mlx_vits.finetune.options import Screen
+from mlx_vits.finetune.options import FinetuneOptions, Screen
+from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.choosing import Choice, choose_reference, read_candidates
 from mlx_vits.preprocessing.languages import guess_language
@@ -24,7 +28,13 @@ from mlx_vits.synthesis.companions import (
     vector_beside,
     write_stored_reference,
 )
-from mlx_vits.synthesis.loading import PROMPT, REFERENCE, companions_of_run, load
+from mlx_vits.synthesis.loading import (
+    PROMPT,
+    REFERENCE,
+    SPEAKER_VECTOR,
+    companions_of_run,
+    load,
+)
 from mlx_vits.synthesis.scoring import FULL_SCALE
 from mlx_vits.synthesis.speaking import Speech
 from mlx_vits.system.files import atomic_write, make_folder
@@ -40,21 +50,47 @@ SENTENCES = {
 }
 
 
-def keep_prompt(folder: Path, prepared: Path, style: str, language: str, screen: Screen) -> None:
-    """Choose what the voice is to speak from, and keep it in the run's folder; once for each run.
+def keep_base_voice(
+    options: FinetuneOptions, generator: SynthesizerTrn, prepared: Path, screen: Screen
+) -> None:
+    """Write the base's own voice into a run that does not train one, with what it speaks from."""
+    path = options.output / f"{options.voice}.safetensors"
+    if not path.is_file():
+        state = state_of(generator)
+        write_voice(path, state, generator.config, info="base", name=options.voice)
+    keep_references(options.output, prepared, generator.config, options.language, screen)
+
+
+def keep_references(
+    folder: Path, prepared: Path, config: Config, language: str, screen: Screen
+) -> None:
+    """Copy what the voice is to speak from into the run's folder; once for each run.
+
+    That is the first clip, in whose style clips are re-spoken, and the one that texts are read
+    from, which may be another.
 
     Args:
         folder: the run's.
         prepared: its clips.
-        style: name of the clip that the run's `reference.wav` was copied from.
+        config: of the voice.
         language: of transcripts that state none.
         screen: where it is said that no clip will do.
 
     Raises:
         DataError: the prepared folder is damaged.
     """
-    if (folder / REFERENCE_FILE).is_file():
-        return
+    style = layout.read_text_lines(prepared / layout.TEXT_FILE, lambda _: None)[0].name
+    kept = {REFERENCE: prepared / layout.WAV_FOLDER / style}
+    if config.model.is_pro:
+        kept[SPEAKER_VECTOR] = layout.speaker_file(prepared, style)
+    for name, source in kept.items():
+        if source.is_file() and not (folder / name).is_file():
+            _copy(source, folder / name)
+    if not (folder / REFERENCE_FILE).is_file():
+        _keep_prompt(folder, prepared, style, language, screen)
+
+
+def _keep_prompt(folder: Path, prepared: Path, style: str, language: str, screen: Screen) -> None:
     choice = choose_reference(read_candidates(prepared, language))
     if choice is None:
         screen.warn(

@@ -1,9 +1,8 @@
-"""How a voice sounds while it is trained, and the verdict at the end."""
+"""How a voice sounds while it is trained, and what is found at the end."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,16 @@ from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.report.results import SAMPLES
 from mlx_vits.report.verdict import (
     COLLAPSE_RATIO,
-    conclude,
+    Finding,
     judge_drift,
     judge_level,
     judge_loudness,
     judge_mel_distance,
     score_record,
 )
-from mlx_vits.synthesis.loading import REFERENCE, SPEAKER_VECTOR
 from mlx_vits.synthesis.scoring import Score, read_listening, score_voice
 from mlx_vits.synthesis.voice import Voice
-from mlx_vits.system.files import atomic_write, make_folder
+from mlx_vits.system.files import make_folder
 from mlx_vits.training.blending import Blend
 from mlx_vits.training.regularization import Anchor, relative_drift
 
@@ -40,15 +38,12 @@ class Judge:
         prepared: the prepared folder.
         blend: gives the voice as it would be saved.
         anchor: the base's weights.
-        base_warning: what a user should know about the base, or "".
 
     Attributes:
         base_score: of the base, from `listen_to_base`.
-        style: name of the clip in whose style all are spoken.
     """
 
     base_score: Score
-    style: str
 
     def __init__(
         self,
@@ -57,15 +52,11 @@ class Judge:
         prepared: Path,
         blend: Blend,
         anchor: Anchor,
-        base_warning: str = "",
     ):
-        self.options, self.config, self.base_warning = options, config, base_warning
+        self.options, self.config = options, config
         self._blend, self._anchor = blend, anchor
-        self._listening = read_listening(prepared, config)
-        self.style = name = self._listening.reference
-        self._recording = prepared / layout.WAV_FOLDER / name
-        self._vector = layout.speaker_file(prepared, name) if config.model.is_pro else None
-        speech = read_audio(self._recording)
+        self._listening = listening = read_listening(prepared, config)
+        speech = read_audio(prepared / layout.WAV_FOLDER / listening.reference)
         self._reference = self._voice().reference_spectrogram(speech.wav)
         self._last: tuple[int, Score] | None = None
 
@@ -101,13 +92,6 @@ class Judge:
                 step,
             )
 
-    def keep_reference(self, folder: Path) -> None:
-        """Copy what the finished voice needs to speak in its own style into the run's folder."""
-        for kept, source in ((REFERENCE, self._recording), (SPEAKER_VECTOR, self._vector)):
-            if source is not None and not (folder / kept).is_file():
-                with atomic_write(folder / kept) as file:
-                    file.write(source.read_bytes())
-
     def write_samples(self, final: Score, folder: Path) -> None:
         """Write each clip as recorded, as the base says it and as the voice says it."""
         samples, rate = folder / SAMPLES, self.config.data.sampling_rate
@@ -119,44 +103,34 @@ class Judge:
             write_wav(samples / f"{stem}_base.wav", base.wav, rate)
             write_wav(samples / f"{stem}_finetuned.wav", tuned.wav, rate)
 
-    def verdict(self, final: Score, place: Place, seconds: float) -> dict[str, Any]:
-        """Compare the voice with its base.
-
-        Args:
-            final: its score.
-            place: where the run ended.
-            seconds: that it took.
-
-        Returns:
-            The content of `verdict.json`.
-        """
-        options, listening = self.options, self._listening
-        drift = relative_drift(self._blend.model(), self._anchor)
-        findings = [
+    def findings(self, final: Score) -> list[Finding]:
+        """Compare the voice, of which this is the score, with its base."""
+        return [
             judge_loudness(self.base_score, final),
             judge_level(final),
-            judge_mel_distance(self.base_score, final, listening.are_held_out),
-            judge_drift(drift),
+            judge_mel_distance(self.base_score, final, self._listening.are_held_out),
+            judge_drift(self._drift()),
         ]
+
+    def _drift(self) -> dict[str, float]:
+        return relative_drift(self._blend.model(), self._anchor)
+
+    def record(self, final: Score, place: Place) -> dict[str, Any]:
+        """Return the part of `verdict.json` that is on SoVITS.
+
+        Args:
+            final: the voice's score.
+            place: where training ended.
+        """
+        listening = self._listening
         return {
-            "verdict": conclude(findings),
-            "words": [finding.words for finding in findings],
-            "better_than_base": all(finding.passed for finding in findings),
-            "findings": {f.name: {"passed": f.passed, "words": f.words} for f in findings},
-            "voice": options.voice,
-            "base": options.base.name,
-            "base_is_reduced": self.config.is_reduced,
-            "base_warning": self.base_warning,
-            "version": self.config.version,
             "steps": place.step,
             "epochs": place.epoch,
-            "seconds": round(seconds, 1),
-            "options": asdict(options.training),
             "reference": listening.reference,
             "clips": [{"name": c.name, "text": c.text} for c in listening.clips],
             "clips_are_held_out": listening.are_held_out,
             "base_score": score_record(0, self.base_score),
             "final_score": score_record(place.step, final),
             "best": {"step": place.best_step, "mel_distance": place.best_score},
-            "drift": drift,
+            "drift": self._drift(),
         }

@@ -8,16 +8,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_vits.checkpoints.base import Base, file_sha256
-from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, RunOptions
-from mlx_vits.errors import DataError
+from mlx_vits.checkpoints.gpt_file import gpt_weights
+from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, RunOptions, Stage
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.preprocessing.gpt_data import gpt_fingerprint
 from mlx_vits.preprocessing.prepare import PrepareOptions
 from mlx_vits.preprocessing.prepared import fingerprint
 from mlx_vits.system.json_files import read_json
-from mlx_vits.training.vits_trainer import StepRecord, VITSTrainingConfig
+from mlx_vits.training.loop import StepRecord
+from mlx_vits.training.t2s_trainer import T2STrainingConfig
+from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
 RUNS = Path("runs")
 SUGGESTED = "finetune.json"  # beside a voice's clips: training options of its own
 TRAINING_OPTIONS = frozenset(option.name for option in fields(VITSTrainingConfig))
+# Options of the GPT stage, and how `T2STrainingConfig` calls them; it shares others with SoVITS.
+GPT_OPTIONS = {
+    "gpt_epochs": "epochs",
+    "gpt_batch_size": "batch_size",
+    "gpt_lr": "lr",
+    "gpt_optimizer": "optimizer",
+    "dpo": "dpo",
+}
+_SHARED = ("seed", "pretrained_reg_strength", "precision", "compiled", "checkpoint_activations")
 
 # What may be given when a run is resumed: a run of our own, and one of GPT-SoVITS, whose resume
 # files decide the rest.
@@ -28,8 +41,10 @@ RESUME_OPTIONS = frozenset(
         "checkpoint_activations",
         "compiled",
         "epochs",
+        "gpt_epochs",
         "precision",
         "save_every",
+        "stage",
         "steps",
         "tensorboard",
     }
@@ -62,8 +77,22 @@ class Screen(Protocol):
     def preparing(self, done: int, count: int, name: str) -> None:
         """Note that a clip is prepared."""
 
+    def stage(self, name: Stage, number: int, count: int) -> None:
+        """Note that a stage begins: "sovits" or "gpt", the `number`-th of so many."""
+
     def step(self, record: StepRecord, total: int) -> None:
-        """Note that a step is done."""
+        """Note that a step of the stage is done."""
+
+
+@dataclass(frozen=True)
+class Suggestion(VITSTrainingConfig):
+    """What `finetune.json` may hold: options of both stages.
+
+    Attributes:
+        gpt_epochs: of the GPT stage; None for the default.
+    """
+
+    gpt_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +105,8 @@ class FinetuneOptions:
         base: the pretrained models.
         output: the run's folder.
         training: options of the trainer.
+        stage: which nets are trained; None for both if that is possible, else SoVITS.
+        gpt_training: options of the GPT's trainer.
         language: of the transcripts.
         held_out: clips to keep from training, see `read_voice_source`.
         transcripts: their file, unless it lies beside the clips.
@@ -89,12 +120,36 @@ class FinetuneOptions:
     base: Base
     output: Path
     training: VITSTrainingConfig = field(default_factory=VITSTrainingConfig)
+    stage: Stage | None = None
+    gpt_training: T2STrainingConfig = field(default_factory=T2STrainingConfig)
     language: str = PrepareOptions.language
     held_out: int | None = None
     transcripts: Path | None = None
     strict: bool = False
     save_every: int = RunOptions.save_every
     tensorboard: bool = False
+
+    @property
+    def trains_sovits(self) -> bool:
+        return self.stage != "gpt"
+
+    @property
+    def trains_gpt(self) -> bool:
+        return self.stage in ("gpt", "both")
+
+    @property
+    def gpt(self) -> Path:
+        """The pretrained GPT.
+
+        Raises:
+            UserError: the base has none.
+        """
+        if self.base.gpt is None:
+            raise UserError(
+                f"the base {self.base.name} has no GPT to train; give one with --pretrained-gpt, "
+                "or fetch a base with `mlx-vits download v2`"
+            )
+        return self.base.gpt
 
     def record(self, prepared: str, folder: Path, source: Path) -> RunInfo:
         """Describe the run for `run.json`.
@@ -116,7 +171,28 @@ class FinetuneOptions:
             content_encoder=str(base.content_encoder.resolve()) if base.content_encoder else "",
             generator_sha256=file_sha256(source),
             language=self.language,
-            options=RunOptions(asdict(self.training), self.save_every, self.tensorboard),
+            options=RunOptions(
+                asdict(self.training),
+                self.save_every,
+                self.tensorboard,
+                self.stage or "sovits",
+                asdict(self.gpt_training),
+            ),
+        )
+
+    def record_gpt(self, info: RunInfo, folder: Path) -> RunInfo:
+        """Add to `run.json` that the GPT is trained, and from what.
+
+        Args:
+            folder: where the run's folder is at present; codes and BERT features are made.
+        """
+        gpt = self.gpt.resolve()
+        return replace(
+            info,
+            options=replace(info.options, stage=self.stage or "both"),
+            gpt=str(gpt),
+            gpt_sha256=file_sha256(gpt_weights(gpt)),
+            gpt_data_sha256=gpt_fingerprint(folder / info.prepared),
         )
 
     @classmethod
@@ -135,6 +211,7 @@ class FinetuneOptions:
             folder / info.generator,
             Path(info.discriminator) if info.discriminator else None,
             Path(info.content_encoder) if info.content_encoder else None,
+            gpt=folder / info.gpt if info.gpt else None,
         )
         return cls(
             voice=info.voice,
@@ -142,6 +219,8 @@ class FinetuneOptions:
             base=base,
             output=folder,
             training=VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE),
+            stage=info.options.stage,
+            gpt_training=T2STrainingConfig.of_run(info.options.gpt_training, folder / RUN_FILE),
             language=info.language,
             save_every=info.options.save_every,
             tensorboard=info.options.tensorboard,
@@ -151,10 +230,22 @@ class FinetuneOptions:
 def change_options(info: RunInfo, changes: Mapping[str, Any]) -> RunInfo:
     """Replace options of a run that is resumed, of `RESUME_OPTIONS`; None leaves one as it is."""
     given = {name: value for name, value in changes.items() if value is not None}
-    training = override(
-        info.options.training, {name: given.pop(name) for name in TRAINING_OPTIONS & set(given)}
+    options, of_trainers = info.options, TRAINING_OPTIONS | set(GPT_OPTIONS)
+    training = {name: given[name] for name in TRAINING_OPTIONS & set(given)}
+    others = {name: value for name, value in given.items() if name not in of_trainers}
+    changed = replace(
+        options,
+        **others,
+        training=override(options.training, training),
+        gpt_training=override(options.gpt_training, gpt_options(given)),
     )
-    return replace(info, options=replace(info.options, **given, training=training))
+    return replace(info, options=changed)
+
+
+def gpt_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the GPT's trainer among those given, by the names of `T2STrainingConfig`."""
+    own = {own: given[name] for name, own in GPT_OPTIONS.items() if name in given}
+    return own | {name: given[name] for name in _SHARED if name in given}
 
 
 def override(training: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,6 +266,6 @@ def suggested_options(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     cure = "mend it or take it away"
-    config = read_json(path, VITSTrainingConfig, error=DataError, cure=cure)
-    default = asdict(VITSTrainingConfig())
+    config = read_json(path, Suggestion, error=DataError, cure=cure)
+    default = asdict(Suggestion())
     return {name: value for name, value in asdict(config).items() if value != default[name]}

@@ -17,10 +17,12 @@ from mlx_vits.checkpoints.upstream_run import UpstreamRun
 from mlx_vits.checkpoints.voice_file import VoiceFile
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.data import PREPARED
+from mlx_vits.finetune.gpt_stage import check_languages, prepare_gpt_stage, read_pretrained_gpt
 from mlx_vits.finetune.nets import load_nets, read_base
 from mlx_vits.finetune.options import FinetuneOptions, Screen
 from mlx_vits.finetune.run import FinetuneRun
 from mlx_vits.finetune.takeover import carry_over, check_version
+from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, check_speaker_encoder, prepare_voice
 from mlx_vits.system.files import fresh_folder, move_folder, single_name
@@ -76,21 +78,31 @@ def _start(
     if upstream is not None:
         check_version(upstream, options.base, file.config)
     nets = load_nets(options.base, file, options.training)
+    if options.trains_gpt:
+        read_pretrained_gpt(options, nets.generator)
     with contextlib.ExitStack() as stack:
         with fresh_folder(options.output) as fresh:
             lock = stack.enter_context(WriterLock(fresh))
             info = _prepare(options, file, fresh, screen)
-            voice = PreparedVoice(fresh / info.prepared, file.config)
-            for reason in voice.dropped:
+            prepared = fresh / info.prepared
+            voice = PreparedVoice(prepared, file.config) if options.trains_sovits else None
+            for reason in voice.dropped if voice else ():
                 screen.warn(f"Left out: {reason}")
-            if upstream is not None:
+            options = _settle_stage(options, prepared, nets.generator, screen)
+            if options.trains_gpt:
+                info = options.record_gpt(info, fresh)
+            if upstream is not None and voice is not None:
                 info = carry_over(upstream, fresh, options, voice, info)
             info.write(fresh)
             _move_aside(options.output, screen)
             move_folder(fresh, options.output)
             lock.folder = options.output
-        voice.move(options.output / info.prepared)
-        return FinetuneRun(options, file.config, nets, voice, screen).run()
+        prepared = options.output / info.prepared
+        if voice is not None:
+            voice.move(prepared)
+        run = FinetuneRun(options, file.config, nets, prepared, voice, screen)
+        del nets  # the run lets go of them between its stages
+        return run.run()
 
 
 def _check_output(options: FinetuneOptions) -> None:
@@ -139,6 +151,24 @@ def _prepare(options: FinetuneOptions, file: VoiceFile, fresh: Path, screen: Scr
     )
     move_folder(growing, fresh / PREPARED)
     return options.record(PREPARED, fresh, file.source)
+
+
+def _settle_stage(
+    options: FinetuneOptions, prepared: Path, generator: SynthesizerTrn, screen: Screen
+) -> FinetuneOptions:
+    """Prepare what the GPT is trained on; where nobody asked for it, only if that is possible."""
+    if options.trains_gpt:
+        prepare_gpt_stage(options, prepared, generator, screen)
+    if options.stage is not None:
+        return options
+    try:
+        check_languages(options, prepared)
+        prepare_gpt_stage(options, prepared, generator, screen)
+    except UserError as error:
+        screen.say(f"Only SoVITS is trained, not the GPT: {error}.")
+        return replace(options, stage="sovits")
+    screen.say("Both stages are trained, SoVITS and the GPT; --stage sovits leaves the GPT out.")
+    return replace(options, stage="both")
 
 
 def _move_aside(output: Path, screen: Screen) -> None:

@@ -57,6 +57,7 @@ def options_for(folder: Path, run: UpstreamRun, given: Mapping[str, Any]) -> Fin
         base=_find_base(run, given),
         output=given.get("output") or RUNS / name,
         training=_training(run, given),
+        stage="sovits",
         **(kept | {key: given[key] for key in wished if key in given}),
     )
 

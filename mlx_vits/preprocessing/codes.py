@@ -9,7 +9,6 @@ Source: GPT-SoVITS `prepare_datasets/3-get-semantic.py`, `AR/data/dataset.py`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.checkpoints.base import file_sha256
+from mlx_vits.checkpoints.codebook import codebook_sha256
 from mlx_vits.errors import DataError
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
@@ -47,7 +47,7 @@ class CodesRecord:
     """What codes were made with.
 
     Attributes:
-        codebook_sha256: see `codebook_sha256`.
+        codebook_sha256: see `checkpoints.codebook`.
         codes_sha256: of the file that was written; of another the record says nothing.
     """
 
@@ -105,16 +105,6 @@ def write_code_lines(path: Path, lines: list[CodeLine]) -> None:
     rows = [HEADER, *(f"{name}\t{' '.join(map(str, codes))}" for name, codes in lines)]
     with atomic_write(path) as file:
         file.write("".join(f"{row}\n" for row in rows).encode())
-
-
-def codebook_sha256(generator: SynthesizerTrn) -> str:
-    """Hexadecimal SHA-256 of all weights that decide which codes features become."""
-    projection = generator.ssl_proj
-    digest = hashlib.sha256()
-    for array in (projection.weight, projection.bias, generator.quantizer.codebook.embed):
-        values = np.array(array.astype(mx.float32))
-        digest.update(repr(values.shape).encode() + values.tobytes())
-    return digest.hexdigest()
 
 
 def has_codes(folder: Path, codebook: str) -> bool:

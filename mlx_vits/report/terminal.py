@@ -11,23 +11,42 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlx_vits._backend import BLAS
+from mlx_vits.checkpoints.run_info import Stage
 from mlx_vits.errors import Interrupted, UserError
 from mlx_vits.system.files import given_path
 from mlx_vits.system.memory import address_limit, is_out_of_memory
 from mlx_vits.system.signals import handle_signals, raise_interrupted
-from mlx_vits.training.vits_trainer import StepRecord
+from mlx_vits.training.loop import StepRecord
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _SIGNALLED = 128  # plus the signal's number is what a shell reports: 130 for Ctrl-C
 _NO_MEMORY = "memory ran out; close other programs, or give shorter recordings"
 _RATE_STEPS = 20  # that the shown rate is measured over
+
+
+class _Shown(NamedTuple):
+    """What is shown of a stage: its name, the losses of a line, and the one beside the bar."""
+
+    name: str
+    losses: tuple[str, ...]
+    main: str
+
+
+_STAGES: dict[Stage, _Shown] = {
+    "sovits": _Shown(
+        "SoVITS",
+        ("loss_total", "loss_mel", "loss_fm", "loss_gen", "loss_kl", "loss_d"),
+        "loss_mel",
+    ),
+    "gpt": _Shown("GPT", ("ce", "top3_accuracy", "loss_dpo", "grad_norm"), "ce"),
+}
 
 
 def report_errors(command: Command) -> Command:
@@ -97,6 +116,10 @@ def _given(value: Any) -> Any:
     return given_path(value) if isinstance(value, Path) else value
 
 
+def _plain(name: str) -> str:
+    return name.removeprefix("loss_").removesuffix("_accuracy")
+
+
 class TerminalScreen:
     """Report what a command does; a `Screen` of a fine-tune.
 
@@ -111,6 +134,7 @@ class TerminalScreen:
         self._console = _Console(highlight=False)
         self._progress: Progress | None = None
         self._times: list[float] = []
+        self._shown = _STAGES["sovits"]
         if BLAS.name == "wheel":
             self.warn(
                 f"MLX runs on its own slow BLAS ({BLAS.note}): install libopenblas, or the package "
@@ -139,6 +163,11 @@ class TerminalScreen:
     def listening(self, done: int, count: int, name: str) -> None:
         self.say(f"heard {done}/{count}  {name}")
 
+    def stage(self, name: Stage, number: int, count: int) -> None:
+        self._shown, self._times = _STAGES[name], []
+        if count > 1:
+            self.say(f"Stage {number} of {count}: {self._shown.name}")
+
     def step(self, record: StepRecord, total: int) -> None:
         now = time.monotonic()
         self._times = [*self._times[-_RATE_STEPS:], now]
@@ -149,8 +178,7 @@ class TerminalScreen:
         if step % self._log_every and step != total:
             return
         losses = "  ".join(
-            f"{name.removeprefix('loss_')} {values[name]:.3f}"
-            for name in ("loss_total", "loss_mel", "loss_fm", "loss_gen", "loss_kl", "loss_d")
+            f"{_plain(name)} {values[name]:.3f}" for name in self._shown.losses if name in values
         )
         reg = f"reg {values['loss_reg']:.2e}"
         left = (total - step) / self._rate() if self._rate() else 0
@@ -167,18 +195,19 @@ class TerminalScreen:
     def _advance(self, step: int, total: int, values: dict[str, float]) -> None:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("training"),
+                TextColumn(f"training {self._shown.name}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("mel {task.fields[mel]:.2f}  {task.fields[rate]:.2f} steps/s"),
+                TextColumn("{task.fields[loss]}  {task.fields[rate]:.2f} steps/s"),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
             )
             self._progress.start()
-            self._progress.add_task("training", total=total, mel=0.0, rate=0.0)
-        task = self._progress.task_ids[0]
-        self._progress.update(task, completed=step, mel=values["loss_mel"], rate=self._rate())
+            self._progress.add_task("training", total=total, loss="", rate=0.0)
+        task, main = self._progress.task_ids[0], self._shown.main
+        loss = f"{_plain(main)} {values[main]:.2f}"
+        self._progress.update(task, completed=step, loss=loss, rate=self._rate())
         if step == total:
             self.close()
 

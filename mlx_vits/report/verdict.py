@@ -9,6 +9,13 @@ from mlx_vits.synthesis.scoring import Score
 LOUDNESS_MARGIN = 0.30
 LEAST_LARGEST_SAMPLE = 15000
 COLLAPSE_RATIO = 0.3
+CODES_FORETOLD = "codes foretold"  # the finding on the GPT
+_FAULTS = {
+    "mel distance": "it is no nearer to the recordings",
+    "loudness kept": "its loudness changed",
+    "loud enough": "it is too quiet",
+    CODES_FORETOLD: "its GPT is no better at foretelling new speech",
+}
 
 
 class Finding(NamedTuple):
@@ -66,17 +73,32 @@ def judge_drift(drift: dict[str, float]) -> Finding:
     return Finding("drift", True, words)
 
 
+def is_better(findings: list[Finding]) -> bool:
+    """Whether a voice is better than its base."""
+    return not _faults(findings)
+
+
 def conclude(findings: list[Finding]) -> str:
     """Sum up the findings in one sentence."""
-    faults = {
-        "mel distance": "it is no nearer to the recordings",
-        "loudness kept": "its loudness changed",
-        "loud enough": "it is too quiet",
-    }
-    found = [faults[finding.name] for finding in findings if not finding.passed]
-    if not found:
-        return "Better than the base: nearer to the recordings, and as loud."
-    return f"Not better than the base: {' and '.join(found)}."
+    faults = _faults(findings)
+    if faults:
+        return f"Not better than the base: {' and '.join(faults)}."
+    merits = []
+    if len(findings) > 1:
+        merits.append("nearer to the recordings, and as loud")
+    if any(finding.name == CODES_FORETOLD and finding.passed for finding in findings):
+        merits.append("its GPT foretells better how its owner speaks")
+    return f"Better than the base: {'; '.join(merits)}."
+
+
+def _faults(findings: list[Finding]) -> list[str]:
+    """What is wrong, in words. A GPT that is no better is not used, so the rest may still be."""
+    is_alone = len(findings) == 1
+    return [
+        _FAULTS[finding.name]
+        for finding in findings
+        if not finding.passed and (finding.name != CODES_FORETOLD or is_alone)
+    ]
 
 
 def score_record(step: int, score: Score) -> dict[str, Any]:

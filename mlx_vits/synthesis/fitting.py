@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlx_vits.checkpoints.codebook import CODEBOOK_KEY, codebook_sha256
+from mlx_vits.config import T2SConfig
 from mlx_vits.errors import CheckpointError, DataError
+from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.synthesis.companions import StoredReference
 from mlx_vits.synthesis.generation import MUTE_CODE
 from mlx_vits.synthesis.gpt import GPT
 from mlx_vits.text.cleaner import resolve_language
 from mlx_vits.text.symbols import symbols_for
-
-if TYPE_CHECKING:
-    from mlx_vits.synthesis.voice import Voice
 
 # In a T2S model's `config.json`: all languages that it has heard, and the code of silence.
 LANGUAGES_KEY, MUTE_KEY = "languages", "mute_code"
@@ -71,38 +69,34 @@ def check_language(gpt: GPT, language: str, name: str, *, of: str = "the languag
         )
 
 
-def check_sizes(gpt: GPT, voice: Voice, path: Path) -> None:
-    """Refuse a T2S model that counts phonemes or codes otherwise than the voice.
+def check_fits(config: T2SConfig, model: SynthesizerTrn, name: str, path: Path) -> None:
+    """Refuse a T2S model that counts phonemes or codes otherwise than a voice, or means others.
+
+    Args:
+        config: of the T2S model.
+        model: of the voice.
+        name: of the voice, for messages.
+        path: of the T2S model, likewise.
 
     Raises:
         CheckpointError: it does.
     """
-    known, needed = gpt.config.phoneme_vocab_size, len(symbols_for(voice.version))
+    version, sizes = model.config.version, model.config.reduced_dims
+    known, needed = config.phoneme_vocab_size, len(symbols_for(version))
     if known < needed:
         raise CheckpointError(
-            f"{path}: this T2S model knows {known} phonemes, and {voice.version} has {needed}; "
-            f"give one of {voice.version}"
+            f"{path}: this T2S model knows {known} phonemes, and {version} has {needed}; give one "
+            f"of {version}"
         )
-    codes, entries = gpt.config.EOS, voice.config.reduced_dims.codebook_size
-    if codes != entries:
+    cure = "take the one of the base that the voice was made from"
+    if sizes.codebook_size != config.EOS:
         raise CheckpointError(
-            f"{path}: this T2S model has {codes} codes, and the codebook of {voice.name} has "
-            f"{entries}; take the one of the base that the voice was made from"
+            f"{path}: this T2S model has {config.EOS} codes, and the codebook of {name} has "
+            f"{sizes.codebook_size}; {cure}"
         )
-
-
-def check_codebook(gpt: GPT, voice: Voice, path: Path) -> None:
-    """Refuse a T2S model whose codes mean something else to the voice.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    stated = gpt.config.extra.get(CODEBOOK_KEY)
+    stated = config.extra.get(CODEBOOK_KEY)
     # Those that state none are upstream's, and go with upstream's own codebook.
-    is_full_size = not voice.config.is_reduced
-    fits = stated == codebook_sha256(voice.model) if stated else is_full_size
-    if not fits:
+    if (stated != codebook_sha256(model)) if stated else model.config.is_reduced:
         raise CheckpointError(
-            f"{path}: this T2S model was trained with another codebook than {voice.name}'s; take "
-            "the one of the base that the voice was made from"
+            f"{path}: this T2S model was trained with another codebook than {name}'s; {cure}"
         )

@@ -33,9 +33,8 @@ from mlx_vits.synthesis.companions import (
     vector_beside,
 )
 from mlx_vits.synthesis.fitting import (
-    check_codebook,
+    check_fits,
     check_language,
-    check_sizes,
     language_of,
     mute_code,
 )
@@ -139,8 +138,7 @@ class Speaker:
                 f"{self.voice.name}: has no T2S model, which turns text into speech; {cure}"
             )
         gpt = load_gpt(self.companions.gpt, version=self.voice.version)
-        check_sizes(gpt, self.voice, self.companions.gpt)
-        check_codebook(gpt, self.voice, self.companions.gpt)
+        check_fits(gpt.config, self.voice.model, self.voice.name, self.companions.gpt)
         return gpt
 
     @cached_property

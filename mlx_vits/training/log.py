@@ -1,4 +1,4 @@
-"""What a run leaves behind of its numbers: `losses.jsonl`, `scores.jsonl` and TensorBoard.
+"""What a stage leaves behind of its numbers: losses, scores and TensorBoard.
 
 A line is written after every step. A resumed run first takes away the lines beyond its place, so
 that the file is the one the run that never stopped would have written.
@@ -17,11 +17,13 @@ from mlx_vits.errors import DataError, UserError
 from mlx_vits.system.files import atomic_write, make_folder
 from mlx_vits.system.json_files import read_json_lines
 
-LOSSES = "losses.jsonl"
-SCORES = "scores.jsonl"
+LOSSES, GPT_LOSSES = "losses.jsonl", "gpt_losses.jsonl"
+SCORES, GPT_SCORES = "scores.jsonl", "gpt_scores.jsonl"
+BOARD = "tensorboard"  # within a run's folder
+GPT_BOARD = f"{BOARD}/gpt"
 
-# Upstream's TensorBoard tags, and two of our own.
-_TAGS = {
+# Upstream's TensorBoard tags, and some of our own: what a stage logs under another name.
+SOVITS_TAGS = {
     "loss_total": "loss/g/total",
     "loss_d": "loss/d/total",
     "loss_fm": "loss/g/fm",
@@ -34,7 +36,14 @@ _TAGS = {
     "loss_gen": "loss/g/gen",
     "loss_reg": "loss/g/reg",
 }
-
+GPT_TAGS = {
+    "loss_total": "total_loss",
+    "top3_accuracy": "top_3_acc",
+    "lr": "lr",
+    "ce": "loss/ce",
+    "loss_reg": "loss/reg",
+    "grad_norm": "grad_norm",
+}
 
 _FLUSH_SECONDS = 10
 
@@ -119,15 +128,21 @@ class TensorBoard:
     Its `SummaryWriter` writes in a thread, where a full disk ends the thread and then blocks the
     run; so its files are written here.
 
+    Args:
+        folder: for the files.
+        resumed_at: step after which an interrupted run had written what is not to be shown.
+        tags: TensorBoard's names of what is logged, by our own.
+
     Raises:
         UserError: the package is missing, or the file cannot be written.
     """
 
-    def __init__(self, folder: Path, resumed_at: int):
+    def __init__(self, folder: Path, resumed_at: int, tags: Mapping[str, str]):
         check_tensorboard()
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
+        self._tags = tags
         self._folder, self._scalar, self._event = folder, summary.scalar, event_pb2.Event
         self._flushed = time.monotonic()
         make_folder(folder)
@@ -146,7 +161,7 @@ class TensorBoard:
             UserError: they cannot be written.
         """
         try:
-            for name, tag in _TAGS.items():
+            for name, tag in self._tags.items():
                 self._add(record["step"], summary=self._scalar(tag, record[name]))
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._writer.flush()

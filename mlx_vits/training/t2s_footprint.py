@@ -9,9 +9,12 @@ more than 7 % off.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from mlx_vits.config import BERT_CHANNELS, T2SConfig
+from mlx_vits.training.footprint import exceeds
+from mlx_vits.training.t2s_rows import CODES_PER_SECOND
 
 _BYTES = 4  # of a number, fp32
 _ROW_TENSORS = 20  # per layer and row, each as wide as the model
@@ -72,3 +75,26 @@ def _activations(config: T2SConfig, clips: T2SClips, recomputes: bool) -> int:
     if recomputes:
         layers = 2 * layer + config.n_layer * rows * config.hidden_dim
     return clips.size * (layers + ends)
+
+
+def describe_t2s_shortage(needs: Callable[[T2SClips], int], clips: T2SClips, memory: int) -> str:
+    """In words, what a micro-batch needs, what there is, and what to do instead.
+
+    Args:
+        needs: bytes that a step takes with such micro-batches.
+        clips: of the largest one.
+        memory: bytes, from `usable_memory`.
+    """
+
+    def fits(size: int) -> bool:
+        return not exceeds(memory, needs(clips._replace(size=size)))
+
+    fitting = [size for size in range(1, clips.size) if fits(size)]
+    cure = "leave the longest clips out, or close other programs"
+    if fitting:
+        cure = f"--gpt-batch-size {fitting[-1]} fits"
+    seconds = clips.codes / CODES_PER_SECOND
+    return (
+        f"a batch of {clips.size} clips of up to {seconds:.0f} s needs about "
+        f"{needs(clips) / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB can be had; {cure}"
+    )

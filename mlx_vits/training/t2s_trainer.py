@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -21,9 +22,10 @@ import numpy as np
 from mlx_vits import accel
 from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.checkpoints.run import MOST_STEPS, Place, RunState
-from mlx_vits.errors import DataError
+from mlx_vits.checkpoints.run_info import DAMAGED
+from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.models.t2s import Text2SemanticDecoder
-from mlx_vits.system.json_files import check_ranges
+from mlx_vits.system.json_files import build_record, check_ranges
 from mlx_vits.training.footprint import exceeds, usable_memory
 from mlx_vits.training.loop import Begun, TrainingLoop, begin, other_settings
 from mlx_vits.training.optimizers import check_state, update_state
@@ -87,6 +89,11 @@ class T2STrainingConfig:
     checkpoint_activations: str = "auto"
     compiled: bool | None = None
     compat: bool = False
+
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any], source: str | Path) -> T2STrainingConfig:
+        """Check the options that a run was started with; as `VITSTrainingConfig.of_run`."""
+        return build_record(cls, dict(values), f"{source}:", error=CheckpointError, cure=DAMAGED)
 
     @property
     def rate(self) -> float:
