@@ -66,12 +66,14 @@ def flac(pcm: np.ndarray, rate: int) -> bytes:
 
 
 def listening_section(results: RunResults) -> str:
-    """Build the section's HTML.
+    """Build the section's HTML; "" without SoVITS, whose clips it plays.
 
     Raises:
         DataError: a sample is missing or damaged.
     """
     verdict = results.verdict
+    if results.sovits is None:
+        return ""
     held_out = verdict["clips_are_held_out"]
     origin = (
         "These clips were never trained on."

@@ -1,7 +1,7 @@
 """Read and check the results of a finished run.
 
-`mlx_vits.finetune` writes `verdict.json`; `mlx_vits.training.log` writes `losses.jsonl` and
-`scores.jsonl` line by line.
+`mlx_vits.finetune` writes `verdict.json`; `mlx_vits.training.log` writes losses and scores line by
+line, those of the GPT stage in files of their own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 
 from mlx_vits.errors import DataError
 from mlx_vits.system.json_files import read_json, read_json_lines
-from mlx_vits.training.log import LOSSES, SCORES
+from mlx_vits.training.log import GPT_LOSSES, GPT_SCORES, LOSSES, SCORES
 
 VERDICT = "verdict.json"
 SAMPLES = "samples"
 NEW_SENTENCE = "new_sentence.wav"  # among the samples
 TAKES = ("recording", "base", "finetuned")
+_CURE = "the report needs a finished run, so resume it to its end or start it again"
 
 
 class _ClipScore(TypedDict):
@@ -71,9 +72,30 @@ class NewSentence(TypedDict):
     warnings: list[str]
 
 
+class _CodeScore(TypedDict):
+    step: float
+    epoch: float
+    ce: float
+    top3_accuracy: float
+
+
+class _GPT(TypedDict):
+    base: str
+    steps: float
+    epochs: float
+    speaks: float
+    clips: list[str]
+    clips_are_held_out: bool
+    base_score: _CodeScore
+    final_score: _CodeScore
+    last_score: _CodeScore
+    options: dict[str, Any]
+
+
 class _MayHave(TypedDict, total=False):
     best: _Best | None
     new_sentence: NewSentence | None
+    gpt: _GPT
 
 
 class _Verdict(_MayHave):
@@ -85,9 +107,12 @@ class _Verdict(_MayHave):
     base: str
     base_warning: str
     version: str
+    seconds: float
+
+
+class _SoVITSVerdict(_Verdict):
     steps: float
     epochs: float
-    seconds: float
     options: dict[str, Any]
     reference: str
     clips: list[_Clip]
@@ -115,20 +140,41 @@ class LossRecord(TypedDict):
     lr_d: float
 
 
+class GPTLossRecord(TypedDict):
+    step: float
+    ce: float
+    top3_accuracy: float
+    loss_reg: float
+    grad_norm: float
+    grad_norm_task: float
+    grad_norm_reg: float
+
+
+class StageResults(NamedTuple):
+    """What a stage logged.
+
+    Attributes:
+        losses: `(steps,)` float64 by name, including "step".
+        scores: by step.
+    """
+
+    losses: dict[str, np.ndarray]
+    scores: list[dict[str, Any]]
+
+
 class RunResults(NamedTuple):
     """The results of a finished run.
 
     Attributes:
         folder: the run's.
         verdict: `verdict.json`.
-        losses: `(steps,)` float64 by name, including "step".
-        scores: the lines of `scores.jsonl`, by step.
+        sovits, gpt: of the stages; None for one that was not trained.
     """
 
     folder: Path
     verdict: dict[str, Any]
-    losses: dict[str, np.ndarray]
-    scores: list[dict[str, Any]]
+    sovits: StageResults | None
+    gpt: StageResults | None
 
     def sample(self, clip: str, take: str) -> Path:
         """Path of a clip's WAV file; `take` is one of `TAKES`."""
@@ -141,17 +187,26 @@ def read_results(folder: Path) -> RunResults:
     Raises:
         DataError: a file is missing or damaged; one sentence that names it.
     """
-    cure = "the report needs a finished run, so resume it to its end or start it again"
     path = folder / VERDICT
-    verdict: Any = read_json(path, _Verdict, error=DataError, cure=cure)
-    for score in ("base_score", "final_score"):
-        if len(verdict[score]["clips"]) != len(verdict["clips"]):
-            raise DataError(f"{path}: {score} and clips differ in length; {cure}")
+    verdict: Any = read_json(path, _Verdict, error=DataError, cure=_CURE)
+    sovits = gpt = None
+    if "gpt" in verdict:
+        gpt = _read_stage(folder / GPT_LOSSES, GPTLossRecord, folder / GPT_SCORES, _CodeScore)
+    if gpt is None or "final_score" in verdict:
+        verdict = read_json(path, _SoVITSVerdict, error=DataError, cure=_CURE)
+        for score in ("base_score", "final_score"):
+            if len(verdict[score]["clips"]) != len(verdict["clips"]):
+                raise DataError(f"{path}: {score} and clips differ in length; {_CURE}")
+        sovits = _read_stage(folder / LOSSES, LossRecord, folder / SCORES, _Score)
+    return RunResults(folder, verdict, sovits, gpt)
+
+
+def _read_stage(losses: Path, loss: type, scores: Path, score: type) -> StageResults:
     # Stricter than a resumed run: a finished one has no incomplete last line.
-    losses: Any = read_json_lines(folder / LOSSES, LossRecord, error=DataError, cure=cure)
+    lines: Any = read_json_lines(losses, loss, error=DataError, cure=_CURE)
     columns = {
-        name: np.array([record[name] for record in losses], dtype=np.float64)
-        for name in LossRecord.__annotations__
+        name: np.array([record[name] for record in lines], dtype=np.float64)
+        for name in loss.__annotations__
     }
-    scores: Any = read_json_lines(folder / SCORES, _Score, error=DataError, cure=cure)
-    return RunResults(folder, verdict, columns, sorted(scores, key=lambda score: score["step"]))
+    found: Any = read_json_lines(scores, score, error=DataError, cure=_CURE)
+    return StageResults(columns, sorted(found, key=lambda record: record["step"]))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlx_vits.report.charts import Chart, Line, Mark, draw_chart, swatch
-from mlx_vits.report.curves import finite_points, number, percent, smoothing_window
-from mlx_vits.report.results import RunResults
+from mlx_vits.report.charts import Chart, Line, Mark
+from mlx_vits.report.figures import describe_smoothing, grid
+from mlx_vits.report.results import RunResults, StageResults
 from mlx_vits.report.verdict import LEAST_LARGEST_SAMPLE, LOUDNESS_MARGIN
 from mlx_vits.synthesis.scoring import FULL_SCALE
-
-_ENDS = 20
 
 
 class _Text(NamedTuple):
@@ -66,79 +62,33 @@ _LOSSES = (
 
 
 def curves_section(results: RunResults) -> str:
-    """Build the section's HTML: scores, losses, and what moves the weights."""
-    count = len(results.losses["step"])
-    window = smoothing_window(count)
-    how = (
-        "A thin line is every step, the thick one on top the mean over the "
-        f"{window} steps around each (fewer at the ends; of logarithms where the axis is "
-        f"logarithmic). The numbers above it are means of the first and the last {_ends(count)} "
-        "steps; above other curves, the first and the last value."
-        if window > 1
-        else "Every step is shown as it was: the run is too short to smooth."
-    )
-    return f"""<section id="curves"><h2>Curves</h2>
+    """Build the section's HTML: scores, losses, and what moves the weights; "" without SoVITS."""
+    stage = results.sovits
+    if stage is None:
+        return ""
+    how = describe_smoothing(len(stage.losses["step"]))
+    return f"""<section id="curves"><h2>Curves{" of SoVITS" if results.gpt else ""}</h2>
 <p class="note">{how}</p>
 <h3>Scores</h3>
-{_grid(_scores(results))}
+{grid(_scores(stage, results.verdict))}
 <h3>Losses</h3>
 <p class="note">Each loss is shown as weighted in the total. The codebook’s own is always 0, because
 the codebook is frozen, and is left out.</p>
-{_grid([_loss(results, text) for text in _LOSSES])}
+{grid([_loss(stage, text) for text in _LOSSES])}
 <h3>What moves the weights</h3>
-{_grid(_forces(results))}
+{grid(_forces(stage))}
 </section>"""
 
 
-def _grid(charts: list[Chart]) -> str:
-    return f'<div class="charts">{"".join(_figure(chart) for chart in charts)}</div>'
-
-
-def _figure(chart: Chart) -> str:
-    shown = [line for line in chart.lines if line.kind != "faint"]
-    several = len(shown) > 1
-    readouts = "".join(
-        f"<li>{swatch(line.colour) if several else ''}{_readout(line, several)}</li>"
-        for line in shown
-    )
-    logged = f" <code>{escape(chart.logged)}</code>" if chart.logged else ""
-    return f"""<figure class="chart"><figcaption><h4>{escape(chart.title)}{logged}</h4>
-<p>{escape(chart.meaning)}</p></figcaption>
-<ul class="readouts">{readouts}</ul>
-{draw_chart(chart)}</figure>
-"""
-
-
-def _readout(line: Line, several: bool) -> str:
-    """Format the first and last values of a curve."""
-    values = finite_points(line.steps, line.values).y
-    name = f"{escape(line.label)} " if several else ""
-    if not len(values):
-        return f"{name}<b>no value</b>"
-    if len(values) == 1:
-        return f"{name}<b>{number(values[0])}</b>{'' if several else ' at the only step'}"
-    ends = _ends(len(values)) if line.kind == "noisy" else 1
-    first, last = float(values[:ends].mean()), float(values[-ends:].mean())
-    change = last / first - 1 if first > 0 and not several else math.inf
-    # A relative change means nothing if the start is near 0.
-    share = f" ({percent(change, sign=True)})" if abs(change) < 1 else ""
-    return f"{name}<b>{number(first)} → {number(last)}</b>{share}"
-
-
-def _ends(count: int) -> int:
-    """Number of steps at either end of a run that the numbers above a curve average over."""
-    return 1 if smoothing_window(count) == 1 else min(_ENDS, count // 2)
-
-
-def _loss(results: RunResults, text: _Text) -> Chart:
-    losses = results.losses
+def _loss(stage: StageResults, text: _Text) -> Chart:
+    losses = stage.losses
     line = Line(text.name, "a", losses["step"], losses[text.name])
     return Chart(text.title, text.name, text.meaning, [line])
 
 
-def _scores(results: RunResults) -> list[Chart]:
-    scores, base = results.scores, results.verdict["base_score"]
-    clips = "held-out clips" if results.verdict["clips_are_held_out"] else "training clips"
+def _scores(stage: StageResults, verdict: dict[str, Any]) -> list[Chart]:
+    scores, base = stage.scores, verdict["base_score"]
+    clips = "held-out clips" if verdict["clips_are_held_out"] else "training clips"
     loudest = base["largest_sample"]
     low, high = loudest * (1 - LOUDNESS_MARGIN), loudest * (1 + LOUDNESS_MARGIN)
     margin = f"{LOUDNESS_MARGIN * 100:.0f}\u202f%"
@@ -148,7 +98,7 @@ def _scores(results: RunResults) -> list[Chart]:
         Mark(low, f"base −{margin}", "limit"),
         Mark(LEAST_LARGEST_SAMPLE, f"least {LEAST_LARGEST_SAMPLE:,}", "least"),
     ]
-    peak = results.losses["peak_fake"] * FULL_SCALE
+    peak = stage.losses["peak_fake"] * FULL_SCALE
     return [
         Chart(
             "Mel distance",
@@ -172,7 +122,7 @@ def _scores(results: RunResults) -> list[Chart]:
             "peak_fake",
             f"Of the short segments that a step decodes, in units of {FULL_SCALE:,}: it depends on "
             "which were drawn. It should wander, and not sink.",
-            [Line("peak_fake", "a", results.losses["step"], peak)],
+            [Line("peak_fake", "a", stage.losses["step"], peak)],
         ),
     ]
 
@@ -191,8 +141,8 @@ def _score_lines(scores: list[dict[str, Any]], key: str) -> list[Line]:
     return [*faint, Line("", "a", steps, values, "dots")]
 
 
-def _forces(results: RunResults) -> list[Chart]:
-    losses = results.losses
+def _forces(stage: StageResults) -> list[Chart]:
+    losses = stage.losses
     steps = losses["step"]
     norms = [
         Line("generator, in all", "a", steps, losses["grad_norm_g"]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterator
 from html import escape
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,6 +19,7 @@ from typing import Any
 
 from mlx_vits.report.curves import percent
 from mlx_vits.report.drift import drift_section
+from mlx_vits.report.gpt_section import gpt_section
 from mlx_vits.report.listening import listening_section
 from mlx_vits.report.new_sentence import new_sentence_section
 from mlx_vits.report.results import RunResults, read_results
@@ -67,7 +69,8 @@ def build_page(results: RunResults) -> str:
         verdict=_verdict_section(verdict),
         listen=listening_section(results) + new_sentence_section(results),
         curves=curves_section(results),
-        drift=drift_section(verdict["drift"]),
+        gpt=gpt_section(results),
+        drift=drift_section(verdict["drift"]) if results.sovits else "",
         made=_made_section(verdict),
     )
 
@@ -81,11 +84,24 @@ def _header(verdict: dict[str, Any]) -> str:
     # Options must not be broken across lines.
     words = re.sub(r"--[\w-]+", r'<span class="option">\g<0></span>', escape(warning))
     loud = f'<p class="warning" role="note"><b>{words}</b></p>' if warning else ""
+    trained = list(_stages(verdict))
+    lengths = ", ".join(
+        f"{name + ': ' if trained[1:] else ''}{_count(part['steps'], 'step')} in "
+        f"{_count(part['epochs'], 'epoch')}"
+        for name, part in trained
+    )
     return f"""<header><p class="kind">Fine-tuned voice</p><h1>{escape(verdict["voice"])}</h1>
 <p class="facts">from the base <b>{escape(verdict["base"])}</b>
-({escape(verdict["version"])}), {_count(verdict["steps"], "step")} in
-{_count(verdict["epochs"], "epoch")}, {_duration(verdict["seconds"])}</p>
+({escape(verdict["version"])}), {lengths}, {_duration(verdict["seconds"])}</p>
 {loud}</header>"""
+
+
+def _stages(verdict: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and part of the verdict of every stage that was trained."""
+    if "final_score" in verdict:
+        yield "SoVITS", verdict
+    if "gpt" in verdict:
+        yield "GPT", verdict["gpt"]
 
 
 def _verdict_section(verdict: dict[str, Any]) -> str:
@@ -105,7 +121,7 @@ def _verdict_section(verdict: dict[str, Any]) -> str:
     return f"""<section class="verdict {state}"><h2><span class="state"><span
 aria-hidden="true">{mark}</span> {label}</span> {escape(verdict["verdict"])}</h2>
 <div class="why"><ul>{words}</ul>
-{_score_table(verdict)}</div></section>"""
+{_score_table(verdict) if "final_score" in verdict else ""}</div></section>"""
 
 
 def _score_table(verdict: dict[str, Any]) -> str:
@@ -131,21 +147,32 @@ def _made_section(verdict: dict[str, Any]) -> str:
         ("voice", escape(verdict["voice"])),
         ("base", escape(verdict["base"])),
         ("model version", escape(verdict["version"])),
-        ("steps", f"{verdict['steps']:,.0f}"),
-        ("epochs", f"{verdict['epochs']:,.0f}"),
+        *_lengths(verdict),
         ("time, from the last start", _duration(verdict["seconds"])),
-        ("reference", escape(verdict["reference"])),
+        *([("reference", escape(verdict["reference"]))] if "reference" in verdict else []),
         *_best(verdict),
         ("mlx_vits", escape(__version__)),
         ("mlx", escape(version("mlx"))),
     ]
-    options = [(f"<code>{escape(k)}</code>", _option(v)) for k, v in verdict["options"].items()]
+    options = "".join(
+        _pairs(
+            f"Options of {name}",
+            [(f"<code>{escape(k)}</code>", _option(v)) for k, v in part["options"].items()],
+        )
+        for name, part in _stages(verdict)
+    )
     return f"""<section id="made"><h2>How it was made</h2>
-<div class="columns">{_pairs("The run", facts)}{_pairs("Training options", options)}</div>
+<div class="columns">{_pairs("The run", facts)}{options}</div>
 <p class="note">Amplitudes are those of the model’s raw output, neither normalised nor clipped, in
 units of {FULL_SCALE:,}: the largest sample is the maximum of |sample| over the clips, rms the root
 mean square. The clips are re-spoken at speed 1 with noise of seed 0 and scale 0.5.
 <code>python -m mlx_vits.train --help</code> says what each option means.</p></section>"""
+
+
+def _lengths(verdict: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, part in _stages(verdict):
+        for unit in ("steps", "epochs"):
+            yield f"{unit} of {name}", f"{part[unit]:,.0f}"
 
 
 def _best(verdict: dict[str, Any]) -> list[tuple[str, str]]:
