@@ -15,7 +15,7 @@ import mlx_vits
 from mlx_vits import finetune
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.errors import CheckpointError, UserError
-from mlx_vits.finetune import run as finetune_run
+from mlx_vits.finetune import sovits_stage
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
 from tests.support.tiny import SEGMENT, Silent, make_base, make_voice
 
@@ -50,7 +50,7 @@ def test_a_voice_that_falls_silent_ends_the_run_and_keeps_the_last_good_weights(
     place: Place, monkeypatch: Any
 ) -> None:
     """At the first listening, with no checkpoint in between: the plan's own case, at step 50."""
-    monkeypatch.setattr(finetune_run, "EARLY_STEP", 2)
+    monkeypatch.setattr(sovits_stage, "EARLY_STEP", 2)
     read = VITSTrainer._read
 
     def fading(self: VITSTrainer, begun: Any, **options: Any) -> Any:

@@ -16,7 +16,7 @@ import typer
 from mlx_vits import finetune
 from mlx_vits.checkpoints.base import choose_base
 from mlx_vits.errors import UserError
-from mlx_vits.finetune import run as finetune_run
+from mlx_vits.finetune import sovits_stage
 from mlx_vits.report.terminal import report_errors
 from mlx_vits.system import memory
 from mlx_vits.training.vits_trainer import VITSTrainer, VITSTrainingConfig
@@ -231,7 +231,7 @@ def test_a_fault_of_ours_keeps_its_traceback(
 def test_a_shortage_is_said_before_the_first_step(
     usable: int, cure: str | None, options: finetune.FinetuneOptions, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(finetune_run, "usable_memory", lambda: usable)
+    monkeypatch.setattr(sovits_stage, "usable_memory", lambda: usable)
     screen = Heard()
     training = replace(options.training, steps=1, batch_size=64)
     finetune.start(replace(options, training=training), screen)

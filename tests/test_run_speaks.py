@@ -17,7 +17,7 @@ from mlx_vits.checkpoints.base import Base
 from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.errors import UserError
 from mlx_vits.finetune import FinetuneOptions
-from mlx_vits.finetune.first_words import keep_prompt, sentence_language
+from mlx_vits.finetune.first_words import keep_references, sentence_language
 from mlx_vits.preprocessing.prepare import prepare_voice
 from mlx_vits.synthesis.companions import StoredReference
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
@@ -30,6 +30,7 @@ from tests.support.tiny import (
     hum,
     make_base,
     make_voice,
+    tiny_config,
 )
 from tests.support.tiny_gpt import add_gpt
 
@@ -150,7 +151,7 @@ def test_a_run_of_an_earlier_version_and_without_t2s(tmp_path: Path) -> None:
 
 def test_a_pro_run_keeps_the_vector_of_what_it_continues(tmp_path: Path) -> None:
     _, prepared = prepare(tmp_path, version="v2Pro")
-    keep_prompt(tmp_path, prepared, "clip_0.wav", "en", Silent())
+    keep_references(tmp_path, prepared, tiny_config("v2Pro"), "en", Silent())
     paths = tmp_path / "prompt_sv.pt", prepared / "7-sv_cn" / "clip_1.wav.pt"
     kept, made = (read_torch_archive(path) for path in paths)
     assert np.array_equal(kept, made)
@@ -159,12 +160,12 @@ def test_a_pro_run_keeps_the_vector_of_what_it_continues(tmp_path: Path) -> None
 def test_clips_that_are_all_too_short_give_their_timbre_alone(tmp_path: Path) -> None:
     _, prepared = prepare(tmp_path, shortest=1.2)
     screen = Screen()
-    keep_prompt(tmp_path, prepared, "clip_0.wav", "en", screen)
+    keep_references(tmp_path, prepared, tiny_config(), "en", screen)
     (line,) = screen.said
     assert "No clip lasts 3 to 10 s" in line
     kept = json.loads((tmp_path / "reference.json").read_text(encoding="utf-8"))
     assert kept == {"audio": "reference.wav", "text": "", "language": "en"}
-    keep_prompt(tmp_path, prepared, "clip_0.wav", "en", screen)
+    keep_references(tmp_path, prepared, tiny_config(), "en", screen)
     assert len(screen.said) == 1
 
 
