@@ -23,11 +23,12 @@ from mlx_vits.arguments.data import (
 from mlx_vits.arguments.groups import grouped
 from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.audio.streams import describe_channel
-from mlx_vits.checkpoints.base import choose_base
+from mlx_vits.checkpoints.base import choose_base, load_generator
 from mlx_vits.checkpoints.download import download_base
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES, find_clips
 from mlx_vits.finetune.handover import hand_over
+from mlx_vits.preprocessing.gpt_data import make_gpt_data
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.report.terminal import TerminalScreen, report_errors
@@ -62,7 +63,8 @@ def prepare(
 ) -> None:
     """Turn recordings into a prepared voice, to train here or in GPT-SoVITS."""
     chosen = choose_base(base, content_encoder=content_encoder, speaker_encoder=speaker_encoder)
-    config = chosen.read_generator().config
+    file = chosen.read_generator()
+    config = file.config
     name = single_name(voice or sources[0].resolve().stem, "--voice")
     home, screen = output or VOICES / name, TerminalScreen()
     folder = prepare_voice(
@@ -81,6 +83,10 @@ def prepare(
         drop=lambda clip: screen.warn(f"Left out: {clip.reason}"),
         notice=screen.warn,
     )
+    try:
+        make_gpt_data(folder, load_generator(file, consume=True), screen.say)
+    except UserError as error:
+        screen.warn(f"The GPT stage lacks something to train on: {error}.")
     screen.say(f"Prepared: {folder}")
     if config.model.is_pro and chosen.speaker_encoder is None:
         screen.warn(

@@ -289,11 +289,10 @@ def test_what_changed_since_the_start_is_named(scene: Scene, tmp_path: Path) -> 
 
 
 def test_training_that_stops_itself_names_the_option(scene: Scene, tmp_path: Path) -> None:
-    options = scene.options(tmp_path / "run", stage="gpt", gpt_training=T2STrainingConfig(lr=1e30))
+    training = T2STrainingConfig(lr=1e30)
+    options = scene.options(tmp_path / "run", stage="gpt", gpt_training=training)
     with pytest.raises(UserError, match=r"Training stopped itself: .*; try a lower --gpt-lr"):
-        finetune.start(
-            scene.options(tmp_path / "run", stage="gpt", gpt_training=training), Silent()
-        )
+        finetune.start(options, Silent())
 
 
 def test_a_shortage_of_memory_is_said(scene: Scene, tmp_path: Path, monkeypatch: Any) -> None:

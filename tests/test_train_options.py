@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from mlx_vits import finetune, train
 from mlx_vits.finetune import FinetuneOptions
+from mlx_vits.training.t2s_trainer import T2STrainingConfig
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 from tests.support.tiny import make_base, make_voice
 
@@ -88,3 +89,39 @@ def test_the_command_line_wins_over_what_a_voice_suggests(asked: Asked) -> None:
     # A limit in steps would hide the epochs that were asked for.
     assert asked.options("--epochs", "2").training.steps is None
     assert asked.options("--epochs", "2", "--steps", "9").training.steps == 9
+
+
+def test_options_of_the_gpt_stage_set_what_they_say(asked: Asked) -> None:
+    flat = ["--stage", "both", "--gpt-epochs", "7", "--gpt-batch-size", "3", "--gpt-lr", "0.001"]
+    found = asked.options(*flat, "--gpt-optimizer", "adamw", "--dpo")
+    assert found.stage == "both"
+    own = T2STrainingConfig(epochs=7, batch_size=3, lr=0.001, optimizer="adamw", dpo=True)
+    assert found.gpt_training == own
+    assert found.training == VITSTrainingConfig()
+
+
+def test_both_stages_share_what_is_not_of_one_alone(asked: Asked) -> None:
+    flat = ["--seed", "5", "--pretrained-reg", "0.5", "--precision", "bf16", "--batch-size", "2"]
+    found = asked.options(*flat, "--checkpoint-activations", "on", "--no-compile")
+    shared = {"seed": 5, "pretrained_reg_strength": 0.5, "precision": "bf16"}
+    shared |= {"checkpoint_activations": "on", "compiled": False}
+    assert found.gpt_training == T2STrainingConfig(**shared)
+    assert found.training == VITSTrainingConfig(batch_size=2, **shared)
+
+
+def test_a_voice_may_suggest_how_long_its_gpt_is_trained(asked: Asked) -> None:
+    (asked.voice / "finetune.json").write_text(json.dumps({"steps": 20, "gpt_epochs": 4}))
+    found = asked.options()
+    assert (found.training.steps, found.gpt_training.epochs) == (20, 4)
+    assert asked.options("--gpt-epochs", "6").gpt_training.epochs == 6
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--stage", "all"), ("--gpt-optimizer", "adam"), ("--gpt-epochs", "0")]
+)
+def test_values_that_the_gpt_stage_does_not_have(asked: Asked, flag: str, value: str) -> None:
+    given = ["--data-dir", str(asked.voice), flag, value]
+    done = CliRunner().invoke(train.app, given, catch_exceptions=False)
+    assert done.exit_code
+    assert flag in done.output
+    assert not asked.found
