@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,9 +22,11 @@ from mlx_vits.checkpoints.torch_archive import read_torch_archive
 from mlx_vits.errors import UserError
 from mlx_vits.finetune import FinetuneOptions, gpt_stage
 from mlx_vits.finetune.gpt_judging import GPTJudge
+from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.codes import read_code_lines
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
+from mlx_vits.training.log import GPT_TAGS
 from mlx_vits.training.t2s_batches import T2SVoice
 from mlx_vits.training.t2s_trainer import T2STrainingConfig
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
@@ -301,3 +304,40 @@ def test_a_shortage_of_memory_is_said(scene: Scene, tmp_path: Path, monkeypatch:
     finetune.start(scene.options(tmp_path / "run", stage="gpt"), screen)
     (words,) = [words for words in screen.said if "Memory may run out" in words]
     assert "needs about" in words
+
+
+def test_sovits_is_gone_from_memory_when_the_gpt_begins(scene: Scene, tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    class Counting(Screen):
+        def stage(self, name: str, number: int, count: int) -> None:
+            super().stage(name, number, count)
+            gc.collect()
+            counts.append(sum(isinstance(o, SynthesizerTrn) for o in gc.get_objects()))
+
+    finetune.start(scene.options(tmp_path / "run", stage="both"), Counting())
+    assert counts[1] == counts[0] - 1
+
+
+def test_a_gpt_of_upstreams_form_is_trained_on(run: Path, scene: Scene, tmp_path: Path) -> None:
+    given = run / f"me-e{EPOCHS}.ckpt"
+    base = choose_base(str(scene.root / "base"), pretrained_gpt=given)
+    finetune.start(scene.options(tmp_path / "run", base=base, stage="gpt"), Silent())
+    verdict = verdict_of(tmp_path / "run")["gpt"]
+    assert verdict["base"] == given.name
+    # The base's score is that of the run's last epoch, whose weights were rounded to fp16.
+    last = lines_of(run / "gpt_scores.jsonl")[-1]["ce"]
+    assert verdict["base_score"]["ce"] == pytest.approx(last, rel=1e-3)
+    given.rename(tmp_path / "moved.ckpt")
+    with pytest.raises(UserError, match=given.name):
+        finetune.resume(tmp_path / "run", Silent())
+    (tmp_path / "moved.ckpt").rename(given)
+
+
+def test_tensorboard_has_a_folder_for_the_gpt(scene: Scene, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    options = scene.options(tmp_path / "run", stage="gpt", tensorboard=True)
+    finetune.start(options, Silent())
+    (events,) = (tmp_path / "run" / "tensorboard" / "gpt").iterdir()
+    content = events.read_bytes()
+    assert all(tag.encode() in content for tag in GPT_TAGS.values())
