@@ -30,7 +30,7 @@ from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.training.checkpointed import checkpointed
 from mlx_vits.training.footprint import Clips, Parts, count_parts, estimate_peak, peak_of
 from mlx_vits.training.optimizers import build_optimizers, set_learning_rates
-from mlx_vits.training.regularization import pretrained_regularization, take_anchor
+from mlx_vits.training.regularization import PretrainedRegularization, take_anchor
 from mlx_vits.training.step import Batch, GANStep
 from mlx_vits.training.vits_trainer import freeze_for
 
@@ -76,7 +76,7 @@ def make_step(config: Config, *, compiled: bool = False, recomputes: bool = Fals
         generator,
         discriminator,
         optimizers,
-        penalty=pretrained_regularization(anchor, 0.001),
+        penalty=PretrainedRegularization(anchor, 0.001),
         compiled=compiled,
     )
     accel.optimize(step)

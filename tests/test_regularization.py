@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.regularization import (
+    PretrainedRegularization,
     effective_weights,
-    pretrained_regularization,
     relative_drift,
     take_anchor,
 )
@@ -41,7 +41,7 @@ def _moved(model: SynthesizerTrn, share: float) -> SynthesizerTrn:
 def test_value_is_the_mean_squared_relative_distance() -> None:
     model = _generator()
     anchor = take_anchor(model)
-    assert pretrained_regularization(anchor, 1.0)(model).item() == 0.0
+    assert PretrainedRegularization(anchor, 1.0)(model).item() == 0.0
     weights = {k: np.array(v, np.float64) for k, v in effective_weights(_moved(model, 0.1)).items()}
     expected = np.mean(
         [
@@ -49,7 +49,7 @@ def test_value_is_the_mean_squared_relative_distance() -> None:
             for k, w0 in anchor.items()
         ]
     )
-    ours = pretrained_regularization(anchor, 0.001)(model).item()
+    ours = PretrainedRegularization(anchor, 0.001)(model).item()
     assert ours == pytest.approx(0.001 * expected, rel=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_gradient_by_finite_differences() -> None:
     model = _generator()
     anchor = take_anchor(model)
     _moved(model, 0.3)
-    loss, grads = nn.value_and_grad(model, lambda: pretrained_regularization(anchor, 1e3)(model))()
+    loss, grads = nn.value_and_grad(model, lambda: PretrainedRegularization(anchor, 1e3)(model))()
     direction = {}
     mx.random.seed(2)
     flat: Any = dict(tree_flatten(model.trainable_parameters()))
@@ -80,7 +80,7 @@ def test_gradient_by_finite_differences() -> None:
     def at(scale: float) -> float:
         moved = [(path, flat[path] + scale * d) for path, d in direction.items()]
         model.update(tree_unflatten(moved))
-        return float(pretrained_regularization(anchor, 1e3)(model).item())
+        return float(PretrainedRegularization(anchor, 1e3)(model).item())
 
     measured = (at(1.0) - at(-1.0)) / 2
     assert loss.item() > 0

@@ -28,20 +28,18 @@ Anchor = dict[str, mx.array]
 _JOINED = "in_proj_weight"  # of an attention: queries, keys and values
 
 
-class Pulled(NamedTuple):
-    """Gradients with the pull's added.
+class Penalized(NamedTuple):
+    """Gradients with a penalty's.
 
     Attributes:
-        gradients: a tree.
-        loss_reg: the pull.
-        norm, norm_task, norm_reg: of the sum, of what was given, and of the pull's gradient.
+        loss: the penalty.
+        norm: of its own gradient.
+        grads: the tree of both.
     """
 
-    gradients: Any
-    loss_reg: mx.array
+    loss: mx.array
     norm: mx.array
-    norm_task: mx.array
-    norm_reg: mx.array
+    grads: Any
 
 
 def _weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -109,21 +107,12 @@ class PretrainedRegularization:
         )
 
 
-def pretrained_regularization(anchor: Anchor, strength: float) -> PretrainedRegularization:
-    """Build the pull toward an anchor."""
-    return PretrainedRegularization(anchor, strength)
-
-
-def add_pull(
+def penalized(
     model: nn.Module,
-    gradients: Any,
-    penalty: Callable[[Any], mx.array] | None,
+    penalty: Callable[[Any], mx.array],
+    grads: Any,
     norm_of: Callable[[Any], mx.array] = global_norm,
-) -> Pulled:
-    """Add the gradient of the pull, from `pretrained_regularization`; None for none."""
-    norm, nothing = norm_of(gradients), mx.array(0.0)
-    if penalty is None:
-        return Pulled(gradients, nothing, norm, norm, nothing)
+) -> Penalized:
+    """Add the gradient of a penalty of the model's weights to gradients of the model."""
     loss, own = nn.value_and_grad(model, penalty)(model)
-    both = add_gradients(gradients, own)
-    return Pulled(both, loss, norm_of(both), norm, norm_of(own))
+    return Penalized(loss, norm_of(own), add_gradients(grads, own))

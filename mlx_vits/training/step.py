@@ -23,7 +23,8 @@ from mlx_vits.models.vits import (
     slice_segments,
 )
 from mlx_vits.training import losses
-from mlx_vits.training.optimizers import Optimizers, add_gradients, global_norm
+from mlx_vits.training.optimizers import Optimizers, global_norm
+from mlx_vits.training.regularization import Penalized, penalized
 
 Scalars = dict[str, mx.array]  # losses, norms of gradients and a peak, by name
 Penalty = Callable[[SynthesizerTrn], mx.array]
@@ -91,20 +92,6 @@ def draw_step(key: mx.array, batch: Batch, config: Config) -> Draws:
         ids_slice=starts.astype(mx.int32),
         dropout_key=dropout_key,
     )
-
-
-class Penalized(NamedTuple):
-    """Gradients with a penalty's.
-
-    Attributes:
-        loss: the penalty.
-        norm: of its own gradient.
-        grads: the tree of both.
-    """
-
-    loss: mx.array
-    norm: mx.array
-    grads: Any
 
 
 def judged(net: SubDiscriminator, real: mx.array, fake: mx.array) -> list[DiscriminatorOutput]:
@@ -276,5 +263,4 @@ class GANStep:
 
     def penalized(self, penalty: Penalty, grads: Any) -> Penalized:
         """Add a penalty's gradient to gradients of the generator."""
-        loss, own = nn.value_and_grad(self.generator, penalty)(self.generator)
-        return Penalized(loss, self.global_norm(own), add_gradients(grads, own))
+        return penalized(self.generator, penalty, grads, self.global_norm)

@@ -21,9 +21,9 @@ from mlx_vits.models.t2s import Text2SemanticDecoder, TransformerEncoderLayer
 from mlx_vits.nn.checkpointing import checkpoint_blocks, checkpointing
 from mlx_vits.nn.dropout import Key, split_key
 from mlx_vits.training.losses import mean, total
-from mlx_vits.training.optimizers import add_gradients
+from mlx_vits.training.optimizers import add_gradients, global_norm
 from mlx_vits.training.precision import cast_floats
-from mlx_vits.training.regularization import add_pull
+from mlx_vits.training.regularization import penalized
 from mlx_vits.training.step import Scalars
 
 Penalty = Callable[[Text2SemanticDecoder], mx.array]
@@ -266,14 +266,18 @@ class T2SStep:
     def update(self, terms: T2STerms, gradients: Any) -> Scalars:
         """Add the penalty's gradient, and update the model."""
         loss = sum(terms.losses.values(), start=mx.array(0.0))
-        pulled = add_pull(self.model, gradients, self.penalty)
-        self.optimizer.update(self.model, pulled.gradients)
+        norm = norm_task = global_norm(gradients)
+        loss_reg = norm_reg = mx.array(0.0)
+        if self.penalty is not None:
+            loss_reg, norm_reg, gradients = penalized(self.model, self.penalty, gradients)
+            norm = global_norm(gradients)
+        self.optimizer.update(self.model, gradients)
         return terms.losses | {
-            "loss_reg": pulled.loss_reg,
-            "loss_total": loss + pulled.loss_reg,
+            "loss_reg": loss_reg,
+            "loss_total": loss + loss_reg,
             "ce": terms.losses["loss_ce"] / terms.targets,
             "top3_accuracy": terms.hits / mx.maximum(terms.codes, 1),
-            "grad_norm": pulled.norm,
-            "grad_norm_task": pulled.norm_task,
-            "grad_norm_reg": pulled.norm_reg,
+            "grad_norm": norm,
+            "grad_norm_task": norm_task,
+            "grad_norm_reg": norm_reg,
         }

@@ -35,7 +35,7 @@ from mlx_vits.training.optimizers import (
     update_state,
 )
 from mlx_vits.training.precision import CHECKPOINTING, compute_type
-from mlx_vits.training.regularization import Anchor, pretrained_regularization
+from mlx_vits.training.regularization import Anchor, PretrainedRegularization
 from mlx_vits.training.step import Batch, GANStep, Scalars
 
 __all__ = ["StepRecord", "VITSTrainer", "VITSTrainingConfig", "freeze_for"]
@@ -168,7 +168,7 @@ class VITSTrainer(TrainingLoop[dict[str, np.ndarray]]):
             accel.apply(net)
         penalty = None
         if anchor and config.pretrained_reg_strength:
-            penalty = pretrained_regularization(anchor, config.pretrained_reg_strength)
+            penalty = PretrainedRegularization(anchor, config.pretrained_reg_strength)
         optimizers = build_optimizers(self.generator.config, bias_correction=config.bias_correction)
         compiled = compiles_step(config.compiled)
         step_class = checkpointed(self.step_class) if self.recomputes else self.step_class

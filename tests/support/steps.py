@@ -15,7 +15,7 @@ from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.training.checkpointed import checkpointed
 from mlx_vits.training.optimizers import build_optimizers, set_learning_rates
-from mlx_vits.training.regularization import pretrained_regularization, take_anchor
+from mlx_vits.training.regularization import PretrainedRegularization, take_anchor
 from mlx_vits.training.step import GANStep
 from mlx_vits.training.vits_trainer import freeze_for
 
@@ -37,7 +37,7 @@ def make_step(
     set_learning_rates(optimizers, 1e-4, 1e-4, 0.4)
     penalty = None
     if pull:
-        penalty = pretrained_regularization(take_anchor(generator), pull)
+        penalty = PretrainedRegularization(take_anchor(generator), pull)
     for net in (generator, judge):
         set_compute_dtype(net, compute)
         accel.apply(net)

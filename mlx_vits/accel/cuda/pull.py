@@ -11,8 +11,8 @@ from mlx.utils import tree_map_with_path
 from mlx_vits.accel.cuda import kernels, rows
 from mlx_vits.nn.weight_norm import WeightNormed
 from mlx_vits.training.optimizers import leaves
-from mlx_vits.training.regularization import PretrainedRegularization
-from mlx_vits.training.step import GANStep, Penalized, Penalty
+from mlx_vits.training.regularization import Penalized, PretrainedRegularization
+from mlx_vits.training.step import GANStep, Penalty
 
 
 def penalized(step: GANStep, penalty: Penalty, grads: Any) -> Penalized:
