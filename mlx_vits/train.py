@@ -27,6 +27,7 @@ from mlx_vits.finetune.options import (
     override,
     suggested_options,
 )
+from mlx_vits.finetune.scratch import REFUSED, scratch_training
 from mlx_vits.finetune.takeover import options_for
 from mlx_vits.report.terminal import TerminalScreen, report_errors
 from mlx_vits.training.t2s_trainer import T2STrainingConfig
@@ -75,7 +76,11 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
         screen,
         transcripts=given.clips.transcripts,
     )
-    suggested = suggested_options(folder)
+    config = given.base.from_scratch
+    if config is not None:
+        allowed = set(given.given()) - set(REFUSED)
+        given.refuse_all_but(allowed, "cannot be chosen with --from-scratch")
+    suggested = suggested_options(folder) if config is None else scratch_training(config)
     gpt_training = gpt_options(suggested | given.given())
     suggested.pop("gpt_epochs", None)
     training = override(suggested, given.training.given())
@@ -85,8 +90,9 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
         data=folder,
         base=given.base.choose(for_demo=is_demo),
         output=given.voice.output or RUNS / name,
+        from_scratch=config,
         training=VITSTrainingConfig(**training),
-        stage=cast(Stage | None, given.gpt.stage),
+        stage=cast(Stage | None, given.gpt.stage) if config is None else "sovits",
         gpt_training=T2STrainingConfig(**gpt_training),
         **given.clips.given(),
         **given.run.given(),

@@ -104,6 +104,8 @@ class FinetuneOptions:
         data: clips with transcripts, or a prepared folder.
         base: the pretrained models.
         output: the run's folder.
+        from_scratch: configuration of a model that starts from random weights; of the base it
+            takes content encoder and codebook alone. None for a fine-tune.
         training: options of the trainer.
         stage: which nets are trained; None for both if that is possible, else SoVITS.
         gpt_training: options of the GPT's trainer.
@@ -119,6 +121,7 @@ class FinetuneOptions:
     data: Path
     base: Base
     output: Path
+    from_scratch: Path | None = None
     training: VITSTrainingConfig = field(default_factory=VITSTrainingConfig)
     stage: Stage | None = None
     gpt_training: T2STrainingConfig = field(default_factory=T2STrainingConfig)
@@ -218,6 +221,7 @@ class FinetuneOptions:
             data=Path(info.data),
             base=base,
             output=folder,
+            from_scratch=Path(info.from_scratch) if info.from_scratch else None,
             training=VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE),
             stage=info.options.stage,
             gpt_training=T2STrainingConfig.of_run(info.options.gpt_training, folder / RUN_FILE),

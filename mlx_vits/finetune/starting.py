@@ -21,6 +21,7 @@ from mlx_vits.finetune.gpt_stage import check_languages, prepare_gpt_stage, read
 from mlx_vits.finetune.nets import load_nets, read_base
 from mlx_vits.finetune.options import FinetuneOptions, Screen
 from mlx_vits.finetune.run import FinetuneRun
+from mlx_vits.finetune.scratch import draw_start, keep_start
 from mlx_vits.finetune.takeover import carry_over, check_version
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
@@ -74,7 +75,12 @@ def _start(
     _check_output(options)
     if options.tensorboard:
         check_tensorboard()
-    file = read_base(options.base, options.training.segment_size)
+    scratch = options.from_scratch
+    if scratch is not None:
+        options = replace(options, base=replace(options.base, discriminator=None))
+        file = draw_start(scratch, options.base, options.training)
+    else:
+        file = read_base(options.base, options.training.segment_size)
     if upstream is not None:
         check_version(upstream, options.base, file.config)
     nets = load_nets(options.base, file, options.training)
@@ -88,6 +94,8 @@ def _start(
             voice = PreparedVoice(prepared, file.config) if options.trains_sovits else None
             for reason in voice.dropped if voice else ():
                 screen.warn(f"Left out: {reason}")
+            if scratch is not None:
+                info = keep_start(scratch, nets.generator, fresh, info)
             options = _settle_stage(options, prepared, nets.generator, screen)
             if options.trains_gpt:
                 info = options.record_gpt(info, fresh)
