@@ -17,12 +17,13 @@ from mlx_vits.checkpoints.base import choose_base, find_base
 from mlx_vits.checkpoints.codebook import codebook_sha256
 from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.cli import app
+from mlx_vits.config import TrainSection
 from mlx_vits.finetune.scratch import scratch_training
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 from tests.support.runs import Stopped
 from tests.support.tiny import CONFIG, SEGMENT, Silent, make_base, make_voice
 
-TRAIN = {"segment_size": SEGMENT, "batch_size": 2, "learning_rate": 3e-4, "lr_decay": 1.0}
+TRAIN = {"segment_size": SEGMENT, "batch_size": 2, "learning_rate": 3e-4, "lr_decay": 0.9}
 WIDER = CONFIG["model"] | {"hidden_channels": 16}  # than the base's, as a new base may be
 
 
@@ -116,6 +117,8 @@ def test_a_run_becomes_a_base_to_fine_tune_and_to_speak_with(place: Place, tmp_p
     written = load_file(base / "generator.safetensors")
     assert set(written) == set(state)
     assert all(np.array_equal(written[name], state[name].astype(np.float16)) for name in state)
+    stated = json.loads((base / "config.json").read_text())
+    assert stated["train"]["lr_decay"] == TrainSection().lr_decay  # a fine-tune would use it too
     found = find_base(str(base))
     assert found.content_encoder is not None
     assert codebook_sha256(mlx_vits.load(base).model) == codebook_sha256(voice.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from mlx_vits.checkpoints.run_info import RunInfo
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.tensors import write_tensors
 from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
-from mlx_vits.config import CONFIG_FILE, Config
+from mlx_vits.config import CONFIG_FILE, Config, TrainSection
 from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.models.vits import MultiPeriodDiscriminator
 from mlx_vits.synthesis.companions import Companions
@@ -46,18 +47,26 @@ def write_base(run: Path, folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder}: is there already; take it away or choose another name")
     file = read_voice(voice)
+    config = _without_schedule(file.config)
     companions = companions_of_run(run, info, file.config.version)
     kept = Path(info.content_encoder) if info.content_encoder else None
     companions = Companions(content_encoder=kept).completed_by(companions)
     about = {"info": file.info, "format": "pt"}
     with fresh_folder(folder) as fresh:
         with atomic_write(fresh / CONFIG_FILE) as out:
-            out.write(json.dumps(file.config.to_dict(), indent=1).encode())
+            out.write(json.dumps(config.to_dict(), indent=1).encode())
         write_tensors(fresh / GENERATOR_FILE, _in_half(file.tensors), about)
-        judge = state_of(_discriminator(state, file.config))
+        judge = state_of(_discriminator(state, config))
         write_tensors(fresh / DISCRIMINATOR_FILE, _in_half(judge), about)
         _copy_companions(companions, fresh)
         replace_folder(fresh, folder)
+
+
+def _without_schedule(config: Config) -> Config:
+    """The configuration for voices to be fine-tuned with: `lr_decay` would be theirs as well."""
+    ordinary = TrainSection()
+    train = replace(config.train, learning_rate=ordinary.learning_rate, lr_decay=ordinary.lr_decay)
+    return replace(config, train=train)
 
 
 def _discriminator(path: Path, config: Config) -> MultiPeriodDiscriminator:

@@ -28,7 +28,6 @@ from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, check_speaker_encoder, prepare_voice
 from mlx_vits.system.files import fresh_folder, move_folder, single_name
 from mlx_vits.system.locks import WriterLock, check_is_free
-from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.log import check_tensorboard
 
 
@@ -91,7 +90,7 @@ def _start(
             lock = stack.enter_context(WriterLock(fresh))
             info = _prepare(options, file, fresh, screen)
             prepared = fresh / info.prepared
-            voice = PreparedVoice(prepared, file.config) if options.trains_sovits else None
+            voice = options.open_voice(prepared, file.config)
             for reason in voice.dropped if voice else ():
                 screen.warn(f"Left out: {reason}")
             if scratch is not None:
