@@ -108,8 +108,6 @@ class FinetuneOptions:
         data: clips with transcripts, or a prepared folder.
         base: the pretrained models.
         output: the run's folder.
-        from_scratch: configuration of a model that starts from random weights; of the base it
-            takes content encoder and codebook alone. None for a fine-tune.
         training: options of the trainer.
         stage: which nets are trained; None for both if that is possible, else SoVITS.
         gpt_training: options of the GPT's trainer.
@@ -119,13 +117,14 @@ class FinetuneOptions:
         strict: whether to refuse a clip that cannot be used, instead of leaving it out.
         save_every: steps between checkpoints, each of which is scored.
         tensorboard: whether to write TensorBoard files as well.
+        from_scratch: configuration of a model that starts from random weights; of the base it
+            takes content encoder and codebook alone. None for a fine-tune.
     """
 
     voice: str
     data: Path
     base: Base
     output: Path
-    from_scratch: Path | None = None
     training: VITSTrainingConfig = field(default_factory=VITSTrainingConfig)
     stage: Stage | None = None
     gpt_training: T2STrainingConfig = field(default_factory=T2STrainingConfig)
@@ -135,6 +134,7 @@ class FinetuneOptions:
     strict: bool = False
     save_every: int = RunOptions.save_every
     tensorboard: bool = False
+    from_scratch: Path | None = None
 
     @property
     def trains_sovits(self) -> bool:
