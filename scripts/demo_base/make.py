@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import mlx_vits  # noqa: F401  (chooses the BLAS before mlx is imported)
 import typer
-from mlx_vits.audio.files import read_audio
+from mlx_vits.audio.files import read_audio, read_seconds
 from mlx_vits.checkpoints.base import find_base
 from mlx_vits.checkpoints.run_info import is_run
 from mlx_vits.config import Config
@@ -41,6 +41,7 @@ UNSEEN = "bm_lewis"  # a speaker to try the base on
 VOICES = ("kathleen", "kokoro")
 HELD_OUT_SHARE = 20  # one text in so many
 LISTENED_TO = 12  # held-out clips that are scored while training
+LONGEST_SECONDS = 10.0  # the few that are longer would fill batches with one clip
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -73,12 +74,15 @@ def clips(work: Path, speech: Path = typer.Option(...)) -> None:
     ]
     if not trained:
         raise DataError(f"{speech}: holds no clip to train on; give the folder of the speech")
-    used = {row.name: row for row in [*trained, *listened]}
-    _copy(speech, folder, used)
-    lines = [f"{row.name}|{row.speaker}|EN|{row.text}\n" for row in used.values()]
-    _write(work / "clips.list", lines)
-    _write(folder / HELD_OUT, [f"{row.name}\n" for row in listened])
-    print(f"{folder}: {len(trained)} clips to train on, {len(listened)} to listen to")
+    wanted = {row.name: row for row in [*trained, *listened]}
+    _copy(speech, folder, wanted)
+    long = {name for name in wanted if read_seconds(folder / name) > LONGEST_SECONDS}
+    for name in long:
+        (folder / name).unlink()
+    used = [row for row in wanted.values() if row.name not in long]
+    _write(work / "clips.list", [f"{row.name}|{row.speaker}|EN|{row.text}\n" for row in used])
+    _write(folder / HELD_OUT, [f"{row.name}\n" for row in listened if row.name not in long])
+    print(f"{folder}: {len(used)} clips, {len(long)} that are too long left out")
 
 
 def is_held_out(text: str) -> bool:
