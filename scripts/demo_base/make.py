@@ -40,7 +40,7 @@ CODES_OF = "demo"  # the base whose content encoder and codebook are kept
 UNSEEN = "bm_lewis"  # a speaker to try the base on
 VOICES = ("kathleen", "kokoro")
 HELD_OUT_SHARE = 20  # one text in so many
-LISTENED_TO = 12  # held-out clips that are scored while training
+LISTENED_TO = 8  # held-out clips that are scored while training
 LONGEST_SECONDS = 10.0  # the few that are longer would fill batches with one clip
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -210,7 +210,7 @@ def train(context: typer.Context, work: Path, minutes: float = typer.Option(9.0)
     """Train from random weights for so long, or go on; more options are those of the trainer."""
     run = work / "run"
     start = ["--from-scratch", str(CONFIG), "--data-dir", str(work / "prepared"), "--voice", "base"]
-    start += ["--base", CODES_OF, "--output", str(run)]
+    start += ["--base", CODES_OF, "--output", str(run), "--save-every", "1000"]
     options = [*(["--resume", str(run)] if is_run(run) else start), *context.args]
     process = subprocess.Popen([sys.executable, "-m", "mlx_vits.train", *options])
     try:
