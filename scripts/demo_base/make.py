@@ -175,7 +175,7 @@ def _in_parallel(command: str, work: Path, jobs: int) -> None:
 def shard(work: Path, number: int, jobs: int) -> None:
     """Prepare one part of the clips."""
     name = f"shard_{number}"
-    _prepare(work, work / name, work / f"{name}.list", 0, [])
+    _prepare(work, work / name, work / f"{name}.list", 0, [work / "prepared"])
 
 
 @app.command(hidden=True)
