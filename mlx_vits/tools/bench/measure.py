@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.errors import UserError
+from mlx_vits.system.installing import install_command
 from mlx_vits.system.memory import is_out_of_memory
 from mlx_vits.tools.bench.work import StepParts, Work
 from mlx_vits.tools.machine import describe_machine, device_kind, matmul_rate, uses_tf32
@@ -39,7 +40,7 @@ class TorchTwin:
 
     def __init__(self, work: Work):
         if find_spec("torch") is None:
-            raise UserError("--compare torch needs PyTorch: pip install 'mlx-vits[torch]'")
+            raise UserError(f"--compare torch needs PyTorch: {install_command('torch')}")
         command = [sys.executable, "-m", "mlx_vits.tools.bench.torch_twin"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
