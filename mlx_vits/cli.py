@@ -25,6 +25,7 @@ from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.audio.streams import describe_channel
 from mlx_vits.checkpoints.base import choose_base, load_generator
 from mlx_vits.checkpoints.download import download_base
+from mlx_vits.checkpoints.run_info import find_run
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES, find_clips
 from mlx_vits.finetune.handover import hand_over
@@ -38,6 +39,8 @@ from mlx_vits.tools.check.command import check_voice
 from mlx_vits.tools.check.subject import CheckOptions
 from mlx_vits.tools.doctor.command import diagnose
 from mlx_vits.tools.inspect.command import inspect_file
+
+VOICE = "A run's folder or its name under runs/, a base's name, or a voice's file."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)
@@ -98,7 +101,7 @@ def prepare(
 @app.command()
 @report_errors
 def convert(
-    voice: str = typer.Argument(..., help="A base's name, a run's folder, or a voice's file."),
+    voice: str = typer.Argument(..., help=VOICE),
     recording: Path = typer.Argument(..., help="Speech to re-speak."),  # noqa: B008
     text: str = typer.Argument(..., help="What the recording says."),
     output: Path = typer.Argument(..., help="WAV file to write."),  # noqa: B008
@@ -117,7 +120,7 @@ def convert(
     seed: int = typer.Option(0, help="Random seed of the noise."),
 ) -> None:
     """Re-speak a recording in a voice."""
-    loaded = mlx_vits.load(voice, content_encoder=content_encoder)
+    loaded = mlx_vits.load(find_run(voice), content_encoder=content_encoder)
     heard = read_audio(recording)
     if heard.channel is not None:
         print(f"{recording}: {describe_channel(heard.channel, heard.channels)}")
@@ -144,7 +147,7 @@ def convert(
 @app.command()
 @report_errors
 def export(
-    voice: str = typer.Argument(..., help="A base's name, a run's folder, or a voice's file."),
+    voice: str = typer.Argument(..., help=VOICE),
     output: Path = typer.Argument(..., help="File (.pth, .safetensors) or folder to write."),  # noqa: B008
     resumable: bool = typer.Option(
         False, "--resumable", help="Write a run's state, from which GPT-SoVITS goes on training."
@@ -152,13 +155,13 @@ def export(
 ) -> None:
     """Write a voice in another form; .pth is what GPT-SoVITS opens."""
     if resumable:
-        for note in hand_over(given_path(voice), output):
+        for note in hand_over(given_path(find_run(voice)), output):
             print(note)
         print(f"{output}: G_ and D_ resume files; the prepared voice belongs one folder above.")
         return
     if output.exists():
         raise UserError(f"{output}: is there already; take it away or choose another name")
-    loaded = mlx_vits.load(voice)
+    loaded = mlx_vits.load(find_run(voice))
     loaded.save(output)
     if output.suffix == ".pth" and loaded.config.is_reduced:
         print(f"{output.name} comes from a small base: mlx_vits opens it, GPT-SoVITS cannot.")
@@ -196,7 +199,7 @@ def inspect(
     json_: bool = typer.Option(False, "--json", help="Print one JSON object, for machines."),
 ) -> None:
     """Say what a file holds: version, sizes, origin, what is missing, how loud each layer is."""
-    inspect_file(file, against, for_machines=json_)
+    inspect_file(str(find_run(file)), against, for_machines=json_)
 
 
 @app.command()

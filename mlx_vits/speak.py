@@ -17,6 +17,7 @@ import typer
 import mlx_vits
 from mlx_vits.audio.playing import Player
 from mlx_vits.audio.writing import SoundFile
+from mlx_vits.checkpoints.run_info import find_run
 from mlx_vits.errors import Interrupted, UserError
 from mlx_vits.report.terminal import report_errors
 from mlx_vits.synthesis.pauses import split_pauses
@@ -31,7 +32,6 @@ from mlx_vits.synthesis.text_marks import is_spoken
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.system.text_files import decode_text, read_text
 
-RUNS = Path("runs")
 _LINE_NAME = "{:03d}.wav"
 
 
@@ -94,7 +94,7 @@ def main(
     lines = _lines(text, file)
     if not output and not play:
         raise UserError("say where the speech goes: -o FILE, -o FOLDER/ or --play")
-    loaded = mlx_vits.load(_known_run(voice), content_encoder=content_encoder, gpt=gpt)
+    loaded = mlx_vits.load(find_run(voice), content_encoder=content_encoder, gpt=gpt)
     speaker = loaded.speaker
     if lexicon is not None:
         speaker.use_lexicon(lexicon)
@@ -207,12 +207,6 @@ def _parts(lines: list[str], output: str | None) -> list[tuple[str, Path | None]
         (line, Path(output) / _LINE_NAME.format(number))
         for number, line in enumerate(spoken, start=1)
     ]
-
-
-def _known_run(voice: str) -> str:
-    """Take a name under `runs/` for that run's folder."""
-    run = RUNS / voice
-    return str(run) if len(Path(voice).parts) == 1 and (run / "run.json").is_file() else voice
 
 
 def _lines(text: str | None, file: str | None) -> list[str]:

@@ -106,6 +106,11 @@ def find_base(name_or_path: str) -> Base:
     # The demo's folder holds its voice, and its base in a sub-folder.
     if (folder / "base" / CONFIG_FILE).is_file():
         folder = folder / "base"
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder}: is a file, and a base is a folder; training takes an s2G file with "
+            "--pretrained"
+        )
     if not folder.is_dir():
         if name_or_path in VERSIONS:
             raise CheckpointError(
@@ -114,7 +119,7 @@ def find_base(name_or_path: str) -> Base:
             )
         raise CheckpointError(
             f"{name_or_path}: there is no such base, here or in {weights_home()}; give the folder "
-            "of one, or `--pretrained` with an s2G file"
+            "of one, or fetch one with `mlx-vits download v2`"
         )
     if not (folder / GENERATOR_FILE).is_file():
         raise CheckpointError(

@@ -17,6 +17,7 @@ from mlx_vits.report.verdict import (
     COLLAPSE_RATIO,
     Finding,
     judge_drift,
+    judge_length,
     judge_level,
     judge_loudness,
     judge_mel_distance,
@@ -103,14 +104,16 @@ class Judge:
             write_wav(samples / f"{stem}_base.wav", base.wav, rate)
             write_wav(samples / f"{stem}_finetuned.wav", tuned.wav, rate)
 
-    def findings(self, final: Score) -> list[Finding]:
-        """Compare the voice, of which this is the score, with its base."""
-        return [
+    def findings(self, final: Score, steps: int) -> list[Finding]:
+        """Compare the voice, of which this is the score after so many steps, with its base."""
+        findings = [
             judge_loudness(self.base_score, final),
             judge_level(final),
             judge_mel_distance(self.base_score, final, self._listening.are_held_out),
             judge_drift(self._drift()),
         ]
+        length = judge_length(steps)
+        return findings if length.passed else [length, *findings]
 
     def _drift(self) -> dict[str, float]:
         return relative_drift(self._blend.model(), self._anchor)

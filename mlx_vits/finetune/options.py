@@ -19,8 +19,7 @@ from mlx_vits.training.loop import StepRecord
 from mlx_vits.training.t2s_trainer import T2STrainingConfig
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
-RUNS = Path("runs")
-SUGGESTED = "finetune.json"  # beside a voice's clips: training options of its own
+SUGGESTED = "finetune.json"  # beside a voice's clips or in a base: options of training
 TRAINING_OPTIONS = frozenset(option.name for option in fields(VITSTrainingConfig))
 # Options of the GPT stage, and how `T2STrainingConfig` calls them; it shares others with SoVITS.
 GPT_OPTIONS = {
@@ -257,7 +256,7 @@ def override(training: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def suggested_options(folder: Path) -> dict[str, Any]:
-    """Read the options of training that a voice's folder suggests; {} if it has none.
+    """Read the options of training that the folder of a voice or a base suggests; {} for none.
 
     Raises:
         DataError: the file is damaged, or an option is unknown or has no such value.

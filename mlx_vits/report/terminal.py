@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,7 +29,7 @@ from mlx_vits.training.loop import StepRecord
 Command = TypeVar("Command", bound=Callable[..., Any])
 _SIGNALLED = 128  # plus the signal's number is what a shell reports: 130 for Ctrl-C
 _NO_MEMORY = "memory ran out; close other programs, or give shorter recordings"
-_RATE_STEPS = 20  # that the shown rate is measured over
+_RATE_STEPS, _FEWEST_TIMES = 20, 6  # that the shown rate is measured over
 
 
 class _Shown(NamedTuple):
@@ -181,16 +182,19 @@ class TerminalScreen:
             f"{_plain(name)} {values[name]:.3f}" for name in self._shown.losses if name in values
         )
         reg = f"reg {values['loss_reg']:.2e}"
-        left = (total - step) / self._rate() if self._rate() else 0
-        self.say(
-            f"step {step}/{total}  epoch {record.place.epoch}  {losses}  {reg}  "
-            f"{self._rate():.2f} steps/s  {left:.0f} s left"
-        )
+        speed, rate = "", self._rate()
+        if rate:
+            speed = f"  {rate:.2f} steps/s  {(total - step) / rate:.0f} s left"
+        self.say(f"step {step}/{total}  epoch {record.place.epoch}  {losses}  {reg}{speed}")
 
     def _rate(self) -> float:
-        if len(self._times) < 2:
+        """Steps a second by the median of the last ones; 0 where there were too few.
+
+        The first steps build and warm up, and a step that is scored is reported late.
+        """
+        if len(self._times) < _FEWEST_TIMES:
             return 0.0
-        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+        return 1 / max(float(np.median(np.diff(self._times))), 1e-9)
 
     def _advance(self, step: int, total: int, values: dict[str, float]) -> None:
         if self._progress is None:

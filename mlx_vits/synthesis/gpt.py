@@ -17,7 +17,7 @@ import numpy as np
 from mlx_vits import accel
 from mlx_vits.checkpoints.base import find_base, weights_home
 from mlx_vits.checkpoints.gpt_file import find_gpt, load_gpt_model, read_gpt
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RunInfo, find_run, is_run
 from mlx_vits.checkpoints.voice_file import GENERATOR_FILE
 from mlx_vits.config import BERT_CHANNELS, T2SConfig
 from mlx_vits.errors import CheckpointError
@@ -347,6 +347,8 @@ def find_gpt_path(name_or_path: str | Path) -> Path:
         if found is None:
             raise CheckpointError(f"{given}: this base has no GPT; give the .ckpt of one")
         return found
+    if is_run(run := find_run(path)):
+        return find_gpt(run) or _gpt_of_base(run)
     if not path.exists():
         raise CheckpointError(
             f"{given}: there is no such GPT; give a .ckpt of GPT-SoVITS, a folder, or a base under "

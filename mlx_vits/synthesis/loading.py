@@ -13,7 +13,7 @@ from mlx_vits.checkpoints.base import (
     weights_home,
 )
 from mlx_vits.checkpoints.gpt_file import find_gpt
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RunInfo, find_run, is_run
 from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
 from mlx_vits.config import VERSIONS
 from mlx_vits.errors import CheckpointError
@@ -41,9 +41,9 @@ def load(
     """Load a voice.
 
     Args:
-        name_or_path: the name of a base under `weights/` ("demo"), a run's folder (its fine-tuned
-            voice), a `.pth` of GPT-SoVITS, a `.safetensors` with metadata, or a folder of
-            `config.json` and `weights.safetensors`.
+        name_or_path: the name of a base under `weights/` ("demo"), a run's folder or its name under
+            `runs/` (its fine-tuned voice), a `.pth` of GPT-SoVITS, a `.safetensors` with metadata,
+            or a folder of `config.json` and `weights.safetensors`.
         content_encoder: a folder in Hugging Face's form; by default the base's own, or the one
             that the run was prepared with. `Voice.convert` and `Voice.speak` need it.
         gpt: a T2S model, in any form that `load_gpt` takes; by default the run's own, or that of
@@ -76,12 +76,14 @@ def load(
         return _load_base(str(name_or_path), given)
     if path.is_dir() and (path / GENERATOR_FILE).is_file():
         return _load_base(str(path), given)
+    if is_run(find_run(path)):
+        return _load_run(find_run(path), given)
     if not path.exists():
         if str(path) in VERSIONS:
             find_base(str(path))  # says how to download it
         raise CheckpointError(
-            f"{name_or_path}: there is no such voice; give a name under {weights_home()}, a run's "
-            "folder or a file"
+            f"{name_or_path}: there is no such voice; give a name under {weights_home()} or "
+            "runs/, a run's folder or a file"
         )
     return _load_file(path, path.stem, given, of_base)
 
