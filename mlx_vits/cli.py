@@ -39,12 +39,36 @@ from mlx_vits.tools.check.command import check_voice
 from mlx_vits.tools.check.subject import CheckOptions
 from mlx_vits.tools.doctor.command import diagnose
 from mlx_vits.tools.inspect.command import inspect_file
+from mlx_vits.tools.listing import list_all
+from mlx_vits.version import __version__
 
 VOICE = "A run's folder or its name under runs/, a base's name, or a voice's file."
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)
 app.command("speak")(speak.main)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"mlx_vits {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", callback=_show_version, is_eager=True
+    ),
+) -> None:
+    """Fine-tune GPT-SoVITS voices in MLX, and let them speak."""
+
+
+@app.command("list")
+@report_errors
+def list_() -> None:
+    """List bases, prepared voices and runs, with their verdicts."""
+    list_all()
 
 
 @app.command()

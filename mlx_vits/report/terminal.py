@@ -33,11 +33,19 @@ _RATE_STEPS, _FEWEST_TIMES = 20, 6  # that the shown rate is measured over
 
 
 class _Shown(NamedTuple):
-    """What is shown of a stage: its name, the losses of a line, and the one beside the bar."""
+    """What is shown of a stage.
+
+    Attributes:
+        name: of the stage.
+        losses: of a line.
+        main: the one beside the bar.
+        legend: what the losses are.
+    """
 
     name: str
     losses: tuple[str, ...]
     main: str
+    legend: str
 
 
 _STAGES: dict[Stage, _Shown] = {
@@ -45,8 +53,17 @@ _STAGES: dict[Stage, _Shown] = {
         "SoVITS",
         ("loss_total", "loss_mel", "loss_fm", "loss_gen", "loss_kl", "loss_d"),
         "loss_mel",
+        "Shown: the sum of the generator's losses (total), its distance to the recordings as heard "
+        "(mel) and as the discriminator sees it (fm), how well it is seen through (gen), text "
+        "against sound (kl); the discriminator's loss (d), the pull to the base (reg).",
     ),
-    "gpt": _Shown("GPT", ("ce", "top3_accuracy", "loss_dpo", "grad_norm"), "ce"),
+    "gpt": _Shown(
+        "GPT",
+        ("ce", "top3_accuracy", "loss_dpo", "grad_norm"),
+        "ce",
+        "Shown: cross-entropy of a code (ce), the share of codes among the first three guesses "
+        "(top3), the norm of the gradient, the pull to the base (reg).",
+    ),
 }
 
 
@@ -168,6 +185,7 @@ class TerminalScreen:
         self._shown, self._times = _STAGES[name], []
         if count > 1:
             self.say(f"Stage {number} of {count}: {self._shown.name}")
+        self.say(self._shown.legend)
 
     def step(self, record: StepRecord, total: int) -> None:
         now = time.monotonic()
