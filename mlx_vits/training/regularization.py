@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import added, total
-from mlx_vits.training.optimizers import add_gradients, global_norm
+from mlx_vits.training.optimizers import global_norm
 
 Anchor = dict[str, mx.array]
 _JOINED = "in_proj_weight"  # of an attention: queries, keys and values
@@ -58,7 +59,11 @@ def _weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _weight(layer: nn.Module) -> mx.array:
     if isinstance(layer, Convolution):
         return layer.effective_weight()
-    return layer[_JOINED if _JOINED in layer else "weight"]
+    return layer[_weight_name(layer)]
+
+
+def _weight_name(layer: nn.Module) -> str:
+    return _JOINED if _JOINED in layer else "weight"
 
 
 def effective_weights(model: nn.Module) -> Anchor:
@@ -117,13 +122,23 @@ def pretrained_regularization(anchor: Anchor, strength: float) -> PretrainedRegu
 def add_pull(
     model: nn.Module,
     gradients: Any,
-    penalty: Callable[[Any], mx.array] | None,
+    pull: PretrainedRegularization | None,
     norm_of: Callable[[Any], mx.array] = global_norm,
 ) -> Pulled:
-    """Add the gradient of the pull, from `pretrained_regularization`; None for none."""
+    """Add the gradient of the pull; None for none.
+
+    Args:
+        model: without weight norm, so that the gradient has the closed form above.
+    """
     norm, nothing = norm_of(gradients), mx.array(0.0)
-    if penalty is None:
+    if pull is None or not pull.anchor:
         return Pulled(gradients, nothing, norm, norm, nothing)
-    loss, own = nn.value_and_grad(model, penalty)(model)
-    both = add_gradients(gradients, own)
-    return Pulled(both, loss, norm_of(both), norm, norm_of(own))
+    layers, own, distances = dict(model.named_modules()), {}, []
+    for path, origin in pull.anchor.items():
+        difference = _weight(layers[path]) - origin
+        own[f"{path}.{_weight_name(layers[path])}"] = 2 * pull.scales[path] * difference
+        distances.append(total(mx.square(difference)))
+    both = tree_map_with_path(lambda path, g: g + own[path] if path in own else g, gradients)
+    scales, squares = mx.array(list(pull.scales.values())), mx.stack(distances)
+    norm_own = 2 * mx.sqrt(mx.sum(mx.square(scales) * squares))
+    return Pulled(both, mx.sum(scales * squares), norm_of(both), norm, norm_own)
