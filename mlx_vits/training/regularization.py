@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import added, total
@@ -56,7 +57,11 @@ def _weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _weight(layer: nn.Module) -> mx.array:
     if isinstance(layer, Convolution):
         return layer.effective_weight()
-    return layer[_JOINED if _JOINED in layer else "weight"]
+    return layer[_weight_name(layer)]
+
+
+def _weight_name(layer: nn.Module) -> str:
+    return _JOINED if _JOINED in layer else "weight"
 
 
 def effective_weights(model: nn.Module) -> Anchor:
@@ -116,3 +121,18 @@ def penalized(
     """Add the gradient of a penalty of the model's weights to gradients of the model."""
     loss, own = nn.value_and_grad(model, penalty)(model)
     return Penalized(loss, norm_of(own), add_gradients(grads, own))
+
+
+def pulled(model: nn.Module, pull: PretrainedRegularization, grads: Any) -> Penalized:
+    """As `penalized`, for a model without weight norm: the gradient in the closed form above."""
+    if not pull.anchor:
+        return Penalized(mx.array(0.0), mx.array(0.0), grads)
+    layers, own, distances = dict(model.named_modules()), {}, []
+    for path, origin in pull.anchor.items():
+        difference = _weight(layers[path]) - origin
+        own[f"{path}.{_weight_name(layers[path])}"] = 2 * pull.scales[path] * difference
+        distances.append(total(mx.square(difference)))
+    both = tree_map_with_path(lambda path, g: g + own[path] if path in own else g, grads)
+    scales, squares = mx.array(list(pull.scales.values())), mx.stack(distances)
+    norm = 2 * mx.sqrt(mx.sum(mx.square(scales) * squares))
+    return Penalized(mx.sum(scales * squares), norm, both)

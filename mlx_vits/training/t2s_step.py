@@ -11,7 +11,7 @@ counts as if it were to be learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -21,12 +21,11 @@ from mlx_vits.models.t2s import Text2SemanticDecoder, TransformerEncoderLayer
 from mlx_vits.nn.checkpointing import checkpoint_blocks, checkpointing
 from mlx_vits.nn.dropout import Key, split_key
 from mlx_vits.training.losses import mean, total
-from mlx_vits.training.optimizers import add_gradients, global_norm
+from mlx_vits.training.optimizers import add_gradients
 from mlx_vits.training.precision import cast_floats
-from mlx_vits.training.regularization import penalized
+from mlx_vits.training.regularization import PretrainedRegularization, pulled
+from mlx_vits.training.stacks import stacked_norm
 from mlx_vits.training.step import Scalars
-
-Penalty = Callable[[Text2SemanticDecoder], mx.array]
 
 DPO_BETA = 0.2
 _TOP = 3
@@ -193,7 +192,7 @@ class T2SStep:
         model: trained as a whole.
         optimizer: of it.
         dpo, compat: see `t2s_terms`.
-        penalty: of the model, added once to the loss of a step.
+        penalty: the pull toward the base, added once to the loss of a step.
         compute: what the forward and the backward are computed in; the weights that are updated,
             losses and summed gradients stay fp32.
         recomputes: whether the backward computes each layer again.
@@ -210,7 +209,7 @@ class T2SStep:
         *,
         dpo: bool = False,
         compat: bool = False,
-        penalty: Penalty | None = None,
+        penalty: PretrainedRegularization | None = None,
         compute: mx.Dtype = mx.float32,
         recomputes: bool = False,
         compiled: bool = False,
@@ -266,11 +265,11 @@ class T2SStep:
     def update(self, terms: T2STerms, gradients: Any) -> Scalars:
         """Add the penalty's gradient, and update the model."""
         loss = sum(terms.losses.values(), start=mx.array(0.0))
-        norm = norm_task = global_norm(gradients)
+        norm = norm_task = stacked_norm(gradients)
         loss_reg = norm_reg = mx.array(0.0)
         if self.penalty is not None:
-            loss_reg, norm_reg, gradients = penalized(self.model, self.penalty, gradients)
-            norm = global_norm(gradients)
+            loss_reg, norm_reg, gradients = pulled(self.model, self.penalty, gradients)
+            norm = stacked_norm(gradients)
         self.optimizer.update(self.model, gradients)
         return terms.losses | {
             "loss_reg": loss_reg,
