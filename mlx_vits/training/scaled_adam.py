@@ -127,6 +127,8 @@ class ScaledAdam(optim.Optimizer):
         updated, start = [], 0
         for index, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
             own = _Rates(*(rate[start : start + len(weight)] for rate in rates))
+            if updated:  # one stack after the other, as each takes memory
+                grad, weight = mx.depends([grad, weight], updated[-1:])
             updated.append(self._apply(grad, weight, index, own))
             start += len(weight)
         self.state["step"] = self.step + 1
