@@ -122,8 +122,10 @@ def _judge(
     lengths: mx.array,
     compat: bool,
     key: Key,
+    inputs: mx.array | None = None,
 ) -> _Judged:
-    logits = t2s_logits(model, batch, codes, lengths, compat=compat, key=key)
+    shown = codes if inputs is None else inputs
+    logits = t2s_logits(model, batch, shown, lengths, compat=compat, key=key)
     place = mx.arange(codes.shape[1] + 1)
     targets = mx.where(place < lengths[:, None], mx.pad(codes, [(0, 0), (0, 1)]), model.config.EOS)
     found = mx.take_along_axis(logits, targets[..., None], axis=-1)
@@ -140,6 +142,7 @@ def t2s_terms(
     *,
     dpo: bool = False,
     compat: bool = False,
+    replaced: float = 0.0,
     key: Key = None,
 ) -> T2STerms:
     """Compute the losses of a micro-batch.
@@ -150,10 +153,12 @@ def t2s_terms(
     Args:
         dpo: whether rejected codes are to be made less likely than the recorded ones.
         compat: whether to compute what upstream does, see above.
-        key: of dropout; None for evaluation.
+        replaced: share of the recorded codes in whose place the model is shown others.
+        key: of dropout and of these; None for evaluation, without either.
     """
-    first, second = split_key(key, 2)
-    chosen = _judge(model, batch, batch.codes, batch.code_lengths, compat, first)
+    first, second, third = split_key(key, 3)
+    inputs = _replace(batch.codes, replaced, model.config.EOS, third)
+    chosen = _judge(model, batch, batch.codes, batch.code_lengths, compat, first, inputs)
     losses = {"loss_ce": -total(chosen.log_probs)}
     if dpo:
         rejected = _judge(model, batch, batch.rejected, batch.rejected_lengths, compat, second)
@@ -161,6 +166,15 @@ def t2s_terms(
         losses["loss_dpo"] = mean(mx.logaddexp(-DPO_BETA * lead, mx.array(0.0)))
     codes = mx.sum(chosen.targets != model.config.EOS)
     return T2STerms(losses, chosen.hits, codes, mx.sum(chosen.counted))
+
+
+def _replace(codes: mx.array, share: float, entries: int, key: Key) -> mx.array:
+    """Codes, a share of which are others of as many as there are; all stay without a key."""
+    if key is None or not share:
+        return codes
+    which, what = split_key(key, 2)
+    others = mx.random.randint(0, entries, codes.shape, mx.int32, key=what)
+    return mx.where(mx.random.bernoulli(share, codes.shape, key=which), others, codes)
 
 
 class CodeScore(NamedTuple):
@@ -191,7 +205,7 @@ class T2SStep:
     Args:
         model: trained as a whole.
         optimizer: of it.
-        dpo, compat: see `t2s_terms`.
+        dpo, compat, replaced: see `t2s_terms`.
         penalty: the pull toward the base, added once to the loss of a step.
         compute: what the forward and the backward are computed in; the weights that are updated,
             losses and summed gradients stay fp32.
@@ -209,13 +223,15 @@ class T2SStep:
         *,
         dpo: bool = False,
         compat: bool = False,
+        replaced: float = 0.0,
         penalty: PretrainedRegularization | None = None,
         compute: mx.Dtype = mx.float32,
         recomputes: bool = False,
         compiled: bool = False,
     ):
         self.model, self.optimizer, self.penalty = model, optimizer, penalty
-        self.dpo, self.compat, self.compute, self.recomputes = dpo, compat, compute, recomputes
+        self.dpo, self.compat, self.replaced = dpo, compat, replaced
+        self.compute, self.recomputes = compute, recomputes
         if recomputes:
             checkpoint_blocks(model, [TransformerEncoderLayer])
         optimizer.init(model.trainable_parameters())
@@ -253,7 +269,14 @@ class T2SStep:
         def objective(parameters: Any) -> tuple[mx.array, T2STerms]:
             self.model.update(cast_floats(parameters, self.compute))
             with checkpointing(self.recomputes):
-                terms = t2s_terms(self.model, batch, dpo=self.dpo, compat=self.compat, key=key)
+                terms = t2s_terms(
+                    self.model,
+                    batch,
+                    dpo=self.dpo,
+                    compat=self.compat,
+                    replaced=self.replaced,
+                    key=key,
+                )
             return sum(terms.losses.values(), start=mx.array(0.0)), terms
 
         try:
