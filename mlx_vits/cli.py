@@ -25,6 +25,7 @@ from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.audio.streams import describe_channel
 from mlx_vits.checkpoints.base import choose_base, load_generator
 from mlx_vits.checkpoints.download import download_base
+from mlx_vits.checkpoints.gpt_file import copy_gpt, is_gpt
 from mlx_vits.checkpoints.run_info import find_run
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES, find_clips
@@ -33,6 +34,7 @@ from mlx_vits.preprocessing.gpt_data import make_gpt_data
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.report.terminal import TerminalScreen, report_errors
+from mlx_vits.synthesis.gpt import find_gpt_path
 from mlx_vits.system.files import given_path, single_name, sweep
 from mlx_vits.tools.bench.command import bench as run_bench
 from mlx_vits.tools.check.command import check_voice
@@ -172,12 +174,14 @@ def convert(
 @report_errors
 def export(
     voice: str = typer.Argument(..., help=VOICE),
-    output: Path = typer.Argument(..., help="File (.pth, .safetensors) or folder to write."),  # noqa: B008
+    output: Path = typer.Argument(  # noqa: B008
+        ..., help="File (.pth, .safetensors; .ckpt for the GPT) or folder to write."
+    ),
     resumable: bool = typer.Option(
         False, "--resumable", help="Write a run's state, from which GPT-SoVITS goes on training."
     ),
 ) -> None:
-    """Write a voice in another form; .pth is what GPT-SoVITS opens."""
+    """Write a voice, or its GPT, in another form; .pth and .ckpt are what GPT-SoVITS opens."""
     if resumable:
         for note in hand_over(given_path(find_run(voice)), output):
             print(note)
@@ -185,6 +189,9 @@ def export(
         return
     if output.exists():
         raise UserError(f"{output}: is there already; take it away or choose another name")
+    if output.suffix == ".ckpt" or is_gpt(given_path(voice)):
+        print(f"{output}: {copy_gpt(find_gpt_path(find_run(voice)), output)}")
+        return
     loaded = mlx_vits.load(find_run(voice))
     loaded.save(output)
     if output.suffix == ".pth" and loaded.config.is_reduced:
