@@ -4,7 +4,8 @@ With `compat` the result is upstream's to the sample, faults included; without i
 
 * a sentence is decoded by itself, whatever else is in its batch,
 * a sentence that T2S seems to have got wrong is drawn again from another seed (see `watch`),
-* a sentence that is too loud lowers the level for good, so that no step is heard between two,
+* a sentence that is too loud lowers the level for good, so that no step is heard between two, and
+  a click only its surroundings,
 * sentences begin and end with a short fade,
 * a streamed code is new in one chunk only, and the last chunk is joined as the others are,
 * a streamed chunk is decoded with some of what precedes it, so that the overlap of two fits.
@@ -110,7 +111,7 @@ class Pipeline:
         self._compat, self._retries = compat, 0 if compat else retries
         self._verify, self._warn = (None, None) if compat else (verify, warn)
         self._code_samples = voice.model.decoded_frames(1) * voice.config.data.hop_length
-        self._level, self._decodings = Level(), 0
+        self._level, self._decodings = Level(voice.sample_rate), 0
 
     def run(self, request: SpeechRequest) -> Iterator[Piece]:
         """Speak a text.
@@ -125,7 +126,8 @@ class Pipeline:
             CheckpointError: a model computes NaN or infinity.
         """
         request.check()
-        self._level, self._decodings = Level(per_piece=self._compat), 0
+        self._level = Level(self._voice.sample_rate, per_piece=self._compat)
+        self._decodings = 0
         context = self._context(request)
         sentences = self._sentences(request)
         if request.streaming_mode:
