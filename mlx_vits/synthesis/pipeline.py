@@ -112,13 +112,15 @@ class Pipeline:
         self._verify, self._warn = (None, None) if compat else (verify, warn)
         self._code_samples = voice.model.decoded_frames(1) * voice.config.data.hop_length
         self._level, self._decodings = Level(voice.sample_rate), 0
+        self._owed_pause = 0.0  # written beside sentences that were left out
 
     def run(self, request: SpeechRequest) -> Iterator[Piece]:
         """Speak a text.
 
         Yields:
             One piece for the whole text; for each batch if `return_fragment`; for each chunk and
-            each silence if `streaming_mode`.
+            each silence if `streaming_mode`. A silence after what is left out at the end is a piece
+            of its own.
 
         Raises:
             UserError: an option is out of range, or the text has nothing to speak.
@@ -127,7 +129,7 @@ class Pipeline:
         """
         request.check()
         self._level = Level(self._voice.sample_rate, per_piece=self._compat)
-        self._decodings = 0
+        self._decodings, self._owed_pause = 0, 0.0
         context = self._context(request)
         sentences = self._sentences(request)
         if request.streaming_mode:
@@ -139,6 +141,8 @@ class Pipeline:
                 yield Piece(np.concatenate([self._finished(part) for part in parts]), batch)
         else:
             yield self._speak_whole(list(sentences), context)
+        if self._owed_pause:
+            yield Piece(_silence(self._owed_pause, self._voice.sample_rate), [])
 
     def _context(self, request: SpeechRequest) -> _Context:
         if self._prompt.codes is None or not request.prompt_text.strip():
@@ -148,7 +152,10 @@ class Pipeline:
         return _Context(request, reading.ids, reading.features, mx.array(self._prompt.codes))
 
     def _sentences(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Read each sentence when it is asked for; one that cannot be spoken is left out."""
+        """Read each sentence when it is asked for; one that cannot be spoken is left out.
+
+        Pauses that are written beside it stay.
+        """
         fault: DataError | None = None
         is_spoken = False
         for index, sentence in enumerate(self._with_pauses(request)):
@@ -159,8 +166,11 @@ class Pipeline:
                     raise
                 fault = fault or error
                 self._warn(f"left out: {error}")
+                self._owed_pause += sentence.lead
+                self._owed_pause += sentence.pause if sentence.has_own_pause else 0.0
                 continue
             is_spoken = True
+            sentence.lead, self._owed_pause = sentence.lead + self._owed_pause, 0.0
             sentence.phonemes, sentence.ids = reading.phones, reading.ids
             sentence.features, sentence.length = reading.features, len(reading.norm_text)
             sentence.index, sentence.seed = index, request.seed
@@ -178,19 +188,19 @@ class Pipeline:
             for piece in pre_segment(text, request.text_lang, method, compat=True):
                 yield Sentence(piece, pause=pause)
             return
-        lead, last, is_paused = 0.0, None, False
+        lead, last = 0.0, None
         for part in split_pauses(text):
             if isinstance(part, Pause):
                 if last is None:
                     lead += part.seconds
                 else:
-                    last.pause = part.seconds + (last.pause if is_paused else 0.0)
-                    is_paused = True
+                    last.pause = part.seconds + (last.pause if last.has_own_pause else 0.0)
+                    last.has_own_pause = True
                 continue
             for piece in pre_segment(part, request.text_lang, method):
                 if last is not None:
                     yield last
-                last, lead, is_paused = Sentence(piece, pause=pause, lead=lead), 0.0, False
+                last, lead = Sentence(piece, pause=pause, lead=lead), 0.0
         if last is not None:
             yield last
 
