@@ -118,7 +118,7 @@ class TestStreaming:
         assert len(spoken) == pytest.approx(len(short.wav), rel=0.25)
         assert abs(spoken[0]) < 1e-3
 
-    def test_is_as_near_to_the_whole_as_another_noise(self, voice: Voice, speech) -> None:
+    def test_is_nearer_to_the_whole_than_another_noise(self, voice: Voice, speech) -> None:
         spoken = np.concatenate([piece.wav for piece in self.chunks(voice)])
         one, codes = speech.sentences[0], speech.sentences[0].codes
         prompt = voice.speaker.companions.reference
@@ -137,7 +137,7 @@ class TestStreaming:
         mels = [self.mel(voice, wav) for wav in (speech.wav, spoken, *wholes)]
         streamed, noisy = self.distance(mels[0], mels[1]), self.distance(mels[2], mels[3])
         print(f"log-mel distance: streamed to whole {streamed:.3f}, two noises {noisy:.3f}")
-        assert streamed < 2 * noisy + 0.2
+        assert streamed < noisy
 
     def mel(self, voice: Voice, wav: np.ndarray) -> np.ndarray:
         return np.array(mel_spectrogram(mx.array(wav)[None], voice.config.data))[0]

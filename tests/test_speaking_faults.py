@@ -99,6 +99,25 @@ def test_a_sentence_that_cannot_be_spoken_is_left_out_and_named(
     assert any("left out" in words and "506 characters" in words for words in noticed)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Hello.\n{}[pause 0.8s]\nGood day.", 0.8),
+        ("[pause 0.8s]{}[pause 0.5s]Hello.\nGood day.", 1.3),
+        ("Hello.\nGood day.[pause 0.3s]{}[pause 0.8s]", 0.8),
+        ("Hello.\n{}\nGood day.", 0.0),
+    ],
+)
+def test_the_pauses_of_a_sentence_that_is_left_out_stay(
+    voice: Voice, streamed: bool, text: str, seconds: float
+) -> None:
+    def samples(text: str) -> int:
+        return sum(map(len, voice.stream(text))) if streamed else len(voice.speak(text).wav)
+
+    assert samples(text.format("x" * 505)) - samples("Hello.\nGood day.") == int(seconds * RATE)
+
+
 def test_warnings_belong_to_the_request_that_caused_them(voice: Voice) -> None:
     other = voice.stream("Hello \U0001f389 there.")
     next(other)

@@ -4,9 +4,14 @@ With `compat` the result is upstream's to the sample, faults included; without i
 
 * a sentence is decoded by itself, whatever else is in its batch,
 * a sentence that T2S seems to have got wrong is drawn again from another seed (see `watch`),
-* a sentence that is too loud lowers the level for good, so that no step is heard between two,
+* a sentence that is too loud lowers the level for good, so that no step is heard between two, and
+  a click only its surroundings,
 * sentences begin and end with a short fade,
-* a streamed code is new in one chunk only, and the last chunk is joined as the others are.
+* a streamed code is new in one chunk only, and the last chunk is joined as the others are,
+* a streamed chunk is decoded with some of what precedes it, so that the overlap of two fits.
+
+A code's noise depends on its seed and its place alone, so that a sentence sounds alike, streamed or
+not.
 
 Nothing is read from disk here and nothing printed: all parts are arguments of `Pipeline`.
 
@@ -30,6 +35,7 @@ from mlx_vits.synthesis import generation
 from mlx_vits.synthesis.buckets import batch_sentences
 from mlx_vits.synthesis.generation import MUTE_CODE, Chunk, Generated
 from mlx_vits.synthesis.joining import ChunkJoiner
+from mlx_vits.synthesis.noise import draw_noise
 from mlx_vits.synthesis.pauses import Pause, split_pauses
 from mlx_vits.synthesis.reference import SILENCE_CODES
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
 NOISE_SCALE = 0.5
 RETRIES = 2
 _SHORT_CHUNK = 10  # codes; a shorter chunk is decoded with more of what precedes it
+_CONTEXT = 6  # codes before the overlap that a chunk is decoded with
 
 
 class Reading(Protocol):
@@ -76,7 +83,7 @@ class Pipeline:
         front_end: text and language to phonemes and features.
         prompt: of the reference.
         noise: `(shape, index)` to standard normal noise, `index` counting the decodings of a
-            request; by default drawn from the sentence's seed.
+            request; by default `draw_noise` of the sentence's seed.
         mute_code: the code of silence, at which streamed chunks are cut.
         compat: give upstream's result, see above.
         retries: how often a sentence is drawn again.
@@ -104,14 +111,16 @@ class Pipeline:
         self._compat, self._retries = compat, 0 if compat else retries
         self._verify, self._warn = (None, None) if compat else (verify, warn)
         self._code_samples = voice.model.decoded_frames(1) * voice.config.data.hop_length
-        self._level, self._decodings = Level(), 0
+        self._level, self._decodings = Level(voice.sample_rate), 0
+        self._owed_pause = 0.0  # written beside sentences that were left out
 
     def run(self, request: SpeechRequest) -> Iterator[Piece]:
         """Speak a text.
 
         Yields:
             One piece for the whole text; for each batch if `return_fragment`; for each chunk and
-            each silence if `streaming_mode`.
+            each silence if `streaming_mode`. A silence after what is left out at the end is a piece
+            of its own.
 
         Raises:
             UserError: an option is out of range, or the text has nothing to speak.
@@ -119,7 +128,8 @@ class Pipeline:
             CheckpointError: a model computes NaN or infinity.
         """
         request.check()
-        self._level, self._decodings = Level(per_piece=self._compat), 0
+        self._level = Level(self._voice.sample_rate, per_piece=self._compat)
+        self._decodings, self._owed_pause = 0, 0.0
         context = self._context(request)
         sentences = self._sentences(request)
         if request.streaming_mode:
@@ -131,6 +141,8 @@ class Pipeline:
                 yield Piece(np.concatenate([self._finished(part) for part in parts]), batch)
         else:
             yield self._speak_whole(list(sentences), context)
+        if self._owed_pause:
+            yield Piece(_silence(self._owed_pause, self._voice.sample_rate), [])
 
     def _context(self, request: SpeechRequest) -> _Context:
         if self._prompt.codes is None or not request.prompt_text.strip():
@@ -140,7 +152,10 @@ class Pipeline:
         return _Context(request, reading.ids, reading.features, mx.array(self._prompt.codes))
 
     def _sentences(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Read each sentence when it is asked for; one that cannot be spoken is left out."""
+        """Read each sentence when it is asked for; one that cannot be spoken is left out.
+
+        Pauses that are written beside it stay.
+        """
         fault: DataError | None = None
         is_spoken = False
         for index, sentence in enumerate(self._with_pauses(request)):
@@ -151,8 +166,11 @@ class Pipeline:
                     raise
                 fault = fault or error
                 self._warn(f"left out: {error}")
+                self._owed_pause += sentence.lead
+                self._owed_pause += sentence.pause if sentence.has_own_pause else 0.0
                 continue
             is_spoken = True
+            sentence.lead, self._owed_pause = sentence.lead + self._owed_pause, 0.0
             sentence.phonemes, sentence.ids = reading.phones, reading.ids
             sentence.features, sentence.length = reading.features, len(reading.norm_text)
             sentence.index, sentence.seed = index, request.seed
@@ -170,19 +188,19 @@ class Pipeline:
             for piece in pre_segment(text, request.text_lang, method, compat=True):
                 yield Sentence(piece, pause=pause)
             return
-        lead, last, is_paused = 0.0, None, False
+        lead, last = 0.0, None
         for part in split_pauses(text):
             if isinstance(part, Pause):
                 if last is None:
                     lead += part.seconds
                 else:
-                    last.pause = part.seconds + (last.pause if is_paused else 0.0)
-                    is_paused = True
+                    last.pause = part.seconds + (last.pause if last.has_own_pause else 0.0)
+                    last.has_own_pause = True
                 continue
             for piece in pre_segment(part, request.text_lang, method):
                 if last is not None:
                     yield last
-                last, lead, is_paused = Sentence(piece, pause=pause, lead=lead), 0.0, False
+                last, lead = Sentence(piece, pause=pause, lead=lead), 0.0
         if last is not None:
             yield last
 
@@ -247,7 +265,7 @@ class Pipeline:
             np.array([ids], np.int32),
             self._prompt.style,
             sv_emb=self._prompt.vectors or None,
-            noise=self._noise(self._voice.model.decoded_frames(len(codes), speed), seed, 0),
+            noise=self._noise(len(codes), seed, speed),
             noise_scale=NOISE_SCALE,
             speed=speed,
         )
@@ -293,12 +311,19 @@ class Pipeline:
         ends = np.cumsum([len(sentence.codes) * self._code_samples for sentence in batch])
         return np.split(wav, ends[:-1])
 
-    def _noise(self, frames: int, seed: int, part: int) -> mx.array:
-        shape = (1, self._voice.config.model.inter_channels, frames)
+    def _context_codes(self, new: int) -> int:
+        """Return how many codes before the overlap are decoded with a chunk, and cut off again."""
+        return max(0 if self._compat else _CONTEXT, _SHORT_CHUNK - new)
+
+    def _noise(self, codes: int, seed: int, speed: float, *, first_code: int = 0) -> mx.array:
+        """Draw the noise `[1, C, T]` of codes; a code's is the same in whichever chunk it is."""
+        model, channels = self._voice.model, self._voice.config.model.inter_channels
+        frames = model.decoded_frames(codes, speed)
         if self._given_noise is not None:
             self._decodings += 1
-            return self._given_noise(shape, self._decodings - 1)
-        return mx.random.normal(shape, key=mx.random.split(mx.random.key(seed), part + 1)[part])
+            return self._given_noise((1, channels, frames), self._decodings - 1)
+        first = int(model.decoded_frames(first_code) / speed)
+        return draw_noise(channels, first, frames, seed)
 
     def _finished(self, part: _Part) -> np.ndarray:
         """Apply level and fades, and add the silence before and after a sentence."""
@@ -318,29 +343,29 @@ class Pipeline:
         said: list[np.ndarray] = []
         if sentence.lead:
             yield Piece(_silence(sentence.lead, rate), [])
-        for number, chunk in enumerate(self._sound_chunks(sentence, context)):
+        for chunk in self._sound_chunks(sentence, context):
             if len(chunk.codes) == 0:
                 wav = joiner.finish()
             else:
                 said.append(chunk.codes)
                 new = len(chunk.codes)
                 known = sum(map(len, said)) - new
-                again = min(known, overlap + max(0, _SHORT_CHUNK - new)) if known else 0
+                extra = self._context_codes(new)
+                again = min(known, overlap + extra)
+                frames = self._voice.model.decoded_frames(again)
                 decoded = self._voice.decode_chunk(
                     np.concatenate(said)[None, None],
                     np.array([sentence.ids], np.int32),
                     self._prompt.style,
                     tail_codes=new + again,
-                    before=None if encoded is None else encoded[:, -2 * again :],
+                    before=None if encoded is None else encoded[:, -frames:],
                     sv_emb=self._prompt.vectors or None,
-                    noise=self._noise(
-                        self._voice.model.decoded_frames(new + again, speed), sentence.seed, number
-                    ),
+                    noise=self._noise(new + again, sentence.seed, speed, first_code=known - again),
                     noise_scale=NOISE_SCALE,
                     speed=speed,
                 )
                 wav, encoded = self._checked(decoded.wav), decoded.encoded
-                if known and new < _SHORT_CHUNK:
+                if known and extra:
                     wav = wav[-int((overlap + new) * self._code_samples / speed) :]
                 wav = joiner.add(self._level.apply(wav), is_last=chunk.is_final)
             if not self._compat:

@@ -160,6 +160,7 @@ class Sentence:
         features: `[1024, L]` of BERT, zeros for languages other than Chinese.
         length: characters of the normalised text.
         lead, pause: seconds of silence before and after it.
+        has_own_pause: whether the text asks for that pause.
         index: among the sentences of the text.
         codes: `(K,)` int32, semantic codes.
         samples: of its sound, without the silence after it.
@@ -176,6 +177,7 @@ class Sentence:
     length: int = 0
     lead: float = 0.0
     pause: float = 0.0
+    has_own_pause: bool = False
     index: int = 0
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     samples: int = 0
