@@ -66,8 +66,9 @@ test: setup ## Run the tests
 test-slow: setup ## Run the tests that take minutes as well
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 
-bench: setup ## Measure training steps and synthesis at full size, as a table to share
+bench: setup ## Measure training steps, synthesis and speaking at full size, as tables to share
 	$(BIN)/mlx-vits bench --share $(ARGS)
+	$(BIN)/mlx-vits bench --speech --output bench_speech.json $(ARGS)
 
 bench-reading: setup ## Measure what reading a full-size model takes
 	$(BIN)/python scripts/bench_reading.py $(ARGS)

@@ -37,6 +37,7 @@ from mlx_vits.report.terminal import TerminalScreen, report_errors
 from mlx_vits.synthesis.gpt import find_gpt_path
 from mlx_vits.system.files import given_path, single_name, sweep
 from mlx_vits.tools.bench.command import bench as run_bench
+from mlx_vits.tools.bench.command import bench_speech
 from mlx_vits.tools.check.command import check_voice
 from mlx_vits.tools.check.subject import CheckOptions
 from mlx_vits.tools.doctor.command import diagnose
@@ -287,9 +288,15 @@ def bench(
     share: bool = typer.Option(
         False, "--share", help="Batches of 1, 2 and 4 in fp32 and bf16, as a table to paste."
     ),
+    speech: bool = typer.Option(
+        False, "--speech", help="Measure speaking instead: T2S, first sound, a sentence of 5 s."
+    ),
     output: Path = typer.Option(Path("bench.json"), help="JSON file to write."),  # noqa: B008
 ) -> None:
-    """Measure a training step and synthesis at full size on this machine."""
+    """Measure a training step and synthesis, or speaking, at full size on this machine."""
+    if speech:
+        bench_speech(version, repetitions=repeat, warm_up=warm_up, compare=compare, output=output)
+        return
     run_bench(
         version,
         batch,
