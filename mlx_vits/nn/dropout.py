@@ -21,11 +21,8 @@ def dropout(x: mx.array, p: float, key: Key) -> mx.array:
     """
     if key is None or p == 0.0:
         return x
-    # 16 random bits an element do: half of what `mx.random.bernoulli` draws, and on a CPU half of
-    # its time. Splitting a key is the one way to raw bits.
-    words = mx.random.split(key, -(-x.size // 4)).view(mx.uint16)
-    keep = words.reshape(-1)[: x.size].reshape(x.shape) < round((1.0 - p) * 65536)
-    return x * (keep.astype(x.dtype) * (1.0 / (1.0 - p)))
+    keep = mx.random.bernoulli(1.0 - p, x.shape, key=key)
+    return x * (keep * (1.0 / (1.0 - p))).astype(x.dtype)
 
 
 def split_key(key: Key, count: int) -> list[Key]:
