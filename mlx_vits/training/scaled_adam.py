@@ -124,7 +124,8 @@ class ScaledAdam(optim.Optimizer):
         plan = plan_stacks(gradients)
         grads, weights = stacked(plan, gradients), stacked(plan, parameters)
         rates = self._rates(grads, weights)
-        updated, start = [], 0
+        updated: list[mx.array] = []
+        start = 0
         for index, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
             own = _Rates(*(rate[start : start + len(weight)] for rate in rates))
             if updated:  # one stack after the other, as each takes memory
