@@ -7,7 +7,8 @@ times slower where torch was imported first. The two take turns, a step each; ra
 pairs, below 1 where ours is faster. On a GPU ours is compiled, as in training. `--dropout 0` makes
 the losses that are printed comparable to rounding; `--no-tf32` keeps TF32 off on both sides.
 Memory: `peak_gb` of arrays (MLX) or of the caching allocator (PyTorch on CUDA), `rss_gb` of the
-process. `--parts` times forward, gradients and update of ours as well.
+process. `--parts` times forward, gradients and update of ours as well. `kernels` are those of our
+step with one micro-batch, counted in its graph (a layer norm as a CPU's several).
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ def serve_mlx(work: Work) -> None:
     from mlx_vits.accel.compilation import compiles_step
     from mlx_vits.config import T2SConfig
     from mlx_vits.models.t2s import Text2SemanticDecoder
+    from mlx_vits.tools.bench.graphs import count_graph
+    from mlx_vits.tools.bench.work import _kept
     from mlx_vits.training.precision import compute_type
     from mlx_vits.training.regularization import PretrainedRegularization, take_anchor
     from mlx_vits.training.scaled_adam import ScaledAdam
@@ -106,6 +109,8 @@ def serve_mlx(work: Work) -> None:
         rejected_lengths=mx.zeros((work.batch,), mx.int32),
     )
     mx.eval(batch, step.state)
+    with _kept(step.state):
+        kernels = count_graph([step([batch], mx.random.key(0)), step.state]).kernels
     count = 0
 
     def run() -> float:
@@ -119,10 +124,10 @@ def serve_mlx(work: Work) -> None:
         begun = time.perf_counter()
         mx.eval(t2s_terms(model, batch, key=mx.random.key(count)))
         forward = time.perf_counter()
-        found = step.gradients(batch, mx.random.key(count))
+        found = step._gather(batch, mx.random.key(count))
         mx.eval(found)
         gradients = time.perf_counter()
-        mx.eval(step.update(*found), step.state)
+        mx.eval(step._finish(*found), step.state)
         update = time.perf_counter()
         return {
             "forward": forward - begun,
@@ -130,7 +135,8 @@ def serve_mlx(work: Work) -> None:
             "update": update - gradients,
         }
 
-    print(json.dumps({"device": str(mx.default_device()), "compiled": compiled}), flush=True)
+    facts = {"device": str(mx.default_device()), "compiled": compiled, "kernels": kernels}
+    print(json.dumps(facts), flush=True)
     _serve(run, mx.get_peak_memory, parts if work.parts else dict)
 
 
