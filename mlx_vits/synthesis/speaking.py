@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.bert_file import find_bert, read_bert
 from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.errors import CheckpointError, DataError, UserError
-from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.speaker_encoder import ERes2NetV2
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.prepared import read_speaker_vector
@@ -29,7 +27,6 @@ from mlx_vits.preprocessing.speakers import speaker_vector
 from mlx_vits.synthesis.companions import (
     Companions,
     StoredReference,
-    check_content_encoder,
     vector_beside,
 )
 from mlx_vits.synthesis.fitting import (
@@ -144,20 +141,6 @@ class Speaker:
         return gpt
 
     @cached_property
-    def _content_encoder(self) -> HubertModel:
-        if self.voice.content_encoder is not None:
-            return self.voice.content_encoder
-        if self.companions.content_encoder is None:
-            raise CheckpointError(
-                f"{self.voice.name}: has no content encoder, with which a reference is heard; "
-                f"fetch it with `mlx-vits download {self.voice.version}`, or give its folder with "
-                "--content-encoder"
-            )
-        encoder = load_content_encoder(self.companions.content_encoder)
-        check_content_encoder(encoder, self.voice.config.reduced_dims.ssl_dim, self.voice.name)
-        return encoder
-
-    @cached_property
     def _speaker_encoder(self) -> ERes2NetV2:
         if self.companions.speaker_encoder is None:
             raise CheckpointError(
@@ -189,7 +172,7 @@ class Speaker:
         return reading
 
     def _encode(self, wav: np.ndarray) -> np.ndarray:
-        features = self._content_encoder(mx.array(wav)[None])
+        features = self.voice.require_content_encoder()(mx.array(wav)[None])
         return self.voice.extract_codes(features.swapaxes(1, 2)).ravel()
 
     def _hear(self, path: str | Path, *, as_prompt: bool) -> _Heard:

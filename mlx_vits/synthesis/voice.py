@@ -17,6 +17,7 @@ import numpy as np
 from mlx_vits import accel
 from mlx_vits.audio.files import read_speech, resample
 from mlx_vits.audio.spectrogram import spectrogram
+from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import write_voice
 from mlx_vits.config import Config
@@ -49,6 +50,14 @@ _DEFAULT_SEED = 0
 _features = on_lasting_thread(speech_features)
 
 
+@on_lasting_thread
+def _read_content_encoder(folder: Path, ssl_dim: int, name: str) -> HubertModel:
+    encoder = load_content_encoder(folder)
+    check_content_encoder(encoder.config, ssl_dim, name)
+    mx.eval(encoder.parameters())  # for other threads
+    return encoder
+
+
 class Chunk(NamedTuple):
     """A decoded chunk: samples `(N,)` float32, and the encoding that the next one fades from."""
 
@@ -65,11 +74,11 @@ class Voice:
         model: the generator.
         info: how far it was trained, in upstream's words.
         name: for messages and files.
-        content_encoder: needed by `convert`; `speak` takes it in place of its companions'.
+        content_encoder: in place of the companions'.
         reference: a recording of the voice, the default style of `convert`; that of `speak` is in
             `companions`.
         speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
-        companions: finds what `speak` needs beside all that, when a text is first spoken.
+        companions: finds what `speak` and `convert` need beside all that, when one of them does.
 
     Raises:
         CheckpointError: the content encoder gives features of another width than the model takes.
@@ -95,12 +104,12 @@ class Voice:
         companions: Callable[[], Companions] = Companions,
     ):
         if content_encoder is not None:
-            check_content_encoder(content_encoder, model.config.reduced_dims.ssl_dim, name)
+            check_content_encoder(content_encoder.config, model.config.reduced_dims.ssl_dim, name)
         mx.eval(model.parameters())  # for other threads
         self.model, self.info, self.name = model, info, name
         self._folding = Folding(model)
         self._decode, self._decode_chunk = accel.inference(decode), accel.inference(decode_chunk)
-        self.content_encoder, self.reference = content_encoder, reference
+        self._given_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
         self._find_companions = companions
 
@@ -111,7 +120,38 @@ class Voice:
         The two refer to each other: a voice without one, as those that score a training, frees its
         weights as soon as it is dropped.
         """
-        return Speaker(self, self._find_companions())
+        return Speaker(self, self.companions)
+
+    @cached_property
+    def companions(self) -> Companions:
+        """The files that this voice speaks with; found when they are first asked for."""
+        return self._find_companions()
+
+    @cached_property
+    def content_encoder(self) -> HubertModel | None:
+        """What hears recordings, read when it is first asked for; None where there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or gives features of another width than the model takes.
+        """
+        if self._given_encoder is not None:
+            return self._given_encoder
+        folder, ssl_dim = self.companions.content_encoder, self.config.reduced_dims.ssl_dim
+        return None if folder is None else _read_content_encoder(folder, ssl_dim, self.name)
+
+    def require_content_encoder(self) -> HubertModel:
+        """Return the content encoder.
+
+        Raises:
+            CheckpointError: there is none, or as `content_encoder`.
+        """
+        if self.content_encoder is None:
+            raise CheckpointError(
+                f"{self.name}: has no content encoder, with which recordings are heard; fetch it "
+                f"with `mlx-vits download {self.version}`, or give its folder: --content-encoder "
+                "FOLDER, or mlx_vits.load(..., content_encoder=FOLDER)"
+            )
+        return self.content_encoder
 
     @property
     def config(self) -> Config:
@@ -311,11 +351,7 @@ class Voice:
                 NaN or infinity.
             DataError: the recording is silent or too short, or the text cannot be spoken.
         """
-        if self.content_encoder is None:
-            raise CheckpointError(
-                f"{self.name}: has no content encoder, which convert needs; give its folder: "
-                "mlx_vits.load(..., content_encoder=FOLDER)"
-            )
+        encoder = self.require_content_encoder()
         if sv_emb is None and self.config.model.is_pro:
             sv_emb = self._own_vector(refer)
         audio = np.asarray(wav, dtype=np.float32)
@@ -323,7 +359,7 @@ class Voice:
             raise DataError("the recording is not one channel of numbers; give an array (N,)")
         # By way of the voice's rate, as preparation goes, so that both hear the same.
         audio = resample(audio, sample_rate, self.sample_rate)
-        features = _features(self.content_encoder, audio, self.sample_rate, "the recording")
+        features = _features(encoder, audio, self.sample_rate, "the recording")
         phonemes = clean_text(text, language, self.version).phonemes
         spoken = self.speak_features(
             features,
