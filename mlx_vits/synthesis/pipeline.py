@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
+from mlx_vits.config import BERT_CHANNELS
 from mlx_vits.errors import CheckpointError, DataError
 from mlx_vits.models.t2s import Text2SemanticDecoder
 from mlx_vits.synthesis import generation
@@ -67,7 +68,7 @@ class Reading(Protocol):
     def norm_text(self) -> str: ...
 
     @property
-    def features(self) -> mx.array: ...
+    def features(self) -> mx.array | None: ...
 
 
 FrontEnd = Callable[[str, str], Reading]
@@ -432,11 +433,13 @@ class _Context(NamedTuple):
     prompt: mx.array | None
 
     def row(self, sentence: Sentence) -> generation.Request:
-        features = sentence.features
-        if self.features is not None:
-            features = mx.concatenate([self.features, features], axis=1)
+        features = None
+        if self.features is not None or sentence.features is not None:
+            both = ((self.features, self.ids), (sentence.features, sentence.ids))
+            known = [mx.zeros((BERT_CHANNELS, len(ids))) if f is None else f for f, ids in both]
+            features = mx.concatenate(known, axis=1).T
         phones = mx.array([*self.ids, *sentence.ids], mx.int32)
-        return generation.Request(phones, features.T, sentence.seed)
+        return generation.Request(phones, features, sentence.seed)
 
     def fault(self, sentence: Sentence, drawn: Generated) -> Fault | None:
         pace = None

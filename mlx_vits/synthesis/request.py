@@ -157,7 +157,7 @@ class Sentence:
         text: as it was cut from the text.
         phonemes: symbols.
         ids: of the phonemes.
-        features: `[1024, L]` of BERT, zeros for languages other than Chinese.
+        features: `[1024, L]` of BERT; None where nothing is Chinese.
         length: characters of the normalised text.
         lead, pause: seconds of silence before and after it.
         has_own_pause: whether the text asks for that pause.
@@ -173,7 +173,7 @@ class Sentence:
     text: str
     phonemes: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    features: mx.array = field(default_factory=lambda: mx.zeros((1024, 0)))
+    features: mx.array | None = None
     length: int = 0
     lead: float = 0.0
     pause: float = 0.0
