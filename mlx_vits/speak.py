@@ -68,6 +68,9 @@ def main(
     gpt: Path | None = typer.Option(  # noqa: B008
         None, help="T2S model (.ckpt or folder); the voice's or its base's unless given."
     ),
+    bits: int | None = typer.Option(
+        None, help="Hold the T2S model's weights in 8 or 4 bits; see docs/speaking.md."
+    ),
     content_encoder: Path | None = typer.Option(  # noqa: B008
         None, help="Folder of the content encoder; the base's unless given."
     ),
@@ -94,7 +97,7 @@ def main(
     lines = _lines(text, file)
     if not output and not play:
         raise UserError("say where the speech goes: -o FILE, -o FOLDER/ or --play")
-    loaded = mlx_vits.load(_known_run(voice), content_encoder=content_encoder, gpt=gpt)
+    loaded = mlx_vits.load(_known_run(voice), content_encoder=content_encoder, gpt=gpt, bits=bits)
     speaker = loaded.speaker
     if lexicon is not None:
         speaker.use_lexicon(lexicon)

@@ -59,6 +59,13 @@ def seconds(path: Path | str) -> float:
     return soundfile.info(path).duration
 
 
+def test_bits_of_the_weights(run: Callable[..., Result], here: Path) -> None:
+    refused = run("Hello.", "-o", "out.wav", "--bits", 3)
+    assert (refused.exit_code, refused.output) == (1, "error: bits is 3; it has to be 8 or 4\n")
+    assert run("Hello.", "-o", "out.wav", "--bits", 8).exit_code == 0
+    assert seconds(here / "out.wav") > 0.4
+
+
 class TestFiles:
     @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".opus", ".mp3"])
     def test_every_format_has_the_length_and_level(self, here: Path, suffix: str) -> None:

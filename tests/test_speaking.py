@@ -320,6 +320,14 @@ def test_a_t2s_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> N
         mlx_vits.load("demo", gpt=tmp_path).speak("Hello.")
 
 
+def test_weights_of_eight_bits(voice: Voice, short) -> None:
+    light = mlx_vits.load("demo", bits=8)
+    spoken = light.speak(SHORT)
+    assert light.speaker.gpt.bits == 8
+    assert spoken.sentences[0].fault is None
+    assert len(spoken.wav) == pytest.approx(len(short.wav), rel=0.5)
+
+
 def test_a_stream_passes_from_thread_to_thread(voice: Voice) -> None:
     text = f"[pause 0.1s]{SHORT}"
     pieces = voice.stream(text)

@@ -37,19 +37,21 @@ class StoredReference:
 
 @dataclass(frozen=True)
 class Companions:
-    """What was found for a voice; None for what is not there.
+    """What was found for a voice, or chosen by the user; None for what is not there.
 
     Attributes:
         gpt: the T2S model: a file or a folder.
         content_encoder: a folder in Hugging Face's form.
         speaker_encoder: a file, for v2Pro and v2ProPlus.
         find_reference: finds the voice's own reference.
+        gpt_bits: that the weights of the T2S model are held in; None for those of its file.
     """
 
     gpt: Path | None = None
     content_encoder: Path | None = None
     speaker_encoder: Path | None = None
     find_reference: Callable[[], StoredReference | None] = lambda: None
+    gpt_bits: int | None = None
 
     @cached_property
     def reference(self) -> StoredReference | None:
@@ -67,6 +69,7 @@ class Companions:
             self.content_encoder or other.content_encoder,
             self.speaker_encoder or other.speaker_encoder,
             lambda: self.reference or other.reference,
+            self.gpt_bits or other.gpt_bits,
         )
 
 

@@ -17,7 +17,7 @@ from mlx_vits.checkpoints.gpt_file import find_gpt
 from mlx_vits.checkpoints.run_info import RunInfo, is_run
 from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
 from mlx_vits.config import VERSIONS
-from mlx_vits.errors import CheckpointError
+from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.choosing import choose_reference, read_candidates
@@ -28,7 +28,7 @@ from mlx_vits.synthesis.companions import (
     check_content_encoder,
     read_stored_reference,
 )
-from mlx_vits.synthesis.gpt import find_gpt_path
+from mlx_vits.synthesis.gpt import BITS, find_gpt_path
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.system.files import given_path
 
@@ -43,6 +43,7 @@ def load(
     *,
     content_encoder: str | Path | None = None,
     gpt: str | Path | None = None,
+    bits: int | None = None,
 ) -> Voice:
     """Load a voice.
 
@@ -56,12 +57,14 @@ def load(
         gpt: a T2S model, in any form that `load_gpt` takes; by default the run's own, or that of
             the base that the run names, or for a `.pth` that of a downloaded base of its version.
             It is read by the first `Voice.speak`.
+        bits: hold the weights of the T2S model in 8 or 4 bits, see `GPT.quantize`.
 
     Returns:
         The voice.
 
     Raises:
         CheckpointError: there is no such voice, or its files are damaged or of an unknown kind.
+        UserError: `bits` is something else.
 
     Example:
         >>> import mlx_vits
@@ -70,7 +73,10 @@ def load(
         ('v2', 32000)
     """
     path = given_path(name_or_path, CheckpointError)
+    if bits not in (None, *BITS):
+        raise UserError(f"bits is {bits!r}; it has to be 8 or 4")
     given = Companions(
+        gpt_bits=bits,
         gpt=find_gpt_path(gpt) if gpt is not None else None,
         content_encoder=(
             given_path(content_encoder, CheckpointError) if content_encoder is not None else None

@@ -126,7 +126,8 @@ class Speaker:
         """The T2S model, read when first asked for.
 
         Raises:
-            CheckpointError: there is none, or it belongs to another version or codebook.
+            CheckpointError: there is none, it belongs to another version or codebook, or its
+                weights cannot be held in the bits that were asked for.
         """
         if self.companions.gpt is None:
             cure = f"fetch one with `mlx-vits download {self.voice.version}`, or give it with --gpt"
@@ -138,7 +139,14 @@ class Speaker:
         gpt = load_gpt(self.companions.gpt, version=self.voice.version)
         check_sizes(gpt, self.voice, self.companions.gpt)
         check_codebook(gpt, self.voice, self.companions.gpt)
-        return gpt
+        if self.companions.gpt_bits is None:
+            return gpt
+        try:
+            return gpt.quantize(self.companions.gpt_bits)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.companions.gpt}: {error}; leave out --bits (bits in Python)"
+            ) from error
 
     @cached_property
     def _speaker_encoder(self) -> ERes2NetV2:
