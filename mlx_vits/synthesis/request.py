@@ -52,10 +52,10 @@ class SpeechRequest:
     text_lang: str
     prompt_text: str = ""
     prompt_lang: str = "en"
-    top_k: int = 15
-    top_p: float = 1.0
-    temperature: float = 1.0
-    repetition_penalty: float = 1.35
+    top_k: int = Sampling.top_k
+    top_p: float = Sampling.top_p
+    temperature: float = Sampling.temperature
+    repetition_penalty: float = Sampling.repetition_penalty
     text_split_method: str = "cut5"
     batch_size: int = 1
     batch_threshold: float = 0.75

@@ -333,19 +333,50 @@ def stream(
         yield piece
 
 
-def stored_reference(
-    audio: str | Path | None, text: str | None, language: str
-) -> StoredReference | None:
-    """Return the reference that a caller gave, or None for the voice's own.
+class Asked(NamedTuple):
+    """What a user asks for: a request, and the reference in place of the voice's own."""
+
+    request: SpeechRequest
+    reference: StoredReference | None
+
+
+def ask(
+    speaker: Speaker,
+    text: str,
+    *,
+    language: str | None,
+    reference: str | Path | None,
+    reference_text: str | None,
+    reference_language: str | None,
+    speed: float,
+    pause: float,
+    split: str,
+    **others: Any,
+) -> Asked:
+    """Build a request from the options of `Voice.speak`, where they are described.
+
+    Args:
+        others: further fields of `SpeechRequest`.
 
     Raises:
-        UserError: a text is given without its recording.
+        UserError: a reference's text is given without its recording.
     """
-    if audio is not None:
-        return StoredReference(str(audio), text or "", language)
-    if text is not None:
+    if reference is None and reference_text is not None:
         raise UserError("reference_text is given without a reference; give its recording as well")
-    return None
+    language = language or own_language(speaker)
+    given = None
+    if reference is not None:
+        spoken = reference_language or language
+        given = StoredReference(str(reference), reference_text or "", spoken)
+    request = SpeechRequest(
+        text,
+        language,
+        speed_factor=speed,
+        fragment_interval=pause,
+        text_split_method=split,
+        **others,
+    )
+    return Asked(request, given)
 
 
 def _faults(sentences: Sequence[Sentence]) -> list[str]:

@@ -33,14 +33,8 @@ from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
 from mlx_vits.synthesis.folding import Folding
 from mlx_vits.synthesis.reference import lowered
 from mlx_vits.synthesis.request import SpeechRequest
-from mlx_vits.synthesis.speaking import (
-    Speaker,
-    Speech,
-    own_language,
-    speak,
-    stored_reference,
-    stream,
-)
+from mlx_vits.synthesis.sampling import Sampling
+from mlx_vits.synthesis.speaking import Speaker, Speech, ask, speak, stream
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Reference = str | Path | Array
@@ -423,13 +417,13 @@ class Voice:
         reference_text: str | None = None,
         reference_language: str | None = None,
         aux_references: Sequence[str | Path] = (),
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         speed: float = 1.0,
-        pause: float = 0.3,
-        split: str = "cut5",
+        pause: float = SpeechRequest.fragment_interval,
+        split: str = SpeechRequest.text_split_method,
         batch_size: int = 1,
         seed: int = 0,
         compat: bool = False,
@@ -457,22 +451,24 @@ class Voice:
             UserError: something that is needed is missing or damaged, or the text cannot be
                 spoken; the message names it and the cure.
         """
-        language = language or own_language(self.speaker)
-        given = stored_reference(reference, reference_text, reference_language or language)
-        request = SpeechRequest(
-            text=text,
-            text_lang=language,
+        asked = ask(
+            self.speaker,
+            text,
+            language=language,
+            reference=reference,
+            reference_text=reference_text,
+            reference_language=reference_language,
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
             repetition_penalty=repetition_penalty,
-            speed_factor=speed,
-            fragment_interval=pause,
-            text_split_method=split,
-            batch_size=batch_size,
+            speed=speed,
+            pause=pause,
+            split=split,
             seed=seed,
+            batch_size=batch_size,
         )
-        return speak(self.speaker, request, given, aux_references, compat=compat)
+        return speak(self.speaker, *asked, aux_references, compat=compat)
 
     def stream(
         self,
@@ -483,17 +479,17 @@ class Voice:
         reference_text: str | None = None,
         reference_language: str | None = None,
         aux_references: Sequence[str | Path] = (),
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         speed: float = 1.0,
-        pause: float = 0.3,
-        split: str = "cut5",
+        pause: float = SpeechRequest.fragment_interval,
+        split: str = SpeechRequest.text_split_method,
         seed: int = 0,
         chunk: Literal["pause", "fixed"] = "pause",
-        min_chunk: int = 16,
-        overlap: int = 2,
+        min_chunk: int = SpeechRequest.min_chunk_length,
+        overlap: int = SpeechRequest.overlap_length,
         compat: bool = False,
         warn: Callable[[str], None] = lambda _: None,
     ) -> Iterator[np.ndarray]:
@@ -515,26 +511,28 @@ class Voice:
         """
         if chunk not in ("pause", "fixed"):
             raise UserError(f"chunk is {chunk!r}; it has to be 'pause' or 'fixed'")
-        language = language or own_language(self.speaker)
-        request = SpeechRequest(
-            text=text,
-            text_lang=language,
+        asked = ask(
+            self.speaker,
+            text,
+            language=language,
+            reference=reference,
+            reference_text=reference_text,
+            reference_language=reference_language,
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
             repetition_penalty=repetition_penalty,
-            speed_factor=speed,
-            fragment_interval=pause,
-            text_split_method=split,
+            speed=speed,
+            pause=pause,
+            split=split,
             seed=seed,
             streaming_mode=True,
             fixed_length_chunk=chunk == "fixed",
             min_chunk_length=min_chunk,
             overlap_length=overlap,
         )
-        request.check()
-        given = stored_reference(reference, reference_text, reference_language or language)
-        pieces = stream(self.speaker, request, given, aux_references, compat=compat, warn=warn)
+        asked.request.check()
+        pieces = stream(self.speaker, *asked, aux_references, compat=compat, warn=warn)
         return (piece.wav for piece in pieces)
 
     def _own_vector(self, refer: Any) -> Array:
