@@ -123,7 +123,7 @@ class TestStreaming:
         one, codes = speech.sentences[0], speech.sentences[0].codes
         prompt = voice.speaker.companions.reference
         spec = voice.reference_spectrogram(
-            voice.speaker._hear(prompt.audio, as_prompt=False).reference.for_style
+            voice.speaker.references.hear(prompt.audio, as_prompt=False).reference.for_style
         )
         wholes = [
             voice.decode(codes[None, None], np.array([one.ids]), spec, noise=noise)
@@ -259,7 +259,7 @@ class TestReferences:
         for name, wav in (("loud", loud), ("half", loud / 2), ("full", loud / 3)):
             soundfile.write(tmp_path / f"{name}.wav", wav, 32000, subtype="FLOAT")
         specs = {
-            name: voice.speaker._hear(tmp_path / f"{name}.wav", as_prompt=False).spec
+            name: voice.speaker.references.hear(tmp_path / f"{name}.wav", as_prompt=False).spec
             for name in ("loud", "half", "full")
         }
         assert mx.allclose(specs["loud"], 1.5 * specs["full"], rtol=0.02, atol=0.05).item()

@@ -6,7 +6,6 @@ is read when it is first needed, and kept.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,17 +16,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_vits.checkpoints.bert_file import find_bert, read_bert
-from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.errors import CheckpointError, DataError, UserError
-from mlx_vits.models.speaker_encoder import ERes2NetV2
 from mlx_vits.nn.threads import on_lasting_thread
-from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser
-from mlx_vits.preprocessing.speakers import speaker_vector
 from mlx_vits.synthesis.companions import (
     Companions,
     StoredReference,
-    vector_beside,
 )
 from mlx_vits.synthesis.fitting import (
     check_codebook,
@@ -37,18 +31,14 @@ from mlx_vits.synthesis.fitting import (
     mute_code,
 )
 from mlx_vits.synthesis.gpt import GPT, load_gpt
+from mlx_vits.synthesis.hearing import References
 from mlx_vits.synthesis.pipeline import Pipeline
 from mlx_vits.synthesis.reference import (
     SILENCE_CODES,
-    Reference,
-    lowered,
-    prompt_codes,
-    read_reference,
 )
-from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
+from mlx_vits.synthesis.request import Piece, Sentence, SpeechRequest
 from mlx_vits.synthesis.verifying import Verify, verifier
 from mlx_vits.synthesis.watch import CODES_PER_SECOND, PHONEMES_PER_SECOND
-from mlx_vits.system.files import given_path
 from mlx_vits.text.cleaner import resolve_language
 from mlx_vits.text.front_end import Reading, read
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon, read_lexicon
@@ -57,7 +47,6 @@ from mlx_vits.text.segments import segment
 if TYPE_CHECKING:
     from mlx_vits.synthesis.voice import Voice
 
-_KEPT_REFERENCES = 8
 Warn = Callable[[str], None]
 
 
@@ -79,15 +68,6 @@ class Speech:
     warnings: list[str] = field(default_factory=list)
 
 
-class _Heard(NamedTuple):
-    """A reference as the models take it; `codes` are None where it is not of 3 to 10 s."""
-
-    reference: Reference
-    codes: np.ndarray | None
-    spec: mx.array
-    vector: np.ndarray | None
-
-
 class Speaker:
     """What `voice` speaks with.
 
@@ -97,12 +77,13 @@ class Speaker:
 
     Attributes:
         lexicon: the user's own pronunciations, see `use_lexicon`.
+        references: the recordings that it has spoken like.
     """
 
     def __init__(self, voice: Voice, companions: Companions):
         self.voice, self.companions = voice, companions
         self.lexicon: Lexicon = NO_WORDS
-        self._heard: OrderedDict[tuple[str, int, int, bool], _Heard] = OrderedDict()
+        self.references = References(voice, companions)
         self._verify: Verify | None = None
 
     def verify_with_whisper(self, model: str = DEFAULT_MODEL) -> None:
@@ -149,15 +130,6 @@ class Speaker:
             ) from error
 
     @cached_property
-    def _speaker_encoder(self) -> ERes2NetV2:
-        if self.companions.speaker_encoder is None:
-            raise CheckpointError(
-                f"{self.voice.name}: {self.voice.version} needs the speaker encoder; fetch it with "
-                f"`mlx-vits download {self.voice.version}`"
-            )
-        return load_speaker_encoder(self.companions.speaker_encoder)
-
-    @cached_property
     def _bert(self) -> Any:
         return read_bert(find_bert(self.voice.version))
 
@@ -178,56 +150,6 @@ class Speaker:
             signs = " ".join(dict.fromkeys(reading.unspoken))
             warn(f"not spoken: {signs} (in {_shortened(text)!r})")
         return reading
-
-    def _encode(self, wav: np.ndarray) -> np.ndarray:
-        features = self.voice.require_content_encoder()(mx.array(wav)[None])
-        return self.voice.extract_codes(features.swapaxes(1, 2)).ravel()
-
-    def _hear(self, path: str | Path, *, as_prompt: bool) -> _Heard:
-        """Read a recording, or take what was read of it before if the file is still the same."""
-        path = given_path(path, DataError)
-        try:
-            state = path.stat()
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); give a recording of 3 to 10 s as the "
-                "reference"
-            ) from error
-        key = (str(path.resolve()), state.st_mtime_ns, state.st_size, as_prompt)
-        if key not in self._heard:
-            reference = read_reference(path, self.voice.sample_rate)
-            vector = None
-            if self.voice.config.model.is_pro:
-                vector = self._speaker_vector(path, reference)
-            spec = self.voice.reference_spectrogram(reference.for_style)
-            codes = prompt_codes(reference, self._encode) if as_prompt else None
-            self._heard[key] = _Heard(reference, codes, spec, vector)
-            while len(self._heard) > _KEPT_REFERENCES:
-                self._heard.popitem(last=False)
-        self._heard.move_to_end(key)
-        return self._heard[key]
-
-    def _speaker_vector(self, path: Path, reference: Reference) -> np.ndarray:
-        """Return the vector `(1, V)` that a run keeps beside its own reference, or compute it."""
-        own, kept = self.companions.reference, vector_beside(path)
-        if own is not None and path == Path(own.audio) and kept.is_file():
-            return read_speaker_vector(kept, self.voice.config.reduced_dims.sv_dim)[None]
-        return speaker_vector(
-            self._speaker_encoder, lowered(reference.for_style), self.voice.sample_rate, path
-        )
-
-    def _prompt(
-        self, reference: StoredReference, auxiliary: Sequence[str | Path], warn: Warn
-    ) -> Prompt:
-        heard = [self._hear(reference.audio, as_prompt=bool(reference.text.strip()))]
-        heard += [self._hear(path, as_prompt=False) for path in auxiliary]
-        vectors = [one.vector for one in heard if one.vector is not None]
-        if not reference.text.strip():
-            warn(
-                f"{reference.audio}: its text is not known, so only its timbre is used and not its "
-                "manner; give a recording of 3 to 10 s with --reference and --reference-text"
-            )
-        return Prompt(heard[0].codes, [one.spec for one in heard], vectors)
 
     def _check_transcript(self, reference: StoredReference, codes: np.ndarray, warn: Warn) -> None:
         try:
@@ -281,7 +203,7 @@ class Speaker:
         if reference.text.strip():
             spoken = language_of(reference, self.voice.version)
             check_language(self.gpt, spoken, reference.audio, of="the reference's language")
-        prompt = self._prompt(reference, auxiliary, warn)
+        prompt = self.references.prompt(reference, auxiliary, warn)
         if prompt.codes is not None:
             self._check_transcript(reference, prompt.codes, warn)
         pipeline = Pipeline(
