@@ -123,7 +123,7 @@ class TestStreaming:
         one, codes = speech.sentences[0], speech.sentences[0].codes
         prompt = voice.speaker.companions.reference
         spec = voice.reference_spectrogram(
-            voice.speaker._hear(prompt.audio, as_prompt=False).reference.for_style
+            voice.speaker.references.hear(prompt.audio, as_prompt=False).reference.for_style
         )
         wholes = [
             voice.decode(codes[None, None], np.array([one.ids]), spec, noise=noise)
@@ -259,7 +259,7 @@ class TestReferences:
         for name, wav in (("loud", loud), ("half", loud / 2), ("full", loud / 3)):
             soundfile.write(tmp_path / f"{name}.wav", wav, 32000, subtype="FLOAT")
         specs = {
-            name: voice.speaker._hear(tmp_path / f"{name}.wav", as_prompt=False).spec
+            name: voice.speaker.references.hear(tmp_path / f"{name}.wav", as_prompt=False).spec
             for name in ("loud", "half", "full")
         }
         assert mx.allclose(specs["loud"], 1.5 * specs["full"], rtol=0.02, atol=0.05).item()
@@ -318,6 +318,14 @@ def test_a_t2s_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="another codebook"):
         mlx_vits.load("demo", gpt=tmp_path).speak("Hello.")
+
+
+def test_weights_of_eight_bits(voice: Voice, short) -> None:
+    light = mlx_vits.load("demo", bits=8)
+    spoken = light.speak(SHORT)
+    assert light.speaker.gpt.bits == 8
+    assert spoken.sentences[0].fault is None
+    assert len(spoken.wav) == pytest.approx(len(short.wav), rel=0.5)
 
 
 def test_a_stream_passes_from_thread_to_thread(voice: Voice) -> None:

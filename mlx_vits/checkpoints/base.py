@@ -293,8 +293,7 @@ def load_content_encoder(folder: Path) -> HubertModel:
     Raises:
         CheckpointError: a file is missing or damaged, or the architecture differs.
     """
-    config = folder / CONFIG_FILE
-    model = HubertModel(HubertConfig.from_dict(read_json_table(config), source=str(config)))
+    model = HubertModel(read_content_encoder_config(folder))
     path = content_encoder_file(folder)
     if path.suffix == ".safetensors":
         tensors: Any = read_tensors(path).tensors
@@ -305,6 +304,16 @@ def load_content_encoder(folder: Path) -> HubertModel:
     check_tensors(tensors, path)
     load_state(model, _hugging_face_names(tensors), source=str(path), may_lack=("masked_spec",))
     return model
+
+
+def read_content_encoder_config(folder: Path) -> HubertConfig:
+    """Read the configuration of a content encoder, see `load_content_encoder`.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the architecture differs.
+    """
+    path = folder / CONFIG_FILE
+    return HubertConfig.from_dict(read_json_table(path), source=str(path))
 
 
 def content_encoder_file(folder: Path) -> Path:

@@ -29,6 +29,7 @@ from mlx_vits.synthesis.generation import MUTE_CODE, Chunk, Generated, Request
 from mlx_vits.synthesis.sampling import Sampling
 from mlx_vits.system.files import given_path
 
+BITS = (8, 4)  # that weights can be held in
 _LARGEST_GROUP = 64
 
 
@@ -73,10 +74,10 @@ class GPT:
         *,
         bert: Array | None = None,
         prompt: Array | None = None,
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         max_tokens: int | None = None,
         seed: int = 0,
         noise: Array | None = None,
@@ -119,10 +120,10 @@ class GPT:
         *,
         bert: Sequence[Array | None] | None = None,
         prompt: Array | None = None,
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         max_tokens: int | None = None,
         seeds: Sequence[int] | None = None,
         noise: Array | None = None,
@@ -170,10 +171,10 @@ class GPT:
         *,
         bert: Array | None = None,
         prompt: Array | None = None,
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         max_tokens: int | None = None,
         seed: int = 0,
         chunk: Literal["pause", "fixed"] = "pause",
@@ -246,7 +247,7 @@ class GPT:
     def quantize(self, bits: int = 8) -> GPT:
         """Hold the weights of all linear layers in 8 or 4 bits: less memory to read for each code.
 
-        On a Linux CPU, where MLX has no fast product for such weights, it takes twice as long.
+        What it gains and costs is in docs/speaking.md; a Linux CPU takes twice as long.
 
         Returns:
             The same GPT, which can be neither trained nor saved from here on.
@@ -254,7 +255,7 @@ class GPT:
         Raises:
             ValueError: it is quantized already, or its width cannot be.
         """
-        if self.bits is not None or bits not in (4, 8):
+        if self.bits is not None or bits not in BITS:
             raise ValueError(
                 f"{self.name} is quantized to {self.bits} bits already"
                 if self.bits

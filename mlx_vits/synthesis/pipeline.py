@@ -24,24 +24,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.errors import CheckpointError, DataError
+from mlx_vits.config import BERT_CHANNELS
+from mlx_vits.errors import CheckpointError
 from mlx_vits.models.t2s import Text2SemanticDecoder
 from mlx_vits.synthesis import generation
 from mlx_vits.synthesis.buckets import batch_sentences
 from mlx_vits.synthesis.generation import MUTE_CODE, Chunk, Generated
 from mlx_vits.synthesis.joining import ChunkJoiner
 from mlx_vits.synthesis.noise import draw_noise
-from mlx_vits.synthesis.pauses import Pause, split_pauses
 from mlx_vits.synthesis.reference import SILENCE_CODES
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
+from mlx_vits.synthesis.sentences import FrontEnd, SentenceReader
 from mlx_vits.synthesis.sound import Level, fade_ends
-from mlx_vits.synthesis.text_marks import TextError, collapse_marks
-from mlx_vits.synthesis.text_split import finish_prompt, pre_segment
+from mlx_vits.synthesis.text_split import finish_prompt
 from mlx_vits.synthesis.verifying import GOOD_ENOUGH, Verify
 from mlx_vits.synthesis.watch import Fault, find_fault, find_loop
 
@@ -53,24 +53,6 @@ RETRIES = 2
 _SHORT_CHUNK = 10  # codes; a shorter chunk is decoded with more of what precedes it
 _CONTEXT = 6  # codes before the overlap that a chunk is decoded with
 
-
-class Reading(Protocol):
-    """What the front end makes of a text: see `text.front_end.Reading`."""
-
-    @property
-    def phones(self) -> list[str]: ...
-
-    @property
-    def ids(self) -> list[int]: ...
-
-    @property
-    def norm_text(self) -> str: ...
-
-    @property
-    def features(self) -> mx.array: ...
-
-
-FrontEnd = Callable[[str, str], Reading]
 Noise = Callable[[tuple[int, ...], int], mx.array]
 
 
@@ -112,7 +94,6 @@ class Pipeline:
         self._verify, self._warn = (None, None) if compat else (verify, warn)
         self._code_samples = voice.model.decoded_frames(1) * voice.config.data.hop_length
         self._level, self._decodings = Level(voice.sample_rate), 0
-        self._owed_pause = 0.0  # written beside sentences that were left out
 
     def run(self, request: SpeechRequest) -> Iterator[Piece]:
         """Speak a text.
@@ -129,9 +110,10 @@ class Pipeline:
         """
         request.check()
         self._level = Level(self._voice.sample_rate, per_piece=self._compat)
-        self._decodings, self._owed_pause = 0, 0.0
+        self._decodings = 0
         context = self._context(request)
-        sentences = self._sentences(request)
+        reader = SentenceReader(request, self._front_end, compat=self._compat, warn=self._warn)
+        sentences = reader.read()
         if request.streaming_mode:
             for sentence in sentences:
                 yield from self._stream(sentence, context)
@@ -141,8 +123,8 @@ class Pipeline:
                 yield Piece(np.concatenate([self._finished(part) for part in parts]), batch)
         else:
             yield self._speak_whole(list(sentences), context)
-        if self._owed_pause:
-            yield Piece(_silence(self._owed_pause, self._voice.sample_rate), [])
+        if reader.owed_pause:
+            yield Piece(_silence(reader.owed_pause, self._voice.sample_rate), [])
 
     def _context(self, request: SpeechRequest) -> _Context:
         if self._prompt.codes is None or not request.prompt_text.strip():
@@ -150,59 +132,6 @@ class Pipeline:
         text = finish_prompt(request.prompt_text, request.prompt_lang, compat=self._compat)
         reading = self._front_end(text, request.prompt_lang)
         return _Context(request, reading.ids, reading.features, mx.array(self._prompt.codes))
-
-    def _sentences(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Read each sentence when it is asked for; one that cannot be spoken is left out.
-
-        Pauses that are written beside it stay.
-        """
-        fault: DataError | None = None
-        is_spoken = False
-        for index, sentence in enumerate(self._with_pauses(request)):
-            try:
-                reading = self._front_end(sentence.text, request.text_lang)
-            except DataError as error:
-                if self._warn is None:
-                    raise
-                fault = fault or error
-                self._warn(f"left out: {error}")
-                self._owed_pause += sentence.lead
-                self._owed_pause += sentence.pause if sentence.has_own_pause else 0.0
-                continue
-            is_spoken = True
-            sentence.lead, self._owed_pause = sentence.lead + self._owed_pause, 0.0
-            sentence.phonemes, sentence.ids = reading.phones, reading.ids
-            sentence.features, sentence.length = reading.features, len(reading.norm_text)
-            sentence.index, sentence.seed = index, request.seed
-            yield sentence
-        if not (is_spoken or self._compat):
-            raise fault or TextError("the text has nothing to speak; give at least one word")
-
-    def _with_pauses(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Cut the text into sentences with the silence before and after each."""
-        pause = max(0.0, request.fragment_interval)
-        text, method = request.text, request.text_split_method
-        if self._compat:
-            if not (request.return_fragment or request.streaming_mode):
-                text = collapse_marks(text, compat=True)
-            for piece in pre_segment(text, request.text_lang, method, compat=True):
-                yield Sentence(piece, pause=pause)
-            return
-        lead, last = 0.0, None
-        for part in split_pauses(text):
-            if isinstance(part, Pause):
-                if last is None:
-                    lead += part.seconds
-                else:
-                    last.pause = part.seconds + (last.pause if last.has_own_pause else 0.0)
-                    last.has_own_pause = True
-                continue
-            for piece in pre_segment(part, request.text_lang, method):
-                if last is not None:
-                    yield last
-                last, lead = Sentence(piece, pause=pause, lead=lead), 0.0
-        if last is not None:
-            yield last
 
     def _speak_whole(self, sentences: list[Sentence], context: _Context) -> Piece:
         request = context.request
@@ -432,11 +361,13 @@ class _Context(NamedTuple):
     prompt: mx.array | None
 
     def row(self, sentence: Sentence) -> generation.Request:
-        features = sentence.features
-        if self.features is not None:
-            features = mx.concatenate([self.features, features], axis=1)
+        features = None
+        if self.features is not None or sentence.features is not None:
+            both = ((self.features, self.ids), (sentence.features, sentence.ids))
+            known = [mx.zeros((BERT_CHANNELS, len(ids))) if f is None else f for f, ids in both]
+            features = mx.concatenate(known, axis=1).T
         phones = mx.array([*self.ids, *sentence.ids], mx.int32)
-        return generation.Request(phones, features.T, sentence.seed)
+        return generation.Request(phones, features, sentence.seed)
 
     def fault(self, sentence: Sentence, drawn: Generated) -> Fault | None:
         pace = None
