@@ -90,7 +90,7 @@ def serve_mlx(work: Work) -> None:
     from mlx_vits.tools.bench.graphs import count_graph
     from mlx_vits.tools.bench.work import _kept
     from mlx_vits.training.precision import compute_type
-    from mlx_vits.training.regularization import PretrainedRegularization, take_anchor
+    from mlx_vits.training.regularization import StackedPull, take_anchor
     from mlx_vits.training.scaled_adam import ScaledAdam
     from mlx_vits.training.t2s_step import T2SBatch, T2SStep, t2s_terms
 
@@ -98,7 +98,7 @@ def serve_mlx(work: Work) -> None:
     config = T2SConfig(n_layer=work.layers, hidden_dim=work.width, head=work.heads)
     model = accel.apply(Text2SemanticDecoder(config, work.dropout))
     mx.savez(work.weights, **dict(_flat(model.parameters())))
-    pull = PretrainedRegularization(take_anchor(model), 0.001) if work.pull else None
+    pull = StackedPull(model, take_anchor(model), 0.001) if work.pull else None
     compute, compiled = compute_type(work.precision), compiles_step(work.compiled)
     step = T2SStep(model, ScaledAdam(_RATE), penalty=pull, compute=compute, compiled=compiled)
     batch = T2SBatch(

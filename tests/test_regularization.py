@@ -15,9 +15,9 @@ from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.optimizers import global_norm
 from mlx_vits.training.regularization import (
     PretrainedRegularization,
+    StackedPull,
     effective_weights,
     penalized,
-    pulled,
     relative_drift,
     take_anchor,
 )
@@ -92,12 +92,13 @@ def test_gradient_by_finite_differences() -> None:
     assert measured == pytest.approx(slope, rel=2e-3)
 
 
-def test_added_to_the_gradients_it_is_its_own_derivative() -> None:
+def test_in_stacks_it_is_its_own_derivative() -> None:
     model = tiny_gpt()
-    pull = PretrainedRegularization(take_anchor(model), 1.0)
+    anchor = take_anchor(model)
+    pull, in_stacks = PretrainedRegularization(anchor, 1.0), StackedPull(model, anchor, 1.0)
     model.update(tree_map(lambda weight: 1.1 * weight + 0.01, model.parameters()))
     gradients = tree_map(lambda weight: 0.01 * mx.ones_like(weight), model.trainable_parameters())
-    found, expected = (add(model, pull, gradients) for add in (pulled, penalized))
+    found, expected = in_stacks(model, gradients), penalized(model, pull, gradients)
     assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
     assert found.norm.item() == pytest.approx(expected.norm.item(), rel=1e-5)
     for (path, ours), (_, theirs) in zip(

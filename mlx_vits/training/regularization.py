@@ -24,6 +24,7 @@ from mlx.utils import tree_map_with_path
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.training.losses import added, total
 from mlx_vits.training.optimizers import add_gradients, global_norm
+from mlx_vits.training.stacks import plan_stacks, stacked, sums
 
 Anchor = dict[str, mx.array]
 _JOINED = "in_proj_weight"  # of an attention: queries, keys and values
@@ -123,16 +124,45 @@ def penalized(
     return Penalized(loss, norm_of(own), add_gradients(grads, own))
 
 
-def pulled(model: nn.Module, pull: PretrainedRegularization, grads: Any) -> Penalized:
-    """As `penalized`, for a model without weight norm: the gradient in the closed form above."""
-    if not pull.anchor:
-        return Penalized(mx.array(0.0), mx.array(0.0), grads)
-    layers, own, distances = dict(model.named_modules()), {}, []
-    for path, origin in pull.anchor.items():
-        difference = _weight(layers[path]) - origin
-        own[f"{path}.{_weight_name(layers[path])}"] = 2 * pull.scales[path] * difference
-        distances.append(total(mx.square(difference)))
-    both = tree_map_with_path(lambda path, g: g + own[path] if path in own else g, grads)
-    scales, squares = mx.array(list(pull.scales.values())), mx.stack(distances)
-    norm = 2 * mx.sqrt(mx.sum(mx.square(scales) * squares))
-    return Penalized(mx.sum(scales * squares), norm, both)
+class StackedPull:
+    """The pull on a model without weight norm, by the closed form above, in few operations.
+
+    Args:
+        model: whose weights are pulled.
+        anchor: the weights to be pulled toward.
+        strength: of it.
+    """
+
+    def __init__(self, model: nn.Module, anchor: Anchor, strength: float):
+        layers = dict(model.named_modules())
+        named = {f"{path}.{_weight_name(layers[path])}": anchor[path] for path in anchor}
+        self._plan = plan_stacks(named)
+        self._origins = stacked(self._plan, named)
+        self._scales = [
+            strength / len(anchor) / mx.sum(mx.square(origin), axis=(1, 2), keepdims=True)
+            for origin in self._origins
+        ]
+        mx.eval(self._origins, self._scales)
+
+    def __call__(self, model: nn.Module, grads: Any) -> Penalized:
+        """Add its gradient to gradients of the model."""
+        if not self._plan:
+            return Penalized(mx.array(0.0), mx.array(0.0), grads)
+        weights = stacked(self._plan, model.trainable_parameters())
+        own: dict[str, mx.array] = {}
+        losses, squares = [], []
+        for stack, weight, origin, scale in zip(
+            self._plan, weights, self._origins, self._scales, strict=True
+        ):
+            difference = weight - origin
+            distances = sums([mx.square(difference)])
+            losses.append(distances * scale.flatten())
+            squares.append(distances * mx.square(scale.flatten()))
+            parts = mx.split(2 * scale * difference, len(stack.paths))
+            own |= {
+                path: part.reshape(stack.shape)
+                for path, part in zip(stack.paths, parts, strict=True)
+            }
+        both = tree_map_with_path(lambda path, g: g + own[path] if path in own else g, grads)
+        norm = 2 * mx.sqrt(mx.sum(mx.concatenate(squares)))
+        return Penalized(mx.sum(mx.concatenate(losses)), norm, both)

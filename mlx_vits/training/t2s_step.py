@@ -23,7 +23,7 @@ from mlx_vits.nn.dropout import Key, split_key
 from mlx_vits.training.losses import mean, total
 from mlx_vits.training.optimizers import add_gradients
 from mlx_vits.training.precision import cast_floats
-from mlx_vits.training.regularization import PretrainedRegularization, pulled
+from mlx_vits.training.regularization import StackedPull
 from mlx_vits.training.stacks import stacked_norm
 from mlx_vits.training.step import Scalars
 
@@ -224,7 +224,7 @@ class T2SStep:
         dpo: bool = False,
         compat: bool = False,
         replaced: float = 0.0,
-        penalty: PretrainedRegularization | None = None,
+        penalty: StackedPull | None = None,
         compute: mx.Dtype = mx.float32,
         recomputes: bool = False,
         compiled: bool = False,
@@ -291,7 +291,7 @@ class T2SStep:
         norm = norm_task = stacked_norm(gradients)
         loss_reg = norm_reg = mx.array(0.0)
         if self.penalty is not None:
-            loss_reg, norm_reg, gradients = pulled(self.model, self.penalty, gradients)
+            loss_reg, norm_reg, gradients = self.penalty(self.model, gradients)
             norm = stacked_norm(gradients)
         self.optimizer.update(self.model, gradients)
         return terms.losses | {

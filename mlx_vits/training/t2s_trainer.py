@@ -31,7 +31,7 @@ from mlx_vits.training.footprint import exceeds, usable_memory
 from mlx_vits.training.loop import Begun, TrainingLoop, begin, other_settings
 from mlx_vits.training.optimizers import check_state, update_state
 from mlx_vits.training.precision import CHECKPOINTING, compute_type
-from mlx_vits.training.regularization import Anchor, PretrainedRegularization
+from mlx_vits.training.regularization import Anchor, StackedPull
 from mlx_vits.training.scaled_adam import ScaledAdam
 from mlx_vits.training.t2s_footprint import T2SClips, estimate_t2s_peak
 from mlx_vits.training.t2s_step import T2SBatch, T2SStep
@@ -214,7 +214,7 @@ class T2STrainer(TrainingLoop[_Group]):
         accel.apply(self.model)
         penalty = None
         if anchor and config.is_pulled:
-            penalty = PretrainedRegularization(anchor, config.pretrained_reg_strength)
+            penalty = StackedPull(self.model, anchor, config.pretrained_reg_strength)
         return T2SStep(
             self.model,
             build_t2s_optimizer(config),
