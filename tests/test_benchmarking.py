@@ -21,6 +21,7 @@ from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.tools.bench import measure, speech, work
 from mlx_vits.tools.bench.graphs import count_graph, count_operations
 from mlx_vits.tools.bench.measure import PARTS, measure_all
+from mlx_vits.tools.machine import device_kind
 from tests.support.tiny import tiny_config
 
 
@@ -205,7 +206,7 @@ def test_speaking_is_measured_by_part(small: None) -> None:
     asked = speech.SpeechWork(phonemes=9, prompt=5, codes=20, together=3)
     report = speech.measure_speech(asked, repetitions=2)
     seconds = report["mlx"]["seconds"]
-    assert set(seconds) == set(speech.PARTS)
+    assert set(seconds) == set(speech.PARTS) - ({"codes_8bit"} if device_kind() == "cpu" else set())
     assert all(value > 0 for value in seconds.values())
     assert seconds["sentence"] > seconds["prefill"]
     assert report["mlx"]["real_time_factor"] == seconds["sentence"] / 0.8

@@ -93,6 +93,8 @@ def show_speech(report: dict[str, Any], console: Console) -> None:
         "sentence": f"a sentence of {seconds:.0f} s, from phonemes to sound",
     }
     for part, label in labels.items():
+        if part not in ours["seconds"]:
+            continue
         rate = ours["codes_per_second"].get(part)
         cells = [label, f"{ours['seconds'][part]:.3f}", "" if rate is None else f"{rate:,.1f}"]
         if torch and part in torch["seconds"]:
