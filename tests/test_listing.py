@@ -81,7 +81,7 @@ def test_a_base_comes_before_a_run_of_its_name_in_python(here: Path) -> None:
     assert mlx_vits.load("runs/small").name == "clips"
 
 
-@pytest.mark.parametrize("name", ["out.onnx", "out.pt", "out.ckpt", "out.gguf", "voice.zip", "a.b"])
+@pytest.mark.parametrize("name", ["out.onnx", "out.pt", "out.bin", "out.gguf", "voice.zip", "a.b"])
 def test_a_form_that_a_voice_is_not_written_in(here: Path, name: str) -> None:
     done = _run("export", "me", here / name)
     assert done.exit_code == 1
