@@ -198,7 +198,7 @@ def test_a_missing_package_is_named_with_its_command(
     text: str, language: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hide_packages(monkeypatch)
-    with pytest.raises(UserError, match="split_lang .*install it with") as found:
+    with pytest.raises(UserError, match=r"split_lang .*install it with") as found:
         segment(text, language)
     assert install_command("segments") in str(found.value)
 
