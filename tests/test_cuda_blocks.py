@@ -16,7 +16,6 @@ from mlx_vits.accel.cuda import blocks
 from mlx_vits.accel.custom_vjp import skip_custom_vjp
 from mlx_vits.models.discriminator import DiscriminatorP, DiscriminatorS
 from mlx_vits.models.generator import Generator, ResBlock1
-from mlx_vits.models.t2s import TransformerEncoderLayer
 from mlx_vits.nn.attention import FFN, Encoder, MultiHeadAttention
 from mlx_vits.nn.layers import set_compute_dtype
 from mlx_vits.nn.wavenet import WN
@@ -47,14 +46,6 @@ _BLOCKS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "FFN": (lambda: FFN(8, 12, 3, 0.2), [_X, _MASK, mx.random.key(5)]),
     "FFN unmasked": (lambda: FFN(8, 12, 3, 0.2), [_X, None, None]),
     "Encoder": (lambda: Encoder(8, 12, 2, 2, 3, 0.2), [_X, _MASK, mx.random.key(5)]),
-    "TransformerEncoderLayer": (
-        lambda: TransformerEncoderLayer(8, 2, 0.2),
-        [_X, mx.tril(mx.ones((6, 6), mx.bool_)), mx.random.key(5)],
-    ),
-    "TransformerEncoderLayer without dropout": (
-        lambda: TransformerEncoderLayer(8, 2, 0.2),
-        [_X, mx.tril(mx.ones((6, 6), mx.bool_)), None],
-    ),
     "Encoder unmasked": (lambda: Encoder(8, 12, 2, 2, 3, 0.2), [_X, None, None]),
 }
 

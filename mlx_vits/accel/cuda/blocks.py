@@ -23,9 +23,8 @@ from mlx_vits.models.discriminator import (
     reflect_to_multiple,
 )
 from mlx_vits.models.generator import LAST_SLOPE, SLOPE, Generator, ResBlock1
-from mlx_vits.models.t2s import TransformerEncoderLayer
 from mlx_vits.nn.attention import FFN, MASKED_SCORE, Encoder, MultiHeadAttention
-from mlx_vits.nn.dropout import Key, dropout, split_key
+from mlx_vits.nn.dropout import Key, dropout
 from mlx_vits.nn.layers import Convolution
 from mlx_vits.nn.masking import masked
 from mlx_vits.nn.ops import conv1d
@@ -347,19 +346,6 @@ class FusedEncoder(Encoder):
         return super()._add_ffn(x, ffn, mask, within, after)
 
 
-class FusedTransformerEncoderLayer(TransformerEncoderLayer):
-    """`TransformerEncoderLayer`: dropout is a kernel of its own, with the sum where one follows."""
-
-    def __call__(self, x: mx.array, mask: mx.array, key: Key = None) -> mx.array:
-        """`(B, S, C)` to the same."""
-        first, second, third, fourth = split_key(key, 4)
-        query, keys, values = self.self_attn.project(x).moveaxis(1, 0)
-        y = self.self_attn.mix(query, keys, values, mask, first)
-        x = self.norm1(_add_dropped(x, y, self.p_dropout, second))
-        y = self.linear2(_drop(nn.relu(self.linear1(x)), self.p_dropout, third))
-        return self.norm2(_add_dropped(x, y, self.p_dropout, fourth))
-
-
 EQUIVALENTS: dict[type, type] = {
     ResBlock1: FusedResBlock1,
     Generator: FusedGenerator,
@@ -369,5 +355,4 @@ EQUIVALENTS: dict[type, type] = {
     MultiHeadAttention: FusedAttention,
     FFN: FusedFFN,
     Encoder: FusedEncoder,
-    TransformerEncoderLayer: FusedTransformerEncoderLayer,
 }
