@@ -104,7 +104,7 @@ def _have_plain_texts(recordings: Sequence[Path]) -> bool:
                 continue
             if is_clip(clip):
                 return True
-        except DataError:
+        except UserError:
             return True  # reported when the clip is read
     return False
 
