@@ -211,7 +211,8 @@ def test_speaking_is_measured_by_part(small: None) -> None:
     assert seconds["sentence"] > seconds["prefill"]
     assert report["mlx"]["real_time_factor"] == seconds["sentence"] / 0.8
     rates = report["mlx"]["codes_per_second"]
-    assert rates["codes"] == pytest.approx(19 / (seconds["codes"] - seconds["prefill"]))
+    assert rates["codes"] == pytest.approx(20 / seconds["codes"])
+    assert rates["together"] == pytest.approx(3 * 20 / seconds["together"])
     assert "torch" not in report
 
 

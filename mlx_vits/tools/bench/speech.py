@@ -197,7 +197,7 @@ def _summary(work: SpeechWork, found: list[dict[str, float]]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "codes_per_second": {
-            part: rows * (work.codes - 1) / (seconds[part] - seconds["prefill"])
+            part: rows * work.codes / seconds[part]  # reading of text and prompt included
             for part, rows in drawn.items()
             if part in seconds
         },
