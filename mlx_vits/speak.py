@@ -17,21 +17,18 @@ import typer
 import mlx_vits
 from mlx_vits.audio.playing import Player
 from mlx_vits.audio.writing import SoundFile
+from mlx_vits.checkpoints.run_info import find_run
 from mlx_vits.errors import Interrupted, UserError
 from mlx_vits.report.terminal import report_errors
+from mlx_vits.synthesis.companions import StoredReference
 from mlx_vits.synthesis.pauses import split_pauses
 from mlx_vits.synthesis.request import SpeechRequest
-from mlx_vits.synthesis.speaking import (
-    StoredReference,
-    own_language,
-    stored_reference,
-    stream,
-)
+from mlx_vits.synthesis.sampling import Sampling
+from mlx_vits.synthesis.speaking import ask, stream
 from mlx_vits.synthesis.text_marks import is_spoken
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.system.text_files import decode_text, read_text
 
-RUNS = Path("runs")
 _LINE_NAME = "{:03d}.wav"
 
 
@@ -68,6 +65,9 @@ def main(
     gpt: Path | None = typer.Option(  # noqa: B008
         None, help="T2S model (.ckpt or folder); the voice's or its base's unless given."
     ),
+    bits: int | None = typer.Option(
+        None, help="Hold the T2S model's weights in 8 or 4 bits; see docs/speaking.md."
+    ),
     content_encoder: Path | None = typer.Option(  # noqa: B008
         None, help="Folder of the content encoder; the base's unless given."
     ),
@@ -75,12 +75,20 @@ def main(
         None, help="File of words and their phonemes, one a line."
     ),
     speed: float = typer.Option(1.0, help="Speed, 0.25 to 4; 2 halves the length."),
-    pause: float = typer.Option(0.3, help="Seconds of silence after each sentence."),
-    split: str = typer.Option("cut5", help="How the text is cut: cut0 to cut5."),
-    top_k: int = typer.Option(15, help="Codes to draw from, at most."),
-    top_p: float = typer.Option(1.0, help="Probability to draw from, at most."),
-    temperature: float = typer.Option(1.0, help="Above 1 livelier, below 1 steadier."),
-    repetition_penalty: float = typer.Option(1.35, help="Above 1: against repetition."),
+    pause: float = typer.Option(
+        SpeechRequest.fragment_interval, help="Seconds of silence after each sentence."
+    ),
+    split: str = typer.Option(
+        SpeechRequest.text_split_method, help="How the text is cut: cut0 to cut5."
+    ),
+    top_k: int = typer.Option(Sampling.top_k, help="Codes to draw from, at most."),
+    top_p: float = typer.Option(Sampling.top_p, help="Probability to draw from, at most."),
+    temperature: float = typer.Option(
+        Sampling.temperature, help="Above 1 livelier, below 1 steadier."
+    ),
+    repetition_penalty: float = typer.Option(
+        Sampling.repetition_penalty, help="Above 1: against repetition."
+    ),
     seed: int = typer.Option(0, help="The same seed gives the same sound."),
     verify: bool = typer.Option(
         False, "--verify", help="Check each sentence with Whisper, and say it again if need be."
@@ -94,28 +102,30 @@ def main(
     lines = _lines(text, file)
     if not output and not play:
         raise UserError("say where the speech goes: -o FILE, -o FOLDER/ or --play")
-    loaded = mlx_vits.load(_known_run(voice), content_encoder=content_encoder, gpt=gpt)
+    loaded = mlx_vits.load(find_run(voice), content_encoder=content_encoder, gpt=gpt, bits=bits)
     speaker = loaded.speaker
     if lexicon is not None:
         speaker.use_lexicon(lexicon)
     if verify:
         speaker.verify_with_whisper()
-    spoken_language = language or own_language(speaker)
-    request = SpeechRequest(
+    request, given = ask(
+        speaker,
         text="",
-        text_lang=spoken_language,
+        language=language,
+        reference=reference,
+        reference_text=reference_text,
+        reference_language=reference_language,
         top_k=top_k,
         top_p=top_p,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
-        speed_factor=speed,
-        fragment_interval=pause,
-        text_split_method=split,
+        speed=speed,
+        pause=pause,
+        split=split,
         seed=seed,
         return_fragment=not stream_,
         streaming_mode=stream_,
     )
-    given = stored_reference(reference, reference_text, reference_language or spoken_language)
     # All at once, so that a name that is taken is said before anything is spoken.
     jobs = [
         (part, SoundFile(path, loaded.sample_rate, overwrite=force) if path else None)
@@ -207,12 +217,6 @@ def _parts(lines: list[str], output: str | None) -> list[tuple[str, Path | None]
         (line, Path(output) / _LINE_NAME.format(number))
         for number, line in enumerate(spoken, start=1)
     ]
-
-
-def _known_run(voice: str) -> str:
-    """Take a name under `runs/` for that run's folder."""
-    run = RUNS / voice
-    return str(run) if len(Path(voice).parts) == 1 and (run / "run.json").is_file() else voice
 
 
 def _lines(text: str | None, file: str | None) -> list[str]:

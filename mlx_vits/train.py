@@ -15,12 +15,11 @@ from mlx_vits import finetune
 from mlx_vits.arguments.finetune import FinetuneArguments, RunArguments
 from mlx_vits.arguments.groups import grouped, option
 from mlx_vits.checkpoints.base import DEMO, weights_home
-from mlx_vits.checkpoints.run_info import Stage, is_run
+from mlx_vits.checkpoints.run_info import RUNS, Stage, find_run, is_run
 from mlx_vits.checkpoints.upstream_run import read_upstream_run, resume_files
 from mlx_vits.finetune.data import find_voice_data
 from mlx_vits.finetune.options import (
     RESUME_OPTIONS,
-    RUNS,
     TAKE_OVER_OPTIONS,
     FinetuneOptions,
     gpt_options,
@@ -59,6 +58,7 @@ def main(
     given.training.check()
     given.gpt.check()
     with closing(TerminalScreen(log_every or TerminalScreen.LOG_EVERY)) as screen:
+        resume = find_run(resume) if resume else None
         if resume is None:
             _start(given, screen)
         elif not is_run(resume) and resume_files(resume) is not None:
@@ -76,19 +76,22 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
         screen,
         transcripts=given.clips.transcripts,
     )
+    is_demo = folder.resolve() == (weights_home() / DEMO / "voice").resolve()
+    base = given.base.choose(for_demo=is_demo)
     config = given.base.from_scratch
     if config is not None:
         allowed = set(given.given()) - set(REFUSED)
         given.refuse_all_but(allowed, "cannot be chosen with --from-scratch")
-    suggested = suggested_options(folder) if config is None else scratch_training(config)
+        suggested = scratch_training(config)
+    else:
+        suggested = suggested_options(base.generator) | suggested_options(folder)
     gpt_training = gpt_options(suggested | given.given())
     suggested.pop("gpt_epochs", None)
     training = override(suggested, given.training.given())
-    is_demo = folder.resolve() == (weights_home() / DEMO / "voice").resolve()
     options = FinetuneOptions(
         voice=name,
         data=folder,
-        base=given.base.choose(for_demo=is_demo),
+        base=base,
         output=given.voice.output or RUNS / name,
         from_scratch=config,
         training=VITSTrainingConfig(**training),

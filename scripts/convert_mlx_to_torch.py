@@ -13,12 +13,12 @@ from mlx_vits.report.terminal import report_errors
 @report_errors
 def main(
     source: Path = typer.Argument(..., metavar="IN", help="A .safetensors, or a folder."),
-    output: Path = typer.Argument(..., metavar="OUT", help="The .pth to write."),
+    output: Path = typer.Argument(..., metavar="OUT", help="The .pth to write; .ckpt for a GPT."),
     whole: bool = typer.Option(
         False, "--whole", help="Keep precision and posterior encoder, to train from (s2G's form)."
     ),
 ) -> None:
-    """Convert a voice or a discriminator to GPT-SoVITS's file; PyTorch is not needed."""
+    """Convert a voice, discriminator or GPT to GPT-SoVITS's file; PyTorch is not needed."""
     print(f"{output}: {mlx_to_torch(source, output, whole=whole)}")
 
 

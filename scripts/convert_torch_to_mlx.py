@@ -12,10 +12,10 @@ from mlx_vits.report.terminal import report_errors
 
 @report_errors
 def main(
-    source: Path = typer.Argument(..., metavar="IN", help="A .pth of GPT-SoVITS."),
+    source: Path = typer.Argument(..., metavar="IN", help="A .pth or .ckpt of GPT-SoVITS."),
     output: Path = typer.Argument(..., metavar="OUT", help="A .safetensors, or a folder."),
 ) -> None:
-    """Convert a generator, discriminator or voice of any version; PyTorch is not needed."""
+    """Convert a generator, discriminator, voice or GPT of any version; PyTorch is not needed."""
     print(f"{output}: {torch_to_mlx(source, output)}")
 
 

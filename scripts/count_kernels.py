@@ -41,14 +41,14 @@ def as_on_metal() -> Iterator[None]:
 
 def main(version: str = "v2", batch: int = 4, seconds: float = 5.0) -> None:
     """Count, and print as JSON."""
-    is_former = find_spec("mlx_vits.tools.bench") is not None
+    is_former = find_spec("mlx_vits.benchmarking") is not None
     work = import_module(f"mlx_vits.{'benchmarking' if is_former else 'tools.bench'}.work")
     found: dict[str, Any] = {}
     with as_on_metal():
         for compiled in (False, True):
             parts = work.StepParts(work.Work(version, batch, seconds), compiled=compiled)
             if is_former:
-                counted = import_module("mlx_vits.tools.bench.kernels").count_kernels(parts)
+                counted = import_module("mlx_vits.benchmarking.kernels").count_kernels(parts)
             else:
                 counted = parts.count_kernels()
             found["compiled" if compiled else "not compiled"] = {

@@ -1,29 +1,29 @@
-"""Train the demo's T2S from phonemes and semantic codes, with upstream's architecture reduced.
+"""Train the demo's T2S, upstream's architecture reduced, with the project's own trainer.
 
     python scripts/demo_t2s.py prepare CORPUS data.npz
-    python scripts/demo_t2s.py train data.npz weights/demo/base/gpt --minutes 8
+    python scripts/demo_t2s.py train data.npz WORK --minutes 9     # again, until it says so
+    python scripts/demo_t2s.py write WORK weights/demo/base/gpt
 
 CORPUS has `rows.tsv` (columns id, voice, text_id, text), `codes.npz` (ids, lengths, codes; made
-with the demo base's own content encoder and codebook) and `audio_0.tar` of Opus clips.
+with the demo base's own content encoder and codebook) and `audio_0.tar` of Opus clips. `train`
+goes on from the state in WORK, as if it had not stopped.
 
 A prompted T2S continues a voice: its input is the reference's text and codes, and the new text. So
 half of the training rows are several sentences of one voice, joined, with the codes of a short
-silence in between, as the silence that is appended to a reference has them. Some input codes are
-replaced by others at random, which teaches the model to go on after a bad draw.
+silence in between, as the silence that is appended to a reference has them.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import tarfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import typer
@@ -31,36 +31,41 @@ import typer
 import mlx_vits
 from mlx_vits.audio.files import resample
 from mlx_vits.checkpoints.codebook import CODEBOOK_KEY, codebook_sha256
+from mlx_vits.checkpoints.gpt_file import load_gpt_model, read_gpt, write_gpt
+from mlx_vits.checkpoints.run import T2S_PARTS, read_run_state, write_run_state
+from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.config import T2SConfig
 from mlx_vits.models.t2s import Text2SemanticDecoder
 from mlx_vits.synthesis.fitting import LANGUAGES_KEY, MUTE_KEY
 from mlx_vits.text import clean_text, phonemes_to_ids
+from mlx_vits.training.t2s_batches import Fields, T2SUtterance, pad_utterances
+from mlx_vits.training.t2s_footprint import T2SClips
+from mlx_vits.training.t2s_step import T2SBatch, score_codes
+from mlx_vits.training.t2s_trainer import T2STrainer, T2STrainingConfig
 
 import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
 import soundfile
-from mlx.utils import tree_flatten, tree_map
 
-EOS = 1024
 MUTE_CODE = 742  # of the codes of silence the one that is most like the others
 TAIL_CODES = 15  # of 0.6 s of silence
 TAILS = 150  # clips whose trailing silence is encoded
 SIZES = {"embedding_dim": 256, "hidden_dim": 256, "head": 4, "n_layer": 6}
 POSITIONS_PER_BATCH = 16384  # phonemes and codes
 LARGEST_CODES = 500  # of a joined row, 20 s
-PEAK_RATE, LEAST_RATE, WARM_UP_STEPS = 1e-3, 2e-5, 300
-REPLACED = 0.05  # share of input codes
 HELD_OUT = 40  # one text in so many
+SAVE_EVERY = 250
+TRAINING = T2STrainingConfig(
+    steps=7000,
+    accumulate=1,
+    optimizer="adamw",
+    lr=1e-3,
+    warm_up=300,
+    last_share=0.02,
+    replaced=0.05,
+    pretrained_reg_strength=0.0,
+)
 
 app = typer.Typer(add_completion=False)
-
-
-class Row(NamedTuple):
-    """Phonemes and codes of one training row."""
-
-    phones: np.ndarray
-    codes: np.ndarray
 
 
 @app.command()
@@ -106,165 +111,118 @@ def _silences(archive: Path) -> np.ndarray:
     return np.stack(found).astype(np.int16)
 
 
-class Sentences:
-    """The prepared sentences, joined into rows and batches."""
+class Corpus:
+    """The prepared sentences as the `T2SVoice` of a trainer: every epoch joins others."""
 
-    def __init__(self, path: Path, seed: int):
+    dpo = compat = False
+
+    def __init__(self, path: Path):
         data = np.load(path)
-        ends = np.cumsum(data["phone_counts"])[:-1], np.cumsum(data["code_counts"])[:-1]
-        phones, codes = np.split(data["phones"], ends[0]), np.split(data["codes"], ends[1])
-        self._rows = [Row(p, c) for p, c in zip(phones, codes, strict=True)]
+        phones = np.split(data["phones"], np.cumsum(data["phone_counts"])[:-1])
+        codes = np.split(data["codes"], np.cumsum(data["code_counts"])[:-1])
+        self._rows = [T2SUtterance(p, c) for p, c in zip(phones, codes, strict=True)]
         self._tails, self._voices = data["tails"], data["voices"]
-        self._random = np.random.default_rng(seed)
         is_held_out = data["texts"] % HELD_OUT == 0
         self.held_out = [self._rows[i] for i in np.flatnonzero(is_held_out)]
-        self._of_voice: dict[int, list[int]] = defaultdict(list)
-        for index in np.flatnonzero(~is_held_out):
-            self._of_voice[int(self._voices[index])].append(int(index))
         self._training = np.flatnonzero(~is_held_out)
+        self._of_voice: dict[int, list[int]] = defaultdict(list)
+        for index in self._training:
+            self._of_voice[int(self._voices[index])].append(int(index))
+        self.plan = lru_cache(maxsize=2)(self._plan)
 
-    def epoch(self) -> list[Row]:
-        """Every training sentence once or more: alone, or after others of its voice."""
-        return [self._join(int(i)) for i in self._random.permutation(self._training)]
+    def batch_size(self, asked: int) -> int:
+        return asked  # without effect: batches are as large as `POSITIONS_PER_BATCH` allows
 
-    def _join(self, index: int) -> Row:
+    def largest_batch(self, batch_size: int) -> T2SClips:
+        return T2SClips(batch_size, LARGEST_CODES // 2, LARGEST_CODES)
+
+    def _plan(self, batch_size: int, seed: int, epoch: int) -> list[list[T2SUtterance]]:
+        """Every training sentence once or more, alone or after others, in rows of like length."""
+        random = np.random.default_rng([seed, epoch])
+        rows = [self._join(int(i), random) for i in random.permutation(self._training)]
+        groups = _grouped(rows)
+        return [groups[i] for i in random.permutation(len(groups))]
+
+    def endless(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Fields]:
+        while True:
+            for rows in self.plan(batch_size, seed, epoch)[start:]:
+                yield pad_utterances(rows, bert_width=0)
+            epoch, start = epoch + 1, 0
+
+    def _join(self, index: int, random: np.random.Generator) -> T2SUtterance:
         row, others = self._rows[index], self._of_voice[int(self._voices[index])]
-        if len(others) < 2 or self._random.random() < 0.4:
+        if len(others) < 2 or random.random() < 0.4:
             return row
-        for other in self._random.permutation(others)[: self._random.integers(1, 4)]:
-            before = self._rows[int(other)]
-            tail = self._tails[self._random.integers(len(self._tails))]
-            tail = tail[: self._random.integers(TAIL_CODES + 1)]
+        for other in random.permutation(others)[: random.integers(1, 4)]:
+            before, tail = self._rows[int(other)], self._tails[random.integers(len(self._tails))]
+            tail = tail[: random.integers(TAIL_CODES + 1)]
             if len(before.codes) + len(row.codes) + len(tail) > LARGEST_CODES or other == index:
                 continue
-            row = Row(
+            row = T2SUtterance(
                 np.concatenate([before.phones, row.phones]),
                 np.concatenate([before.codes, tail, row.codes]),
             )
         return row
 
 
-class Batch(NamedTuple):
-    """Training rows put together.
-
-    Attributes:
-        phones: `(B, L)`, padded on the left.
-        padding: `(B,)`, how many of them are padding.
-        codes: `(B, T)`, padded on the right.
-        targets, weights: `(B, T + 1)`, the codes and EOS; weight 0 for padding.
-    """
-
-    phones: mx.array
-    padding: mx.array
-    codes: mx.array
-    targets: mx.array
-    weights: mx.array
-
-
-def batches(rows: list[Row], random: np.random.Generator | None) -> Iterator[Batch]:
-    """Rows of like length put together, in random order; some input codes replaced."""
-    rows = sorted(rows, key=lambda row: len(row.codes))
-    groups: list[list[Row]] = [[]]
-    for row in rows:
-        width = _padded(len(row.codes) + 1, 64) + _padded(len(row.phones), 32)
+def _grouped(rows: list[T2SUtterance]) -> list[list[T2SUtterance]]:
+    groups: list[list[T2SUtterance]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row.codes)):
+        width = -(-len(row.codes) // 64) * 64 + -(-len(row.phones) // 32) * 32
         if groups[-1] and (len(groups[-1]) + 1) * width > POSITIONS_PER_BATCH:
             groups.append([])
         groups[-1].append(row)
-    order = random.permutation(len(groups)) if random else range(len(groups))
-    for number in order:
-        yield _collate(groups[number], random)
-
-
-def _padded(count: int, step: int) -> int:
-    return -(-count // step) * step
-
-
-def _collate(rows: list[Row], random: np.random.Generator | None) -> Batch:
-    phone_width = _padded(max(len(row.phones) for row in rows), 32)
-    code_width = _padded(max(len(row.codes) for row in rows) + 1, 64) - 1
-    count = len(rows)
-    phones = np.zeros((count, phone_width), np.int32)
-    codes = np.full((count, code_width), EOS, np.int32)
-    targets = np.full((count, code_width + 1), EOS, np.int32)
-    weights = np.zeros((count, code_width + 1), np.float32)
-    for number, row in enumerate(rows):
-        phones[number, phone_width - len(row.phones) :] = row.phones
-        codes[number, : len(row.codes)] = targets[number, : len(row.codes)] = row.codes
-        weights[number, : len(row.codes) + 1] = 1
-    if random:
-        is_replaced = random.random(codes.shape) < REPLACED
-        codes = np.where(is_replaced, random.integers(EOS, size=codes.shape), codes)
-    padding = np.array([phone_width - len(row.phones) for row in rows], np.int32)
-    return Batch(*(mx.array(a) for a in (phones, padding, codes, targets, weights)))
-
-
-def _loss(model: Text2SemanticDecoder, batch: Batch, key: mx.array | None = None) -> mx.array:
-    """Summed cross-entropy over codes and EOS."""
-    logits = model(batch.phones, batch.codes, padding=batch.padding, key=key)
-    return (nn.losses.cross_entropy(logits, batch.targets) * batch.weights).sum()
-
-
-def _held_out_loss(model: Text2SemanticDecoder, rows: list[Row]) -> float:
-    """Mean cross-entropy of a code."""
-    total = count = 0.0
-    for batch in batches(rows, None):
-        total += _loss(model, batch).item()
-        count += batch.weights.sum().item()
-    return total / count
+    return groups
 
 
 @app.command()
-def train(data: Path, output: Path, minutes: float = 8.0, seed: int = 0) -> None:
-    """Train for so long, and keep the weights that are best on held-out sentences."""
-    sentences = Sentences(data, seed)
-    random = np.random.default_rng(seed)
-    mx.random.seed(seed)
+def train(data: Path, work: Path, minutes: float = 9.0, steps: int = TRAINING.steps or 0) -> None:
+    """Train for so long at most, from the last state, and keep the best weights."""
+    begun, corpus = time.monotonic(), Corpus(data)
+    config = replace(TRAINING, steps=steps)
+    mx.random.seed(config.seed)
     model = Text2SemanticDecoder(T2SConfig(**SIZES, max_sec=54))
     model.bert_proj.weight = mx.zeros_like(model.bert_proj.weight)  # English has no features
-    model.bert_proj.freeze()
-    count = sum(array.size for _, array in tree_flatten(model.parameters()))
-    print(f"{count:,} weights, {len(sentences.held_out)} sentences held out")
-    optimizer = optim.AdamW(PEAK_RATE, betas=[0.9, 0.98], weight_decay=0.05, bias_correction=True)
-    gradient = nn.value_and_grad(model, _loss)
-    key = mx.random.key(seed)
-    begun, step, best, judged = time.monotonic(), 0, math.inf, 0.0
-    while (passed := (time.monotonic() - begun) / 60 / minutes) < 1:
-        for batch in batches(sentences.epoch(), random):
-            passed = (time.monotonic() - begun) / 60 / minutes
-            if passed >= 1:
-                break
-            cosine = 0.5 * (1 + math.cos(math.pi * passed))
-            rate = LEAST_RATE + (PEAK_RATE - LEAST_RATE) * cosine
-            optimizer.learning_rate = rate * min(1, (step + 1) / WARM_UP_STEPS)
-            key, used = mx.random.split(key)
-            loss, gradients = gradient(model, batch, used)
-            gradients = tree_map(lambda g, n=batch.weights.sum(): g / n, gradients)
-            gradients, _ = optim.clip_grad_norm(gradients, 1.0)
-            optimizer.update(model, gradients)
-            mx.eval(model.parameters(), optimizer.state, loss)
-            step += 1
-        if passed - judged > 0.04 or passed >= 1:
-            judged, held_out = passed, _held_out_loss(model, sentences.held_out)
-            now = loss.item() / batch.weights.sum().item()
-            losses = f"loss {now:.3f}  held out {held_out:.3f}"
-            print(f"{passed:4.0%}  step {step}  {losses}", flush=True)
-            if held_out < best:
-                best = held_out
-                _write(model, output)
+    trainer = T2STrainer(model, corpus, config)
+    state = work / "state.safetensors"
+    if state.is_file():
+        trainer.restore(read_run_state(state, parts=T2S_PARTS), str(state))
+    print(f"{len(corpus.held_out)} sentences held out; from step {trainer.place.step} on")
+    held_out = [
+        T2SBatch(**{k: mx.array(a) for k, a in pad_utterances(rows, bert_width=0).items()})
+        for rows in _grouped(corpus.held_out)
+    ]
+    for record in trainer.steps(lambda step: step % SAVE_EVERY == 0 or step == steps):
+        if trainer.is_ahead:
+            continue
+        score = score_codes(model, held_out)
+        if trainer.note_score(score.ce):
+            write_gpt(
+                work / "best", state_of(model), model.config, info=f"step {record.place.step}"
+            )
+        write_run_state(state, trainer.trees(), trainer.place)
+        passed = (time.monotonic() - begun) / 60
+        losses = f"loss {record.values['ce']:.3f}  held out {score.ce:.3f}"
+        print(f"{passed:4.1f} min  step {record.place.step}/{steps}  {losses}", flush=True)
+        if passed > minutes and record.place.step < steps:
+            print("not finished: run it again")
+            return
 
 
-def _write(model: Text2SemanticDecoder, output: Path) -> None:
-    """Write the T2S, with what `speak` wants to know of it."""
-    output.mkdir(parents=True, exist_ok=True)
-    weights = {n: a.astype(mx.float16) for n, a in tree_flatten(model.parameters())}
-    mx.save_safetensors(str(output / "weights.safetensors"), weights)
+@app.command()
+def write(work: Path, output: Path) -> None:
+    """Write the best weights, in fp16, with what `speak` wants to know of a T2S."""
+    best = read_gpt(work / "best")
     stated = {
         CODEBOOK_KEY: codebook_sha256(mlx_vits.load("demo").model),
         LANGUAGES_KEY: ["en"],
         MUTE_KEY: MUTE_CODE,
     }
-    text = json.dumps(model.config.to_dict() | stated, indent=1)
-    (output / "config.json").write_text(text, encoding="utf-8")
+    config = replace(best.config, extra=dict(best.config.extra) | stated)
+    halves = {
+        name: array.astype(mx.float16) for name, array in state_of(load_gpt_model(best)).items()
+    }
+    write_gpt(output, halves, config, info=best.info)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
 from mlx_vits.cli import app
-from mlx_vits.config import Config
+from mlx_vits.config import Config, T2SConfig
 from mlx_vits.models.discriminator import MultiPeriodDiscriminator
 from mlx_vits.models.vits import SynthesizerTrn
-from mlx_vits.tools.bench import measure, work
+from mlx_vits.tools.bench import measure, speech, work
 from mlx_vits.tools.bench.graphs import count_graph, count_operations
 from mlx_vits.tools.bench.measure import PARTS, measure_all
+from mlx_vits.tools.machine import device_kind
 from tests.support.tiny import tiny_config
 
 
@@ -188,3 +191,55 @@ def test_pytorchs_twin_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> 
     assert theirs(synthesizer.enc_q) == ours(model.enc_q)
     assert theirs(synthesizer.flows) == ours(model.flow)
     assert theirs(synthesizer.dec) == ours(model.dec)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow nets; all codes are there, so that EOS is never among the best."""
+    sizes = T2SConfig(hidden_dim=64, embedding_dim=64, head=2, n_layer=2)
+    tiny = tiny_config("v2", codebook_size=sizes.EOS)
+    monkeypatch.setattr(speech.SpeechWork, "t2s", property(lambda self: sizes))
+    monkeypatch.setattr(work.Work, "config", property(lambda self: tiny))
+
+
+def test_speaking_is_measured_by_part(small: None) -> None:
+    asked = speech.SpeechWork(phonemes=9, prompt=5, codes=20, together=3)
+    report = speech.measure_speech(asked, repetitions=2)
+    seconds = report["mlx"]["seconds"]
+    assert set(seconds) == set(speech.PARTS) - ({"codes_8bit"} if device_kind() == "cpu" else set())
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["sentence"] > seconds["prefill"]
+    assert report["mlx"]["real_time_factor"] == seconds["sentence"] / 0.8
+    rates = report["mlx"]["codes_per_second"]
+    assert rates["codes"] == pytest.approx(20 / seconds["codes"])
+    assert rates["together"] == pytest.approx(3 * 20 / seconds["together"])
+    assert "torch" not in report
+
+
+def test_the_command_measures_speaking(small: None, tmp_path: Path) -> None:
+    output = tmp_path / "speech.json"
+    done = CliRunner().invoke(app, ["bench", "--speech", "--repeat", "1", "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    (report,) = json.loads(output.read_text())
+    assert report["work"]["version"] == "v2"
+    for words in ("first sound of a stream", "a sentence of 5 s", "real-time factor"):
+        assert words in " ".join(done.output.split())
+    wrong = CliRunner().invoke(app, ["bench", "--speech", "--version", "v3"])
+    assert wrong.exit_code == 1
+    assert "v3: not a version" in wrong.stderr
+
+
+@pytest.mark.torch
+def test_the_twin_speaks_the_same_parts() -> None:
+    pytest.importorskip("torch")
+    code = """
+import mlx_vits.tools.bench.speech_twin as twin
+from mlx_vits.config import T2SConfig
+from mlx_vits.tools.bench.speech import PARTS, SpeechWork
+sizes = T2SConfig(hidden_dim=64, embedding_dim=64, head=2, n_layer=2)
+SpeechWork.t2s = property(lambda self: sizes)
+spoken = twin.Twin(SpeechWork(phonemes=9, prompt=5, codes=20, together=3), "cpu", tf32=False)
+print(all(spoken.run(part) > 0 for part in PARTS))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr

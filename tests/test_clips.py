@@ -131,7 +131,7 @@ def test_without_a_recogniser_one_sentence_says_what_to_do(monkeypatch: Any) -> 
     monkeypatch.setattr(builtins, "__import__", refuse)
     for module in ("faster_whisper", "mlx_whisper"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.raises(UserError, match=r"mlx-vits\[asr\].*--transcripts"):
+    with pytest.raises(UserError, match=r"\[asr\].*--transcripts|EXTRAS=asr.*--transcripts"):
         load_recogniser()
 
 
@@ -238,6 +238,8 @@ def test_subtitles_count_for_a_long_recording_and_text_for_a_clip(tmp_path: Path
         (folder / f"{name}.srt").write_text(SRT)
     assert not needs_clips([tmp_path / "clip"])
     assert needs_clips([tmp_path / "talk"])
+    (tmp_path / "talk" / "talk.srt").unlink()
+    assert needs_clips([tmp_path / "talk"])  # a text as of an interview does not tell clips
 
 
 def test_clips_with_transcripts_are_not_cut(tmp_path: Path, recording: Path) -> None:

@@ -40,6 +40,7 @@ from typer.testing import CliRunner
 
 from mlx_vits.checkpoints.base import Base
 from mlx_vits.errors import UserError
+from mlx_vits.finetune.options import suggested_options
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.synthesis.scoring import mel_distance
 from mlx_vits.training.regularization import effective_weights
@@ -197,7 +198,9 @@ def test_the_shipped_settings() -> None:
         blend_prior=1.0,
     )
     default = choose_recipe(settings, Run("ljspeech-1", DEFAULT, 1), base)
-    own = json.loads((ROOT / "weights" / "demo" / "voice" / "finetune.json").read_text())
+    demo = ROOT / "weights" / "demo"
+    own = suggested_options(demo / "base") | suggested_options(demo / "voice")
+    own.pop("gpt_epochs")
     assert default == (base, VITSTrainingConfig(seed=1, **own), VITSTrainer)
     assert settings.training == own
     for name, changes in settings.cells.items():

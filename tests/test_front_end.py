@@ -73,7 +73,10 @@ def test_upstreams_phonemes_and_features(index: int) -> None:
     assert reading.ids == case["phones"]
     assert reading.norm_text == case["norm_text"]
     theirs = tensors("bert_phone", "bert_phone.safetensors")[f"{index}/bert"]
-    assert_close(reading.features, theirs, atol=1e-4)
+    if reading.features is None:  # for what is zeros upstream
+        assert not mx.any(theirs).item()
+    else:
+        assert_close(reading.features, theirs, atol=1e-4)
 
 
 def _read(text: str, language: str = "en", version: str = "v2", **options: Any) -> Reading:
@@ -85,8 +88,7 @@ def test_english_needs_no_bert() -> None:
     assert reading.norm_text == "Good morning, everyone."
     assert reading.phones[:3] == ["G", "UH1", "D"]
     assert [symbols_for("v2")[i] for i in reading.ids] == reading.phones
-    assert reading.features.shape == (1024, len(reading.phones))
-    assert not mx.any(reading.features).item()
+    assert reading.features is None
     assert reading.unspoken == reading.guessed == ()
 
 
@@ -114,7 +116,7 @@ def test_a_segment_without_speech_keeps_its_marks() -> None:
     reading = read("Good morning，Ж！Я", "auto", "v2", segment=segment)
     assert reading.phones[-2:] == [",", "!"]
     assert reading.unspoken == ("Ж", "Я")
-    assert reading.features.shape == (1024, len(reading.phones))
+    assert reading.features is None
 
 
 @pytest.mark.parametrize("text", ["", "  ", "...", "😀！"])

@@ -53,6 +53,7 @@ def run(tmp_path_factory: Any) -> Finetune:
         output=folder,
         training=CONFIG,
         save_every=50,
+        stage="sovits",
     )
     verdict = finetune.start(options, Silent())
     losses, scores = (

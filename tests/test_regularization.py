@@ -8,18 +8,23 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.nn.layers import Convolution
+from mlx_vits.training.optimizers import global_norm
 from mlx_vits.training.regularization import (
     PretrainedRegularization,
+    StackedPull,
     effective_weights,
+    penalized,
     relative_drift,
     take_anchor,
 )
+from mlx_vits.training.stacks import stacked_norm
 from mlx_vits.training.vits_trainer import freeze_for
 from tests.support.tiny import tiny_config
+from tests.support.tiny_gpt import tiny_gpt
 
 
 def _generator(train: Any = "all") -> SynthesizerTrn:
@@ -85,6 +90,22 @@ def test_gradient_by_finite_differences() -> None:
     measured = (at(1.0) - at(-1.0)) / 2
     assert loss.item() > 0
     assert measured == pytest.approx(slope, rel=2e-3)
+
+
+def test_in_stacks_it_is_its_own_derivative() -> None:
+    model = tiny_gpt()
+    anchor = take_anchor(model)
+    pull, in_stacks = PretrainedRegularization(anchor, 1.0), StackedPull(model, anchor, 1.0)
+    model.update(tree_map(lambda weight: 1.1 * weight + 0.01, model.parameters()))
+    gradients = tree_map(lambda weight: 0.01 * mx.ones_like(weight), model.trainable_parameters())
+    found, expected = in_stacks(model, gradients), penalized(model, pull, gradients)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert found.norm.item() == pytest.approx(expected.norm.item(), rel=1e-5)
+    for (path, ours), (_, theirs) in zip(
+        tree_flatten(found.grads), tree_flatten(expected.grads), strict=True
+    ):
+        np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-6, err_msg=path)
+    assert stacked_norm(found.grads).item() == pytest.approx(global_norm(found.grads).item())
 
 
 def test_drift_is_relative_and_by_layer() -> None:

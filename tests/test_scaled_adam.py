@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlx_vits.checkpoints.run import Place, read_run_state, write_run_state
 from mlx_vits.training.scaled_adam import ScaledAdam, ScaledAdamOptions
+from mlx_vits.training.stacks import plan_stacks
 from tests.support.goldens import assert_close, assert_near, tensors
 
 # In the order in which the original stacks them: those of equal shape in one array.
@@ -41,13 +42,22 @@ def test_every_step_is_that_of_the_original(run: str, period: int, later_rate: f
         is_whole = theirs.ndim > history[-1][name].ndim
         ours = mx.stack([at[name] for at in history]) if is_whole else history[-1][name]
         assert_near(ours, theirs, 1e-5)
-    for stack in STACKS:
-        keys = {"delta", "exp_avg_sq", "param_rms", "scale_exp_avg_sq", "scale_grads"}
-        for key in keys & set(optimizer.state[stack[0]]):
+    plan, first = plan_stacks(parameters), 0
+    assert {stack.paths for stack in plan} == {tuple(sorted(names)) for names in STACKS}
+    for index, (names, _) in enumerate(plan):
+        stack = next(stack for stack in STACKS if set(stack) == set(names))
+        order = [names.index(name) for name in stack]
+        for key in ("delta", "exp_avg_sq"):
             theirs = golden[f"{run}/state/{stack[0]}/{key}"]
-            axis = 1 if key == "scale_grads" else 0
-            ours = mx.stack([optimizer.state[name][key] for name in stack], axis=axis)
+            ours = optimizer.state[key][index][mx.array(order)]
             assert_near(ours.reshape(theirs.shape), theirs, 1e-5)
+        places = mx.array([first + place for place in order])
+        has_size = stack[0] != "scalar"
+        for key in ("param_rms", "scale_exp_avg_sq", "scale_grads") if has_size else ():
+            theirs = golden[f"{run}/state/{stack[0]}/{key}"]
+            ours = optimizer.state[key][..., places]
+            assert_near(ours.reshape(theirs.shape), theirs, 1e-5)
+        first += len(names)
     assert_near(optimizer.state["model_norms"], golden[f"{run}/state/scalar/model_norms"], 1e-5)
 
 

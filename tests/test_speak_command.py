@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import resource
 import shutil
@@ -17,10 +18,12 @@ import pytest
 import soundfile
 from typer.testing import CliRunner, Result
 
+import mlx_vits
 from mlx_vits import speak
 from mlx_vits.audio.writing import SoundFile
 from mlx_vits.cli import app
 from mlx_vits.errors import UserError
+from mlx_vits.system.installing import install_command
 from tests.support.tiny import RATE, hum
 from tests.support.tiny_speech import make_speaking_base
 
@@ -57,6 +60,22 @@ def small_files() -> Iterator[Callable[[int], None]]:
 
 def seconds(path: Path | str) -> float:
     return soundfile.info(path).duration
+
+
+def test_bits_of_the_weights(run: Callable[..., Result], here: Path) -> None:
+    refused = run("Hello.", "-o", "out.wav", "--bits", 3)
+    assert (refused.exit_code, refused.output) == (1, "error: bits is 3; it has to be 8 or 4\n")
+    assert run("Hello.", "-o", "out.wav", "--bits", 8).exit_code == 0
+    assert seconds(here / "out.wav") > 0.4
+
+
+def test_every_way_to_speak_has_the_defaults_that_help_shows() -> None:
+    ways = (mlx_vits.Voice.speak, mlx_vits.Voice.stream, mlx_vits.GPT.generate, speak.main)
+    shown = {"top_k": 15, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.35}
+    for way in ways:
+        given = inspect.signature(way).parameters
+        defaults = {name: given[name].default for name in shown}
+        assert {n: getattr(d, "default", d) for n, d in defaults.items()} == shown
 
 
 class TestFiles:
@@ -295,7 +314,7 @@ def test_verification_without_its_extra(
         monkeypatch.setitem(sys.modules, name, None)
     done = run("Hello.", "-o", "out.wav", "--verify")
     assert done.exit_code == 1
-    assert "pip install 'mlx-vits[asr]'" in done.stderr
+    assert install_command("asr") in done.stderr
 
 
 @pytest.mark.parametrize(

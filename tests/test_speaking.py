@@ -118,12 +118,12 @@ class TestStreaming:
         assert len(spoken) == pytest.approx(len(short.wav), rel=0.25)
         assert abs(spoken[0]) < 1e-3
 
-    def test_is_as_near_to_the_whole_as_another_noise(self, voice: Voice, speech) -> None:
+    def test_is_nearer_to_the_whole_than_another_noise(self, voice: Voice, speech) -> None:
         spoken = np.concatenate([piece.wav for piece in self.chunks(voice)])
         one, codes = speech.sentences[0], speech.sentences[0].codes
         prompt = voice.speaker.companions.reference
         spec = voice.reference_spectrogram(
-            voice.speaker._hear(prompt.audio, as_prompt=False).reference.for_style
+            voice.speaker.references.hear(prompt.audio, as_prompt=False).reference.for_style
         )
         wholes = [
             voice.decode(codes[None, None], np.array([one.ids]), spec, noise=noise)
@@ -137,7 +137,7 @@ class TestStreaming:
         mels = [self.mel(voice, wav) for wav in (speech.wav, spoken, *wholes)]
         streamed, noisy = self.distance(mels[0], mels[1]), self.distance(mels[2], mels[3])
         print(f"log-mel distance: streamed to whole {streamed:.3f}, two noises {noisy:.3f}")
-        assert streamed < 2 * noisy + 0.2
+        assert streamed < noisy
 
     def mel(self, voice: Voice, wav: np.ndarray) -> np.ndarray:
         return np.array(mel_spectrogram(mx.array(wav)[None], voice.config.data))[0]
@@ -259,7 +259,7 @@ class TestReferences:
         for name, wav in (("loud", loud), ("half", loud / 2), ("full", loud / 3)):
             soundfile.write(tmp_path / f"{name}.wav", wav, 32000, subtype="FLOAT")
         specs = {
-            name: voice.speaker._hear(tmp_path / f"{name}.wav", as_prompt=False).spec
+            name: voice.speaker.references.hear(tmp_path / f"{name}.wav", as_prompt=False).spec
             for name in ("loud", "half", "full")
         }
         assert mx.allclose(specs["loud"], 1.5 * specs["full"], rtol=0.02, atol=0.05).item()
@@ -318,6 +318,14 @@ def test_a_t2s_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="another codebook"):
         mlx_vits.load("demo", gpt=tmp_path).speak("Hello.")
+
+
+def test_weights_of_eight_bits(voice: Voice, short) -> None:
+    light = mlx_vits.load("demo", bits=8)
+    spoken = light.speak(SHORT)
+    assert light.speaker.gpt.bits == 8
+    assert spoken.sentences[0].fault is None
+    assert len(spoken.wav) == pytest.approx(len(short.wav), rel=0.5)
 
 
 def test_a_stream_passes_from_thread_to_thread(voice: Voice) -> None:

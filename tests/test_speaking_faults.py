@@ -17,6 +17,7 @@ import soundfile
 
 import mlx_vits
 from mlx_vits.audio.files import write_wav
+from mlx_vits.checkpoints.codebook import CODEBOOK_KEY, codebook_sha256
 from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.synthesis.companions import Companions
 from mlx_vits.synthesis.speaking import Speaker
@@ -97,6 +98,25 @@ def test_a_sentence_that_cannot_be_spoken_is_left_out_and_named(
         assert [sentence.text for sentence in speech.sentences] == ["Hello.", "Good day."]
         noticed = speech.warnings
     assert any("left out" in words and "506 characters" in words for words in noticed)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Hello.\n{}[pause 0.8s]\nGood day.", 0.8),
+        ("[pause 0.8s]{}[pause 0.5s]Hello.\nGood day.", 1.3),
+        ("Hello.\nGood day.[pause 0.3s]{}[pause 0.8s]", 0.8),
+        ("Hello.\n{}\nGood day.", 0.0),
+    ],
+)
+def test_the_pauses_of_a_sentence_that_is_left_out_stay(
+    voice: Voice, streamed: bool, text: str, seconds: float
+) -> None:
+    def samples(text: str) -> int:
+        return sum(map(len, voice.stream(text))) if streamed else len(voice.speak(text).wav)
+
+    assert samples(text.format("x" * 505)) - samples("Hello.\nGood day.") == int(seconds * RATE)
 
 
 def test_warnings_belong_to_the_request_that_caused_them(voice: Voice) -> None:
@@ -205,6 +225,19 @@ def test_files_of_the_other_stage(base: Path) -> None:
         mlx_vits.load(base / "gpt")
     with pytest.raises(CheckpointError, match=r"without its config\.json; give the folder of both"):
         mlx_vits.load(base, gpt=base / "gpt" / "weights.safetensors").speak("Hello.")
+
+
+@pytest.mark.parametrize("bits", [3, "8", 16])
+def test_bits_that_weights_cannot_have(base: Path, bits: Any) -> None:
+    with pytest.raises(UserError, match="it has to be 8 or 4"):
+        mlx_vits.load(base, bits=bits)
+
+
+def test_a_t2s_whose_width_cannot_be_quantized(base: Path, tmp_path: Path) -> None:
+    sha256 = codebook_sha256(mlx_vits.load(base).model)
+    gpt = write_tiny_gpt(tmp_path / "gpt", {CODEBOOK_KEY: sha256}, hidden=48)
+    with pytest.raises(CheckpointError, match=r"gpt: .* 32 does not divide; leave out --bits"):
+        mlx_vits.load(base, gpt=gpt, bits=8).speak("Hello.")
 
 
 def test_a_voice_without_its_base() -> None:

@@ -313,7 +313,7 @@ def test_sovits_is_gone_from_memory_when_the_gpt_begins(scene: Scene, tmp_path: 
         def stage(self, name: str, number: int, count: int) -> None:
             super().stage(name, number, count)
             gc.collect()
-            counts.append(sum(isinstance(o, SynthesizerTrn) for o in gc.get_objects()))
+            counts.append(sum(type(o) is SynthesizerTrn for o in gc.get_objects()))
 
     finetune.start(scene.options(tmp_path / "run", stage="both"), Counting())
     assert counts[1] == counts[0] - 1

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_vits.checkpoints.state_dict import load_state
 from mlx_vits.config import T2SConfig
 from mlx_vits.models.t2s import BERT_CHANNELS, Text2SemanticDecoder
-from mlx_vits.training.regularization import PretrainedRegularization, take_anchor
+from mlx_vits.training.regularization import StackedPull, take_anchor
 from mlx_vits.training.scaled_adam import ScaledAdam
 from mlx_vits.training.t2s_step import T2SBatch, T2SStep, t2s_logits, t2s_terms
 from tests.support.goldens import assert_close, relative_l2, tensors, values
@@ -133,7 +133,7 @@ def test_micro_batches_are_the_step_of_the_large_batch() -> None:
     clips, found = random_clips(6), []
     for batches in ([batch_of(clips)], [batch_of(clips[:2]), batch_of(clips[2:])]):
         model = tiny_gpt()
-        pull = PretrainedRegularization(take_anchor(model), 1.0)
+        pull = StackedPull(model, take_anchor(model), 1.0)
         attention = model.h.layers[0].self_attn
         attention.in_proj_weight = 1.1 * attention.in_proj_weight
         step = make_step(model, penalty=pull)

@@ -21,7 +21,7 @@ from mlx_vits.training.regularization import take_anchor
 from mlx_vits.training.scaled_adam import ScaledAdam
 from mlx_vits.training.t2s_batches import T2SVoice as PreparedT2S
 from mlx_vits.training.t2s_footprint import T2SClips, count_weights, estimate_t2s_peak
-from mlx_vits.training.t2s_step import T2SStep, score_codes
+from mlx_vits.training.t2s_step import T2SStep, score_codes, t2s_terms
 from mlx_vits.training.t2s_trainer import T2STrainer, T2STrainingConfig
 from tests.support.t2s_voice import BERT, Clip, RandomVoice, batch_of, random_clips
 from tests.support.tiny_gpt import EOS, tiny_gpt
@@ -211,3 +211,26 @@ def test_options_that_mean_nothing_are_refused(changes: Any, words: str) -> None
 def test_a_voice_of_other_batches_is_refused() -> None:
     with pytest.raises(ValueError, match="`dpo` and `compat` are not those"):
         T2STrainer(tiny_gpt(), RandomVoice(4), replace(QUICK, dpo=True))
+
+
+def test_the_rate_rises_and_falls_where_it_is_told_to() -> None:
+    changes = {"lr": 1.0, "steps": 8, "warm_up": 4, "last_share": 0.1, "optimizer": "adamw"}
+    trainer = make_trainer(replace(QUICK, **changes))
+    found = [trainer._set_rate(step) for step in range(9)]
+    cosine = [1 - 0.9 * (0.5 - 0.5 * np.cos(np.pi * step / 8)) for step in range(9)]
+    expected = [rate * min(1, (step + 1) / 4) for step, rate in enumerate(cosine)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found[-1] == pytest.approx(0.1)
+    assert make_trainer(replace(QUICK, lr=1.0))._set_rate(3) == 1.0
+
+
+def test_codes_that_are_replaced_are_inputs_and_never_targets() -> None:
+    model, batch = tiny_gpt(), batch_of(random_clips(3))
+    plain = t2s_terms(model, batch, key=mx.random.key(1))
+    none = t2s_terms(model, batch, replaced=0.0, key=mx.random.key(1))
+    some = t2s_terms(model, batch, replaced=0.4, key=mx.random.key(1))
+    judged = t2s_terms(model, batch, replaced=0.4)
+    assert plain.losses["loss_ce"].item() == none.losses["loss_ce"].item()
+    assert some.losses["loss_ce"].item() != plain.losses["loss_ce"].item()
+    assert some.targets.item() == plain.targets.item()
+    assert judged.losses["loss_ce"].item() == t2s_terms(model, batch).losses["loss_ce"].item()

@@ -109,6 +109,13 @@ def test_both_stages_share_what_is_not_of_one_alone(asked: Asked) -> None:
     assert found.training == VITSTrainingConfig(batch_size=2, **shared)
 
 
+def test_a_base_suggests_as_well_and_the_voice_wins(asked: Asked, tmp_path: Path) -> None:
+    (tmp_path / "base" / "finetune.json").write_text(json.dumps({"blend": 0.5, "steps": 9}))
+    (asked.voice / "finetune.json").write_text(json.dumps({"steps": 20}))
+    assert asked.options().training == VITSTrainingConfig(blend=0.5, steps=20)
+    assert asked.options("--blend", "1").training == VITSTrainingConfig(steps=20)
+
+
 def test_a_voice_may_suggest_how_long_its_gpt_is_trained(asked: Asked) -> None:
     (asked.voice / "finetune.json").write_text(json.dumps({"steps": 20, "gpt_epochs": 4}))
     found = asked.options()

@@ -179,6 +179,34 @@ def test_a_content_encoder_can_be_given(tmp_path: Path) -> None:
     assert voice.convert(hum(1.5), RATE, TEXTS[0]).size
 
 
+def test_a_pth_converts_with_the_content_encoder_of_its_version_s_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_VITS_HOME", str(tmp_path / "weights"))
+    make_base(tmp_path / "weights" / "v2")
+    voice = mlx_vits.load("v2")
+    spoken = voice.convert(hum(1.5), RATE, TEXTS[0])
+    alone = mlx_vits.load(voice.save(tmp_path / "me.safetensors"))
+    assert np.array_equal(alone.convert(hum(1.5), RATE, TEXTS[0]), spoken)
+
+
+def test_a_damaged_content_encoder_does_not_keep_a_voice_from_decoding(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "tiny")
+    (base.content_encoder / "weights.safetensors").write_bytes(b"nothing")
+    voice = mlx_vits.load(tmp_path / "tiny")
+    assert voice.sample_rate == RATE
+    with pytest.raises(CheckpointError, match=r"content_encoder/weights\.safetensors"):
+        voice.convert(hum(1.5), RATE, TEXTS[0])
+
+
+def test_a_content_encoder_that_is_given_is_looked_at_when_the_voice_is_loaded(
+    tmp_path: Path,
+) -> None:
+    make_base(tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match="holds no content encoder"):
+        mlx_vits.load(tmp_path / "tiny", content_encoder=tmp_path)
+
+
 def test_a_content_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     make_base(tmp_path / "tiny")
     other = make_base(tmp_path / "wide", ssl_dim=32)

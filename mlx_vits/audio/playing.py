@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from mlx_vits.errors import UserError
+from mlx_vits.system.installing import install_command
 
 # Programs that play raw samples from their standard input, by what systems have.
 _PLAYERS = {
@@ -56,7 +57,7 @@ class Player:
             if path is not None:
                 return [path, *arguments.format(rate=self._rate).split()]
         raise UserError(
-            "there is nothing to play sound with; pip install 'mlx-vits[play]', or install sox, "
+            f"there is nothing to play sound with; run {install_command('play')}, or install sox, "
             "or write a file with -o"
         )
 

@@ -106,6 +106,11 @@ def find_base(name_or_path: str) -> Base:
     # The demo's folder holds its voice, and its base in a sub-folder.
     if (folder / "base" / CONFIG_FILE).is_file():
         folder = folder / "base"
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder}: is a file, and a base is a folder; training takes an s2G file with "
+            "--pretrained"
+        )
     if not folder.is_dir():
         if name_or_path in VERSIONS:
             raise CheckpointError(
@@ -114,7 +119,7 @@ def find_base(name_or_path: str) -> Base:
             )
         raise CheckpointError(
             f"{name_or_path}: there is no such base, here or in {weights_home()}; give the folder "
-            "of one, or `--pretrained` with an s2G file"
+            "of one, or fetch one with `mlx-vits download v2`"
         )
     if not (folder / GENERATOR_FILE).is_file():
         raise CheckpointError(
@@ -288,8 +293,7 @@ def load_content_encoder(folder: Path) -> HubertModel:
     Raises:
         CheckpointError: a file is missing or damaged, or the architecture differs.
     """
-    config = folder / CONFIG_FILE
-    model = HubertModel(HubertConfig.from_dict(read_json_table(config), source=str(config)))
+    model = HubertModel(read_content_encoder_config(folder))
     path = content_encoder_file(folder)
     if path.suffix == ".safetensors":
         tensors: Any = read_tensors(path).tensors
@@ -300,6 +304,16 @@ def load_content_encoder(folder: Path) -> HubertModel:
     check_tensors(tensors, path)
     load_state(model, _hugging_face_names(tensors), source=str(path), may_lack=("masked_spec",))
     return model
+
+
+def read_content_encoder_config(folder: Path) -> HubertConfig:
+    """Read the configuration of a content encoder, see `load_content_encoder`.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the architecture differs.
+    """
+    path = folder / CONFIG_FILE
+    return HubertConfig.from_dict(read_json_table(path), source=str(path))
 
 
 def content_encoder_file(folder: Path) -> Path:

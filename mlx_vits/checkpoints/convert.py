@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from mlx_vits.checkpoints.base import load_discriminator_tensors, load_generator
 from mlx_vits.checkpoints.contents import discriminator_family, is_discriminator
+from mlx_vits.checkpoints.gpt_file import copy_gpt, is_gpt
 from mlx_vits.checkpoints.state_dict import expected_shapes
 from mlx_vits.checkpoints.tensors import read_tensors, to_numpy, write_tensors
 from mlx_vits.checkpoints.torch_archive import write_torch_archive
@@ -23,11 +24,12 @@ from mlx_vits.errors import CheckpointError
 
 
 def torch_to_mlx(source: Path, output: Path) -> str:
-    """Convert any `.pth` of GPT-SoVITS's SoVITS stage, of any version.
+    """Convert any `.pth` or `.ckpt` of GPT-SoVITS, of any version.
 
     Args:
-        source: pretrained generator or discriminator, resume file of either, or exported voice.
-        output: `.safetensors`, or a folder for a generator; must not exist.
+        source: pretrained generator or discriminator, resume file of either, exported voice, or a
+            GPT, also the state of its training.
+        output: `.safetensors`, or a folder for a generator or a GPT; must not exist.
 
     Returns:
         A description of what was converted.
@@ -36,6 +38,8 @@ def torch_to_mlx(source: Path, output: Path) -> str:
         CheckpointError: the file is none of these, damaged or refused; nothing is written.
     """
     _check_new(output)
+    if is_gpt(source):
+        return copy_gpt(source, output)
     content = read_upstream(source)
     left = ", without the optimizer's state" if content.form == "resume" else ""
     if content.net == "discriminator":
@@ -52,12 +56,13 @@ def torch_to_mlx(source: Path, output: Path) -> str:
 
 
 def mlx_to_torch(source: Path, output: Path, *, whole: bool = False) -> str:
-    """Convert a voice to a `.pth` for GPT-SoVITS, or a discriminator to the form of `s2D`.
+    """Convert a voice or a GPT for GPT-SoVITS, or a discriminator to the form of `s2D`.
 
     Args:
         source: `.safetensors`, or a folder (of a base, its generator).
-        output: the `.pth`; must not exist. A voice is written in fp16 without its posterior
-            encoder, as upstream's inference expects; a discriminator keeps its precision.
+        output: a `.pth`, or a `.ckpt` for a GPT; must not exist. A voice is written in fp16 without
+            its posterior encoder, as upstream's inference expects, a GPT in fp16; a discriminator
+            keeps its precision.
         whole: whether a generator keeps its precision and posterior encoder, as upstream's training
             expects (the form of `s2G`).
 
@@ -68,8 +73,10 @@ def mlx_to_torch(source: Path, output: Path, *, whole: bool = False) -> str:
         CheckpointError: the file is neither of the two, or damaged; nothing is written.
     """
     _check_new(output)
+    if is_gpt(source):
+        return copy_gpt(source, output)
     if output.suffix != ".pth":
-        raise CheckpointError(f"{output}: has to end in .pth")
+        raise CheckpointError(f"{output}: has to end in .pth, or for a GPT in .ckpt")
     if source.suffix == ".safetensors":
         tensors = read_tensors(source).tensors
         if is_discriminator(tensors):

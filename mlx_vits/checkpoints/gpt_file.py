@@ -15,13 +15,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_vits.checkpoints.contents import check_tensors, is_generator
-from mlx_vits.checkpoints.state_dict import load_state
+from mlx_vits.checkpoints.safetensors_header import read_header
+from mlx_vits.checkpoints.state_dict import load_state, state_of
 from mlx_vits.checkpoints.tensors import read_tensors, write_tensors
 from mlx_vits.checkpoints.torch_archive import read_torch_archive, write_torch_archive
 from mlx_vits.config import T2SConfig, read_json_table
@@ -36,6 +37,9 @@ _PHONES = "ar_text_embedding.word_embeddings.weight"
 _GIVE = "give a .ckpt from GPT_weights, or a pretrained s1 file"
 
 
+GPTForm = Literal["exported", "state", "folder"]
+
+
 class GPTFile(NamedTuple):
     """A GPT's tensors and configuration.
 
@@ -44,12 +48,14 @@ class GPTFile(NamedTuple):
         tensors: numpy or MLX arrays under upstream's names, without `model.`.
         info: how far it was trained, in upstream's words ("GPT-e15"), or "".
         source: the file, for messages.
+        form: one of those above.
     """
 
     config: T2SConfig
     tensors: dict[str, Any]
     info: str
     source: Path
+    form: GPTForm
 
 
 def find_gpt(folder: Path) -> Path | None:
@@ -62,6 +68,16 @@ def find_gpt(folder: Path) -> Path | None:
 def gpt_weights(path: Path) -> Path:
     """The file of a GPT's weights: the path itself, or that in its folder."""
     return path / WEIGHTS if path.is_dir() else path
+
+
+def is_gpt(path: Path) -> bool:
+    """Whether a path is that of a GPT: a `.ckpt`, or a folder of one."""
+    if not path.is_dir():
+        return path.suffix == ".ckpt"
+    weights = path / WEIGHTS
+    if not weights.is_file() or not (path / CONFIG).is_file():
+        return False
+    return any(name.removeprefix(_PREFIX) == _PHONES for name in read_header(weights).names)
 
 
 def read_gpt(path: str | Path, *, version: str | None = None) -> GPTFile:
@@ -106,7 +122,7 @@ def _read_folder(path: Path) -> GPTFile:
     file = read_tensors(path / WEIGHTS)
     tensors = _own_names(file.tensors, path / WEIGHTS)
     config = T2SConfig.from_dict(read_json_table(path / CONFIG), source=str(path / CONFIG))
-    return GPTFile(config, tensors, file.metadata.get("info", ""), path / WEIGHTS)
+    return GPTFile(config, tensors, file.metadata.get("info", ""), path / WEIGHTS, "folder")
 
 
 def _read_ckpt(path: Path) -> GPTFile:
@@ -135,7 +151,8 @@ def _read_ckpt(path: Path) -> GPTFile:
         )
     info = tables.get("info")
     config = T2SConfig.from_dict(stated, source=str(path))
-    return GPTFile(config, tensors, info if isinstance(info, str) else "", path)
+    form: GPTForm = "state" if name == "state_dict" else "exported"
+    return GPTFile(config, tensors, info if isinstance(info, str) else "", path, form)
 
 
 def _own_names(tensors: Mapping[Any, Any], source: Path) -> dict[str, Any]:
@@ -158,6 +175,30 @@ def _own_names(tensors: Mapping[Any, Any], source: Path) -> dict[str, Any]:
             f"a GPT; {_GIVE}"
         )
     raise CheckpointError(f"{source}: is not a GPT of GPT-SoVITS (no ar_text_embedding); {_GIVE}")
+
+
+def copy_gpt(source: Path, output: Path) -> str:
+    """Write a GPT in another form, after checking that its tensors fit its configuration.
+
+    Args:
+        source: as of `read_gpt`; of a training's state the weights alone are taken.
+        output: `.ckpt` gives upstream's export (fp16), a name without ending a folder.
+
+    Returns:
+        A description of what was written.
+
+    Raises:
+        CheckpointError: the source is no GPT or damaged, or a GPT is not written in such a form.
+    """
+    if output.suffix not in ("", ".ckpt"):
+        raise CheckpointError(
+            f"{output}: a GPT is written as .ckpt, or as a folder, whose name has no ending; "
+            "choose one of them"
+        )
+    file = read_gpt(source)
+    state = state_of(load_gpt_model(file))
+    write_gpt(output, state, file.config, info=file.info)
+    return f"GPT of {file.config.version}, {len(state)} tensors"
 
 
 def write_gpt(

@@ -21,6 +21,7 @@ from mlx_vits.checkpoints.base import file_sha256
 from mlx_vits.checkpoints.torch_names import printable
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.files import make_folder
+from mlx_vits.system.installing import package_command
 from mlx_vits.version import __version__
 
 REPOSITORY = "lj1995/GPT-SoVITS"
@@ -72,7 +73,7 @@ class Hub:
         except ImportError as error:
             raise CheckpointError(
                 "huggingface_hub, which downloads need, is not installed; run "
-                "`pip install 'huggingface_hub>=0.30'`"
+                f"{package_command('huggingface_hub>=0.30')}"
             ) from error
         self._revision = revision
         self._errors: Any = errors

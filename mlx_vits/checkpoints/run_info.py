@@ -14,6 +14,7 @@ from mlx_vits.system.json_files import check_ranges, read_json
 
 Stage = Literal["sovits", "gpt", "both"]
 STAGES: tuple[Stage, ...] = ("sovits", "gpt", "both")
+RUNS = Path("runs")  # where runs are written unless their user says otherwise
 RUN_FILE = "run.json"
 DAMAGED = "put the file back as the run wrote it, or start the run again"
 
@@ -111,6 +112,12 @@ class RunInfo:
         single_name(self.voice, f"{path}: voice", CheckpointError)
         if not Path(self.prepared).is_absolute():
             inside(path.parent, self.prepared, error=CheckpointError)
+
+
+def find_run(voice: str | Path) -> Path:
+    """Take a name under `runs/` for that run's folder; anything else is returned as it is."""
+    path = Path(voice)
+    return RUNS / path if len(path.parts) == 1 and is_run(RUNS / path) else path
 
 
 def is_run(folder: Path) -> bool:

@@ -157,6 +157,11 @@ def write_voice(
         UserError: the file cannot be written.
     """
     path = Path(path)
+    if path.suffix not in ("", ".pth", ".safetensors") and not path.is_dir():
+        raise CheckpointError(
+            f"{path}: a voice is written as .pth, as .safetensors or as a folder, whose name has "
+            "no ending; choose one of them"
+        )
     sweep(path.parent, below=False)
     if path.suffix == ".pth":
         _write_pth(path, state, config, info, name, whole)

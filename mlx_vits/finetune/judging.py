@@ -17,6 +17,7 @@ from mlx_vits.report.verdict import (
     COLLAPSE_RATIO,
     Finding,
     judge_drift,
+    judge_length,
     judge_level,
     judge_loudness,
     judge_mel_distance,
@@ -105,8 +106,8 @@ class Judge:
             write_wav(samples / f"{stem}_base.wav", base.wav, rate)
             write_wav(samples / f"{stem}_finetuned.wav", tuned.wav, rate)
 
-    def findings(self, final: Score) -> list[Finding]:
-        """Compare the voice, of which this is the score, with its base.
+    def findings(self, final: Score, steps: int) -> list[Finding]:
+        """Compare the voice, of which this is the score after so many steps, with its base.
 
         Where it started from random weights, only what can be said without a base is said.
         """
@@ -115,7 +116,9 @@ class Judge:
         if self.options.from_scratch is not None:
             return [level, distance]
         loudness = judge_loudness(self.base_score, final)
-        return [loudness, level, distance, judge_drift(self._drift())]
+        findings = [loudness, level, distance, judge_drift(self._drift())]
+        length = judge_length(steps)
+        return findings if length.passed else [length, *findings]
 
     def _drift(self) -> dict[str, float]:
         return relative_drift(self._blend.model(), self._anchor)

@@ -22,9 +22,8 @@ from mlx_vits.training.loop import StepRecord
 from mlx_vits.training.t2s_trainer import T2STrainingConfig
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
-RUNS = Path("runs")
 _KEPT_SHARE = 8  # of the machine's memory holds the clips of a large voice
-SUGGESTED = "finetune.json"  # beside a voice's clips: training options of its own
+SUGGESTED = "finetune.json"  # beside a voice's clips or in a base: options of training
 TRAINING_OPTIONS = frozenset(option.name for option in fields(VITSTrainingConfig))
 # Options of the GPT stage, and how `T2STrainingConfig` calls them; it shares others with SoVITS.
 GPT_OPTIONS = {
@@ -278,7 +277,7 @@ def override(training: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def suggested_options(folder: Path) -> dict[str, Any]:
-    """Read the options of training that a voice's folder suggests; {} if it has none.
+    """Read the options of training that the folder of a voice or a base suggests; {} for none.
 
     Raises:
         DataError: the file is damaged, or an option is unknown or has no such value.

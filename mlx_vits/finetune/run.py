@@ -18,7 +18,7 @@ from mlx_vits.finetune.nets import Nets
 from mlx_vits.finetune.options import FinetuneOptions, Screen
 from mlx_vits.finetune.sovits_stage import SoVITSStage
 from mlx_vits.finetune.stage import Stage, StageResult
-from mlx_vits.report.results import SAMPLES, VERDICT
+from mlx_vits.report.results import SAMPLES, VERDICT, read_seconds
 from mlx_vits.report.verdict import conclude, is_better
 from mlx_vits.report.writing import write_report
 from mlx_vits.system.files import atomic_write, inside, sweep
@@ -94,6 +94,8 @@ class FinetuneRun:
             raise
 
     def _finish(self, results: list[StageResult], seconds: float) -> dict[str, Any]:
+        if not any(result.steps for result in results):  # it was over before
+            seconds = read_seconds(self.folder) or seconds
         verdict = self._verdict(results) | {"seconds": round(seconds, 1)}
         said = say_new_sentence(self.folder, self.config.version, self.screen)
         verdict["new_sentence"] = said

@@ -120,7 +120,8 @@ class SoVITSStage(Stage):
         final = self.judge.score(place.step)
         self.judge.write_samples(final, self.folder)
         training = {"options": asdict(self.options.training)}
-        return StageResult(self.judge.findings(final), self.judge.record(final, place) | training)
+        findings = self.judge.findings(final, place.step)
+        return StageResult(findings, self.judge.record(final, place) | training)
 
     def _advise(self) -> None:
         """Say before the first step what the voice will be, and that memory may run out."""

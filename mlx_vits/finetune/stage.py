@@ -51,10 +51,12 @@ class StageResult(NamedTuple):
     Attributes:
         findings: in the order in which they are shown.
         record: its part of `verdict.json`.
+        steps: taken since the last start.
     """
 
     findings: list[Finding]
     record: dict[str, Any]
+    steps: int = 0
 
 
 class _Logs(NamedTuple):
@@ -94,13 +96,13 @@ class Stage(ABC):
         if self.files.state.is_file():
             state = read_run_state(self.files.state, parts=self.files.parts)
             self._restore(state)
-        self.saved_step = self.trainer.place.step
+        self.saved_step = begun = self.trainer.place.step
         self._prepare()
         with self._logs() as log:
             if log.scores.is_new:
                 log.scores.write(base)
             self._train(log)
-        return self._finish()
+        return self._finish()._replace(steps=self.trainer.place.step - begun)
 
     @abstractmethod
     def _score_base(self) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import mlx.core as mx
 
 from mlx_vits.checkpoints.base import Base, choose_base, file_sha256
 from mlx_vits.checkpoints.run import CHECKPOINTS, LAST, Place, write_run_state
-from mlx_vits.checkpoints.run_info import RunInfo
+from mlx_vits.checkpoints.run_info import RUNS, RunInfo
 from mlx_vits.checkpoints.upstream_run import SideFile, UpstreamRun, resume_files
 from mlx_vits.checkpoints.voice_file import write_voice
 from mlx_vits.config import Config, TrainSection
 from mlx_vits.errors import CheckpointError, DataError, UserError
-from mlx_vits.finetune.options import RUNS, TRAINING_OPTIONS, FinetuneOptions, override
+from mlx_vits.finetune.options import TRAINING_OPTIONS, FinetuneOptions, override
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.vits_trainer import VITSTrainingConfig

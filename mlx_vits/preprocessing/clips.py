@@ -95,18 +95,16 @@ def needs_clips(sources: Sequence[Path]) -> bool:
 def _have_plain_texts(recordings: Sequence[Path]) -> bool:
     """Whether any recording is a clip with a plain text file as its transcript.
 
-    Recognisers write both subtitles and plain text: for a clip the plain text counts, for a long
-    recording the subtitles.
+    A text beside a recording that is too long for a clip, as an interview's, says nothing of when
+    its words are said; that recording is cut and recognised.
     """
-    texts = find_beside(recordings)
-    subtitles = find_beside(recordings, CUE_SUFFIXES) if texts else {}
-    for clip, path in texts.items():
+    for clip, path in find_beside(recordings).items():
         try:
             if is_timed(read_text(path)):
                 continue
-            if subtitles.get(clip, path) == path or is_clip(clip):
+            if is_clip(clip):
                 return True
-        except DataError:
+        except UserError:
             return True  # reported when the clip is read
     return False
 

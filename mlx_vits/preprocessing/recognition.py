@@ -18,10 +18,10 @@ import numpy as np
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.preprocessing.languages import LANGUAGES
 from mlx_vits.preprocessing.transcripts import Transcript
+from mlx_vits.system.installing import install_command
 
 DEFAULT_MODEL = "large-v3-turbo"
 _RATE = 16000
-_INSTALL = "pip install 'mlx-vits[asr]'"
 
 
 class Heard(NamedTuple):
@@ -91,8 +91,8 @@ def _load_faster(model: str) -> Recogniser:
 
 def _no_recogniser() -> UserError:
     return UserError(
-        f"there is no speech recogniser here to write transcripts with; {_INSTALL}, or write them "
-        "yourself and give the file with --transcripts"
+        "there is no speech recogniser here to write transcripts with; install it with "
+        f"{install_command('asr')}, or write them yourself and give the file with --transcripts"
     )
 
 

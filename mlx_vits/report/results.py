@@ -182,6 +182,19 @@ class RunResults(NamedTuple):
         return self.folder / SAMPLES / f"{Path(clip).stem}_{take}.wav"
 
 
+class _Time(TypedDict):
+    seconds: float
+
+
+def read_seconds(folder: Path) -> float:
+    """How long a run took that is finished; 0 for another."""
+    try:
+        found = read_json(folder / VERDICT, _Time, error=DataError, cure=_CURE)
+    except DataError:
+        return 0.0
+    return found["seconds"]
+
+
 def read_results(folder: Path) -> RunResults:
     """Read everything that the report shows, except the sound.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,15 +29,23 @@ from mlx_vits.training.loop import StepRecord
 Command = TypeVar("Command", bound=Callable[..., Any])
 _SIGNALLED = 128  # plus the signal's number is what a shell reports: 130 for Ctrl-C
 _NO_MEMORY = "memory ran out; close other programs, or give shorter recordings"
-_RATE_STEPS = 20  # that the shown rate is measured over
+_RATE_STEPS, _FEWEST_TIMES = 20, 6  # that the shown rate is measured over
 
 
 class _Shown(NamedTuple):
-    """What is shown of a stage: its name, the losses of a line, and the one beside the bar."""
+    """What is shown of a stage.
+
+    Attributes:
+        name: of the stage.
+        losses: of a line.
+        main: the one beside the bar.
+        legend: what the losses are.
+    """
 
     name: str
     losses: tuple[str, ...]
     main: str
+    legend: str
 
 
 _STAGES: dict[Stage, _Shown] = {
@@ -44,8 +53,17 @@ _STAGES: dict[Stage, _Shown] = {
         "SoVITS",
         ("loss_total", "loss_mel", "loss_fm", "loss_gen", "loss_kl", "loss_d"),
         "loss_mel",
+        "Shown: the sum of the generator's losses (total), its distance to the recordings as heard "
+        "(mel) and as the discriminator sees it (fm), how well it is seen through (gen), text "
+        "against sound (kl); the discriminator's loss (d), the pull to the base (reg).",
     ),
-    "gpt": _Shown("GPT", ("ce", "top3_accuracy", "loss_dpo", "grad_norm"), "ce"),
+    "gpt": _Shown(
+        "GPT",
+        ("ce", "top3_accuracy", "loss_dpo", "grad_norm"),
+        "ce",
+        "Shown: cross-entropy of a code (ce), the share of codes among the first three guesses "
+        "(top3), the norm of the gradient, the pull to the base (reg).",
+    ),
 }
 
 
@@ -167,6 +185,7 @@ class TerminalScreen:
         self._shown, self._times = _STAGES[name], []
         if count > 1:
             self.say(f"Stage {number} of {count}: {self._shown.name}")
+        self.say(self._shown.legend)
 
     def step(self, record: StepRecord, total: int) -> None:
         now = time.monotonic()
@@ -181,16 +200,19 @@ class TerminalScreen:
             f"{_plain(name)} {values[name]:.3f}" for name in self._shown.losses if name in values
         )
         reg = f"reg {values['loss_reg']:.2e}"
-        left = (total - step) / self._rate() if self._rate() else 0
-        self.say(
-            f"step {step}/{total}  epoch {record.place.epoch}  {losses}  {reg}  "
-            f"{self._rate():.2f} steps/s  {left:.0f} s left"
-        )
+        speed, rate = "", self._rate()
+        if rate:
+            speed = f"  {rate:.2f} steps/s  {(total - step) / rate:.0f} s left"
+        self.say(f"step {step}/{total}  epoch {record.place.epoch}  {losses}  {reg}{speed}")
 
     def _rate(self) -> float:
-        if len(self._times) < 2:
+        """Steps a second by the median of the last ones; 0 where there were too few.
+
+        The first steps build and warm up, and a step that is scored is reported late.
+        """
+        if len(self._times) < _FEWEST_TIMES:
             return 0.0
-        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+        return 1 / max(float(np.median(np.diff(self._times))), 1e-9)
 
     def _advance(self, step: int, total: int, values: dict[str, float]) -> None:
         if self._progress is None:

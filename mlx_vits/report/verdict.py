@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mlx_vits.synthesis.scoring import Score
 
 LOUDNESS_MARGIN = 0.30
 LEAST_LARGEST_SAMPLE = 15000
 COLLAPSE_RATIO = 0.3
+FEWEST_STEPS = 50
+_RESAMPLES = 2000
 CODES_FORETOLD = "codes foretold"  # the finding on the GPT
 _FAULTS = {
     "mel distance": "it is no nearer to the recordings",
     "loudness kept": "its loudness changed",
     "loud enough": "it is too quiet",
+    "long enough": "it was hardly trained",
     CODES_FORETOLD: "its GPT is no better at foretelling new speech",
 }
 
@@ -52,14 +57,38 @@ def judge_level(tuned: Score) -> Finding:
 
 
 def judge_mel_distance(base: Score, tuned: Score, are_held_out: bool) -> Finding:
-    """Check that the voice came nearer to the recordings."""
+    """Check that the voice came nearer to the recordings, by more than the choice of clips."""
     change = _ratio(tuned.mel_distance, base.mel_distance) - 1
+    low, high = change_interval(base, tuned)
     clips = "held-out clips" if are_held_out else "training clips, as none was held out"
     words = (
         f"The mel distance to the {clips} went from {base.mel_distance:.3f} to "
-        f"{tuned.mel_distance:.3f} ({change:+.1%})."
+        f"{tuned.mel_distance:.3f} ({change:+.1%}"
     )
-    return Finding("mel distance", change < 0, words)
+    words += f"; {low:+.1%} to {high:+.1%} as other clips would have it)." if low < high else ")."
+    return Finding("mel distance", high < 0, words)
+
+
+def change_interval(base: Score, tuned: Score) -> tuple[float, float]:
+    """The relative change of the mel distance, within which 95 % of bootstraps over clips lie.
+
+    With a single clip both ends are the change itself.
+    """
+    before, after = (
+        np.array([clip.mel_distance for clip in score.clips]) for score in (base, tuned)
+    )
+    drawn = np.random.default_rng(0).integers(len(before), size=(_RESAMPLES, len(before)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        changes = after[drawn].mean(1) / before[drawn].mean(1) - 1
+    low, high = np.quantile(changes, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def judge_length(steps: int) -> Finding:
+    """Check that there were steps enough for a verdict."""
+    count = f"{steps:,} step{'' if steps == 1 else 's'}"
+    words = f"It was trained for {count}; a verdict takes {FEWEST_STEPS} or more."
+    return Finding("long enough", steps >= FEWEST_STEPS, words)
 
 
 def judge_drift(drift: dict[str, float]) -> Finding:

@@ -7,11 +7,13 @@ A run or a base keeps its reference as `reference.json`, which names a recording
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mlx_vits.errors import CheckpointError
-from mlx_vits.models.hubert import HubertModel
+from mlx_vits.models.hubert import HubertConfig
 from mlx_vits.system.files import atomic_write, inside
 from mlx_vits.system.json_files import read_json
 
@@ -35,19 +37,30 @@ class StoredReference:
 
 @dataclass(frozen=True)
 class Companions:
-    """What was found for a voice; None for what is not there.
+    """What was found for a voice, or chosen by the user; None for what is not there.
 
     Attributes:
         gpt: the T2S model: a file or a folder.
         content_encoder: a folder in Hugging Face's form.
         speaker_encoder: a file, for v2Pro and v2ProPlus.
-        reference: the voice's own.
+        find_reference: finds the voice's own reference.
+        gpt_bits: that the weights of the T2S model are held in; None for those of its file.
     """
 
     gpt: Path | None = None
     content_encoder: Path | None = None
     speaker_encoder: Path | None = None
-    reference: StoredReference | None = None
+    find_reference: Callable[[], StoredReference | None] = lambda: None
+    gpt_bits: int | None = None
+
+    @cached_property
+    def reference(self) -> StoredReference | None:
+        """The voice's own, found when first asked for.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        return self.find_reference()
 
     def completed_by(self, other: Companions) -> Companions:
         """Return these, with those of `other` for what is missing."""
@@ -55,21 +68,23 @@ class Companions:
             self.gpt or other.gpt,
             self.content_encoder or other.content_encoder,
             self.speaker_encoder or other.speaker_encoder,
-            self.reference or other.reference,
+            lambda: self.reference or other.reference,
+            self.gpt_bits or other.gpt_bits,
         )
 
 
-def check_content_encoder(encoder: HubertModel, ssl_dim: int, name: str) -> None:
+def check_content_encoder(config: HubertConfig, ssl_dim: int, name: str) -> None:
     """Refuse a content encoder whose features a voice cannot take.
 
     Args:
+        config: of the content encoder.
         ssl_dim: of the voice.
         name: of the voice, for the message.
 
     Raises:
         CheckpointError: they have another width.
     """
-    width = encoder.config.hidden_size
+    width = config.hidden_size
     if width != ssl_dim:
         raise CheckpointError(
             f"{name}: its content encoder gives features {width} wide, and the voice needs "

@@ -17,7 +17,7 @@ import numpy as np
 from mlx_vits import accel
 from mlx_vits.checkpoints.base import find_base, weights_home
 from mlx_vits.checkpoints.gpt_file import find_gpt, load_gpt_model, read_gpt
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RunInfo, find_run, is_run
 from mlx_vits.checkpoints.voice_file import GENERATOR_FILE
 from mlx_vits.config import BERT_CHANNELS, T2SConfig
 from mlx_vits.errors import CheckpointError
@@ -29,6 +29,7 @@ from mlx_vits.synthesis.generation import MUTE_CODE, Chunk, Generated, Request
 from mlx_vits.synthesis.sampling import Sampling
 from mlx_vits.system.files import given_path
 
+BITS = (8, 4)  # that weights can be held in
 _LARGEST_GROUP = 64
 
 
@@ -73,10 +74,10 @@ class GPT:
         *,
         bert: Array | None = None,
         prompt: Array | None = None,
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         max_tokens: int | None = None,
         seed: int = 0,
         noise: Array | None = None,
@@ -119,10 +120,10 @@ class GPT:
         *,
         bert: Sequence[Array | None] | None = None,
         prompt: Array | None = None,
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         max_tokens: int | None = None,
         seeds: Sequence[int] | None = None,
         noise: Array | None = None,
@@ -170,10 +171,10 @@ class GPT:
         *,
         bert: Array | None = None,
         prompt: Array | None = None,
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         max_tokens: int | None = None,
         seed: int = 0,
         chunk: Literal["pause", "fixed"] = "pause",
@@ -246,7 +247,7 @@ class GPT:
     def quantize(self, bits: int = 8) -> GPT:
         """Hold the weights of all linear layers in 8 or 4 bits: less memory to read for each code.
 
-        On a Linux CPU, where MLX has no fast product for such weights, it takes twice as long.
+        What it gains and costs is in docs/speaking.md; a Linux CPU takes twice as long.
 
         Returns:
             The same GPT, which can be neither trained nor saved from here on.
@@ -254,7 +255,7 @@ class GPT:
         Raises:
             ValueError: it is quantized already, or its width cannot be.
         """
-        if self.bits is not None or bits not in (4, 8):
+        if self.bits is not None or bits not in BITS:
             raise ValueError(
                 f"{self.name} is quantized to {self.bits} bits already"
                 if self.bits
@@ -347,6 +348,8 @@ def find_gpt_path(name_or_path: str | Path) -> Path:
         if found is None:
             raise CheckpointError(f"{given}: this base has no GPT; give the .ckpt of one")
         return found
+    if is_run(run := find_run(path)):
+        return find_gpt(run) or _gpt_of_base(run)
     if not path.exists():
         raise CheckpointError(
             f"{given}: there is no such GPT; give a .ckpt of GPT-SoVITS, a folder, or a base under "

@@ -7,22 +7,28 @@ from functools import partial
 from pathlib import Path
 
 from mlx_vits.checkpoints.base import (
+    content_encoder_file,
     find_base,
-    load_content_encoder,
     load_generator,
+    read_content_encoder_config,
     weights_home,
 )
 from mlx_vits.checkpoints.gpt_file import find_gpt
-from mlx_vits.checkpoints.run_info import RunInfo, is_run
+from mlx_vits.checkpoints.run_info import RunInfo, find_run, is_run
 from mlx_vits.checkpoints.voice_file import GENERATOR_FILE, read_voice
 from mlx_vits.config import VERSIONS
-from mlx_vits.errors import CheckpointError
+from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.choosing import choose_reference, read_candidates
 from mlx_vits.preprocessing.prepared import read_speaker_vector
-from mlx_vits.synthesis.companions import Companions, StoredReference, read_stored_reference
-from mlx_vits.synthesis.gpt import find_gpt_path
+from mlx_vits.synthesis.companions import (
+    Companions,
+    StoredReference,
+    check_content_encoder,
+    read_stored_reference,
+)
+from mlx_vits.synthesis.gpt import BITS, find_gpt_path
 from mlx_vits.synthesis.voice import Voice
 from mlx_vits.system.files import given_path
 
@@ -37,24 +43,28 @@ def load(
     *,
     content_encoder: str | Path | None = None,
     gpt: str | Path | None = None,
+    bits: int | None = None,
 ) -> Voice:
     """Load a voice.
 
     Args:
-        name_or_path: the name of a base under `weights/` ("demo"), a run's folder (its fine-tuned
-            voice), a `.pth` of GPT-SoVITS, a `.safetensors` with metadata, or a folder of
-            `config.json` and `weights.safetensors`.
-        content_encoder: a folder in Hugging Face's form; by default the base's own, or the one
-            that the run was prepared with. `Voice.convert` and `Voice.speak` need it.
+        name_or_path: the name of a base under `weights/` ("demo"), a run's folder or its name under
+            `runs/` (its fine-tuned voice), a `.pth` of GPT-SoVITS, a `.safetensors` with metadata,
+            or a folder of `config.json` and `weights.safetensors`.
+        content_encoder: a folder in Hugging Face's form; by default the one that the run was
+            prepared with, or that of the base, for a `.pth` of a downloaded base of its version.
+            It is read by the first `Voice.convert` or `Voice.speak`.
         gpt: a T2S model, in any form that `load_gpt` takes; by default the run's own, or that of
             the base that the run names, or for a `.pth` that of a downloaded base of its version.
             It is read by the first `Voice.speak`.
+        bits: hold the weights of the T2S model in 8 or 4 bits, see `GPT.quantize`.
 
     Returns:
         The voice.
 
     Raises:
         CheckpointError: there is no such voice, or its files are damaged or of an unknown kind.
+        UserError: `bits` is something else.
 
     Example:
         >>> import mlx_vits
@@ -63,7 +73,10 @@ def load(
         ('v2', 32000)
     """
     path = given_path(name_or_path, CheckpointError)
+    if bits not in (None, *BITS):
+        raise UserError(f"bits is {bits!r}; it has to be 8 or 4")
     given = Companions(
+        gpt_bits=bits,
         gpt=find_gpt_path(gpt) if gpt is not None else None,
         content_encoder=(
             given_path(content_encoder, CheckpointError) if content_encoder is not None else None
@@ -76,12 +89,14 @@ def load(
         return _load_base(str(name_or_path), given)
     if path.is_dir() and (path / GENERATOR_FILE).is_file():
         return _load_base(str(path), given)
+    if is_run(find_run(path)):
+        return _load_run(find_run(path), given)
     if not path.exists():
         if str(path) in VERSIONS:
             find_base(str(path))  # says how to download it
         raise CheckpointError(
-            f"{name_or_path}: there is no such voice; give a name under {weights_home()}, a run's "
-            "folder or a file"
+            f"{name_or_path}: there is no such voice; give a name under {weights_home()} or "
+            "runs/, a run's folder or a file"
         )
     return _load_file(path, path.stem, given, of_base)
 
@@ -93,14 +108,17 @@ def _load_file(
     find: Callable[[str], Companions],
     reference: Path | None = None,
 ) -> Voice:
-    """Load a voice; `find` is told its version, and looks for the rest when a text is spoken."""
+    """Load a voice; `find` is told its version, and looks for the rest when that is needed."""
     file = read_voice(path)
-    encoder, version = given.content_encoder, file.config.version
+    version = file.config.version
+    if given.content_encoder is not None:
+        content_encoder_file(given.content_encoder)  # is there
+        config = read_content_encoder_config(given.content_encoder)
+        check_content_encoder(config, file.config.reduced_dims.ssl_dim, name)
     return Voice(
         load_generator(file, consume=True),
         info=file.info,
         name=name,
-        content_encoder=load_content_encoder(encoder) if encoder is not None else None,
         reference=reference,
         companions=lambda: given.completed_by(find(version)),
     )
@@ -117,18 +135,22 @@ def of_base(name: str) -> Companions:
 
 def _load_base(name: str, given: Companions) -> Voice:
     base = find_base(name)
-    given = given.completed_by(Companions(content_encoder=base.content_encoder))
 
     def find(version: str) -> Companions:
-        reference = read_stored_reference(base.generator)
-        return of_base(name).completed_by(Companions(reference=reference))
+        own = Companions(find_reference=partial(read_stored_reference, base.generator))
+        return own.completed_by(of_base(name))
 
     return _load_file(base.generator, Path(name).name, given, find)
 
 
 def companions_of_run(folder: Path, info: RunInfo, version: str) -> Companions:
     """Return what a run's voice has to speak with: the run's own, else its base's."""
-    found = Companions(gpt=find_gpt(folder), reference=_reference_of(folder, info))
+    kept = Path(info.content_encoder) if info.content_encoder else None
+    found = Companions(
+        gpt=find_gpt(folder),
+        content_encoder=kept if kept is not None and kept.is_dir() else None,
+        find_reference=partial(_reference_of, folder, info),
+    )
     for base in (info.base, info.generator, version):
         if base:
             found = found.completed_by(of_base(base))
@@ -158,9 +180,6 @@ def _load_run(folder: Path, given: Companions) -> Voice:
         raise CheckpointError(
             f"{folder}: the run has not written its voice yet; finish it with --resume {folder}"
         )
-    kept = Path(info.content_encoder) if info.content_encoder else None
-    if kept is not None and kept.is_dir():
-        given = given.completed_by(Companions(content_encoder=kept))
     reference = folder / REFERENCE
     loaded = _load_file(
         voice,

@@ -4,9 +4,14 @@ With `compat` the result is upstream's to the sample, faults included; without i
 
 * a sentence is decoded by itself, whatever else is in its batch,
 * a sentence that T2S seems to have got wrong is drawn again from another seed (see `watch`),
-* a sentence that is too loud lowers the level for good, so that no step is heard between two,
+* a sentence that is too loud lowers the level for good, so that no step is heard between two, and
+  a click only its surroundings,
 * sentences begin and end with a short fade,
-* a streamed code is new in one chunk only, and the last chunk is joined as the others are.
+* a streamed code is new in one chunk only, and the last chunk is joined as the others are,
+* a streamed chunk is decoded with some of what precedes it, so that the overlap of two fits.
+
+A code's noise depends on its seed and its place alone, so that a sentence sounds alike, streamed or
+not.
 
 Nothing is read from disk here and nothing printed: all parts are arguments of `Pipeline`.
 
@@ -19,23 +24,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.errors import CheckpointError, DataError
+from mlx_vits.config import BERT_CHANNELS
+from mlx_vits.errors import CheckpointError
 from mlx_vits.models.t2s import Text2SemanticDecoder
 from mlx_vits.synthesis import generation
 from mlx_vits.synthesis.buckets import batch_sentences
 from mlx_vits.synthesis.generation import MUTE_CODE, Chunk, Generated
 from mlx_vits.synthesis.joining import ChunkJoiner
-from mlx_vits.synthesis.pauses import Pause, split_pauses
+from mlx_vits.synthesis.noise import draw_noise
 from mlx_vits.synthesis.reference import SILENCE_CODES
 from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
+from mlx_vits.synthesis.sentences import FrontEnd, SentenceReader
 from mlx_vits.synthesis.sound import Level, fade_ends
-from mlx_vits.synthesis.text_marks import TextError, collapse_marks
-from mlx_vits.synthesis.text_split import finish_prompt, pre_segment
+from mlx_vits.synthesis.text_split import finish_prompt
 from mlx_vits.synthesis.verifying import GOOD_ENOUGH, Verify
 from mlx_vits.synthesis.watch import Fault, find_fault, find_loop
 
@@ -45,25 +51,8 @@ if TYPE_CHECKING:
 NOISE_SCALE = 0.5
 RETRIES = 2
 _SHORT_CHUNK = 10  # codes; a shorter chunk is decoded with more of what precedes it
+_CONTEXT = 6  # codes before the overlap that a chunk is decoded with
 
-
-class Reading(Protocol):
-    """What the front end makes of a text: see `text.front_end.Reading`."""
-
-    @property
-    def phones(self) -> list[str]: ...
-
-    @property
-    def ids(self) -> list[int]: ...
-
-    @property
-    def norm_text(self) -> str: ...
-
-    @property
-    def features(self) -> mx.array: ...
-
-
-FrontEnd = Callable[[str, str], Reading]
 Noise = Callable[[tuple[int, ...], int], mx.array]
 
 
@@ -76,7 +65,7 @@ class Pipeline:
         front_end: text and language to phonemes and features.
         prompt: of the reference.
         noise: `(shape, index)` to standard normal noise, `index` counting the decodings of a
-            request; by default drawn from the sentence's seed.
+            request; by default `draw_noise` of the sentence's seed.
         mute_code: the code of silence, at which streamed chunks are cut.
         compat: give upstream's result, see above.
         retries: how often a sentence is drawn again.
@@ -104,14 +93,15 @@ class Pipeline:
         self._compat, self._retries = compat, 0 if compat else retries
         self._verify, self._warn = (None, None) if compat else (verify, warn)
         self._code_samples = voice.model.decoded_frames(1) * voice.config.data.hop_length
-        self._level, self._decodings = Level(), 0
+        self._level, self._decodings = Level(voice.sample_rate), 0
 
     def run(self, request: SpeechRequest) -> Iterator[Piece]:
         """Speak a text.
 
         Yields:
             One piece for the whole text; for each batch if `return_fragment`; for each chunk and
-            each silence if `streaming_mode`.
+            each silence if `streaming_mode`. A silence after what is left out at the end is a piece
+            of its own.
 
         Raises:
             UserError: an option is out of range, or the text has nothing to speak.
@@ -119,9 +109,11 @@ class Pipeline:
             CheckpointError: a model computes NaN or infinity.
         """
         request.check()
-        self._level, self._decodings = Level(per_piece=self._compat), 0
+        self._level = Level(self._voice.sample_rate, per_piece=self._compat)
+        self._decodings = 0
         context = self._context(request)
-        sentences = self._sentences(request)
+        reader = SentenceReader(request, self._front_end, compat=self._compat, warn=self._warn)
+        sentences = reader.read()
         if request.streaming_mode:
             for sentence in sentences:
                 yield from self._stream(sentence, context)
@@ -131,6 +123,8 @@ class Pipeline:
                 yield Piece(np.concatenate([self._finished(part) for part in parts]), batch)
         else:
             yield self._speak_whole(list(sentences), context)
+        if reader.owed_pause:
+            yield Piece(_silence(reader.owed_pause, self._voice.sample_rate), [])
 
     def _context(self, request: SpeechRequest) -> _Context:
         if self._prompt.codes is None or not request.prompt_text.strip():
@@ -138,53 +132,6 @@ class Pipeline:
         text = finish_prompt(request.prompt_text, request.prompt_lang, compat=self._compat)
         reading = self._front_end(text, request.prompt_lang)
         return _Context(request, reading.ids, reading.features, mx.array(self._prompt.codes))
-
-    def _sentences(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Read each sentence when it is asked for; one that cannot be spoken is left out."""
-        fault: DataError | None = None
-        is_spoken = False
-        for index, sentence in enumerate(self._with_pauses(request)):
-            try:
-                reading = self._front_end(sentence.text, request.text_lang)
-            except DataError as error:
-                if self._warn is None:
-                    raise
-                fault = fault or error
-                self._warn(f"left out: {error}")
-                continue
-            is_spoken = True
-            sentence.phonemes, sentence.ids = reading.phones, reading.ids
-            sentence.features, sentence.length = reading.features, len(reading.norm_text)
-            sentence.index, sentence.seed = index, request.seed
-            yield sentence
-        if not (is_spoken or self._compat):
-            raise fault or TextError("the text has nothing to speak; give at least one word")
-
-    def _with_pauses(self, request: SpeechRequest) -> Iterator[Sentence]:
-        """Cut the text into sentences with the silence before and after each."""
-        pause = max(0.0, request.fragment_interval)
-        text, method = request.text, request.text_split_method
-        if self._compat:
-            if not (request.return_fragment or request.streaming_mode):
-                text = collapse_marks(text, compat=True)
-            for piece in pre_segment(text, request.text_lang, method, compat=True):
-                yield Sentence(piece, pause=pause)
-            return
-        lead, last, is_paused = 0.0, None, False
-        for part in split_pauses(text):
-            if isinstance(part, Pause):
-                if last is None:
-                    lead += part.seconds
-                else:
-                    last.pause = part.seconds + (last.pause if is_paused else 0.0)
-                    is_paused = True
-                continue
-            for piece in pre_segment(part, request.text_lang, method):
-                if last is not None:
-                    yield last
-                last, lead, is_paused = Sentence(piece, pause=pause, lead=lead), 0.0, False
-        if last is not None:
-            yield last
 
     def _speak_whole(self, sentences: list[Sentence], context: _Context) -> Piece:
         request = context.request
@@ -247,7 +194,7 @@ class Pipeline:
             np.array([ids], np.int32),
             self._prompt.style,
             sv_emb=self._prompt.vectors or None,
-            noise=self._noise(self._voice.model.decoded_frames(len(codes), speed), seed, 0),
+            noise=self._noise(len(codes), seed, speed),
             noise_scale=NOISE_SCALE,
             speed=speed,
         )
@@ -293,12 +240,19 @@ class Pipeline:
         ends = np.cumsum([len(sentence.codes) * self._code_samples for sentence in batch])
         return np.split(wav, ends[:-1])
 
-    def _noise(self, frames: int, seed: int, part: int) -> mx.array:
-        shape = (1, self._voice.config.model.inter_channels, frames)
+    def _context_codes(self, new: int) -> int:
+        """Return how many codes before the overlap are decoded with a chunk, and cut off again."""
+        return max(0 if self._compat else _CONTEXT, _SHORT_CHUNK - new)
+
+    def _noise(self, codes: int, seed: int, speed: float, *, first_code: int = 0) -> mx.array:
+        """Draw the noise `[1, C, T]` of codes; a code's is the same in whichever chunk it is."""
+        model, channels = self._voice.model, self._voice.config.model.inter_channels
+        frames = model.decoded_frames(codes, speed)
         if self._given_noise is not None:
             self._decodings += 1
-            return self._given_noise(shape, self._decodings - 1)
-        return mx.random.normal(shape, key=mx.random.split(mx.random.key(seed), part + 1)[part])
+            return self._given_noise((1, channels, frames), self._decodings - 1)
+        first = int(model.decoded_frames(first_code) / speed)
+        return draw_noise(channels, first, frames, seed)
 
     def _finished(self, part: _Part) -> np.ndarray:
         """Apply level and fades, and add the silence before and after a sentence."""
@@ -318,29 +272,29 @@ class Pipeline:
         said: list[np.ndarray] = []
         if sentence.lead:
             yield Piece(_silence(sentence.lead, rate), [])
-        for number, chunk in enumerate(self._sound_chunks(sentence, context)):
+        for chunk in self._sound_chunks(sentence, context):
             if len(chunk.codes) == 0:
                 wav = joiner.finish()
             else:
                 said.append(chunk.codes)
                 new = len(chunk.codes)
                 known = sum(map(len, said)) - new
-                again = min(known, overlap + max(0, _SHORT_CHUNK - new)) if known else 0
+                extra = self._context_codes(new)
+                again = min(known, overlap + extra)
+                frames = self._voice.model.decoded_frames(again)
                 decoded = self._voice.decode_chunk(
                     np.concatenate(said)[None, None],
                     np.array([sentence.ids], np.int32),
                     self._prompt.style,
                     tail_codes=new + again,
-                    before=None if encoded is None else encoded[:, -2 * again :],
+                    before=None if encoded is None else encoded[:, -frames:],
                     sv_emb=self._prompt.vectors or None,
-                    noise=self._noise(
-                        self._voice.model.decoded_frames(new + again, speed), sentence.seed, number
-                    ),
+                    noise=self._noise(new + again, sentence.seed, speed, first_code=known - again),
                     noise_scale=NOISE_SCALE,
                     speed=speed,
                 )
                 wav, encoded = self._checked(decoded.wav), decoded.encoded
-                if known and new < _SHORT_CHUNK:
+                if known and extra:
                     wav = wav[-int((overlap + new) * self._code_samples / speed) :]
                 wav = joiner.add(self._level.apply(wav), is_last=chunk.is_final)
             if not self._compat:
@@ -407,11 +361,13 @@ class _Context(NamedTuple):
     prompt: mx.array | None
 
     def row(self, sentence: Sentence) -> generation.Request:
-        features = sentence.features
-        if self.features is not None:
-            features = mx.concatenate([self.features, features], axis=1)
+        features = None
+        if self.features is not None or sentence.features is not None:
+            both = ((self.features, self.ids), (sentence.features, sentence.ids))
+            known = [mx.zeros((BERT_CHANNELS, len(ids))) if f is None else f for f, ids in both]
+            features = mx.concatenate(known, axis=1).T
         phones = mx.array([*self.ids, *sentence.ids], mx.int32)
-        return generation.Request(phones, features.T, sentence.seed)
+        return generation.Request(phones, features, sentence.seed)
 
     def fault(self, sentence: Sentence, drawn: Generated) -> Fault | None:
         pace = None

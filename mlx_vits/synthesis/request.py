@@ -52,10 +52,10 @@ class SpeechRequest:
     text_lang: str
     prompt_text: str = ""
     prompt_lang: str = "en"
-    top_k: int = 15
-    top_p: float = 1.0
-    temperature: float = 1.0
-    repetition_penalty: float = 1.35
+    top_k: int = Sampling.top_k
+    top_p: float = Sampling.top_p
+    temperature: float = Sampling.temperature
+    repetition_penalty: float = Sampling.repetition_penalty
     text_split_method: str = "cut5"
     batch_size: int = 1
     batch_threshold: float = 0.75
@@ -157,9 +157,10 @@ class Sentence:
         text: as it was cut from the text.
         phonemes: symbols.
         ids: of the phonemes.
-        features: `[1024, L]` of BERT, zeros for languages other than Chinese.
+        features: `[1024, L]` of BERT; None where nothing is Chinese.
         length: characters of the normalised text.
         lead, pause: seconds of silence before and after it.
+        has_own_pause: whether the text asks for that pause.
         index: among the sentences of the text.
         codes: `(K,)` int32, semantic codes.
         samples: of its sound, without the silence after it.
@@ -172,10 +173,11 @@ class Sentence:
     text: str
     phonemes: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    features: mx.array = field(default_factory=lambda: mx.zeros((1024, 0)))
+    features: mx.array | None = None
     length: int = 0
     lead: float = 0.0
     pause: float = 0.0
+    has_own_pause: bool = False
     index: int = 0
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     samples: int = 0

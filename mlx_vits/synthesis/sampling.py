@@ -97,10 +97,10 @@ def probabilities(
     logits: mx.array,
     previous: mx.array,
     *,
-    top_k: int = 15,
-    top_p: float = 1.0,
-    temperature: float = 1.0,
-    repetition_penalty: float = 1.35,
+    top_k: int = Sampling.top_k,
+    top_p: float = Sampling.top_p,
+    temperature: float = Sampling.temperature,
+    repetition_penalty: float = Sampling.repetition_penalty,
 ) -> mx.array:
     """Compute the probabilities that the next code is drawn with.
 

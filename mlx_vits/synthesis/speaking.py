@@ -6,7 +6,6 @@ is read when it is first needed, and kept.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -16,21 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.bert_file import find_bert, read_bert
-from mlx_vits.checkpoints.speaker import load_speaker_encoder
 from mlx_vits.errors import CheckpointError, DataError, UserError
-from mlx_vits.models.hubert import HubertModel
-from mlx_vits.models.speaker_encoder import ERes2NetV2
 from mlx_vits.nn.threads import on_lasting_thread
-from mlx_vits.preprocessing.prepared import read_speaker_vector
 from mlx_vits.preprocessing.recognition import DEFAULT_MODEL, load_recogniser
-from mlx_vits.preprocessing.speakers import speaker_vector
 from mlx_vits.synthesis.companions import (
     Companions,
     StoredReference,
-    check_content_encoder,
-    vector_beside,
 )
 from mlx_vits.synthesis.fitting import (
     check_fits,
@@ -39,18 +30,14 @@ from mlx_vits.synthesis.fitting import (
     mute_code,
 )
 from mlx_vits.synthesis.gpt import GPT, load_gpt
+from mlx_vits.synthesis.hearing import References
 from mlx_vits.synthesis.pipeline import Pipeline
 from mlx_vits.synthesis.reference import (
     SILENCE_CODES,
-    Reference,
-    lowered,
-    prompt_codes,
-    read_reference,
 )
-from mlx_vits.synthesis.request import Piece, Prompt, Sentence, SpeechRequest
+from mlx_vits.synthesis.request import Piece, Sentence, SpeechRequest
 from mlx_vits.synthesis.verifying import Verify, verifier
 from mlx_vits.synthesis.watch import CODES_PER_SECOND, PHONEMES_PER_SECOND
-from mlx_vits.system.files import given_path
 from mlx_vits.text.cleaner import resolve_language
 from mlx_vits.text.front_end import Reading, read
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon, read_lexicon
@@ -59,7 +46,6 @@ from mlx_vits.text.segments import segment
 if TYPE_CHECKING:
     from mlx_vits.synthesis.voice import Voice
 
-_KEPT_REFERENCES = 8
 Warn = Callable[[str], None]
 
 
@@ -81,15 +67,6 @@ class Speech:
     warnings: list[str] = field(default_factory=list)
 
 
-class _Heard(NamedTuple):
-    """A reference as the models take it; `codes` are None where it is not of 3 to 10 s."""
-
-    reference: Reference
-    codes: np.ndarray | None
-    spec: mx.array
-    vector: np.ndarray | None
-
-
 class Speaker:
     """What `voice` speaks with.
 
@@ -99,12 +76,13 @@ class Speaker:
 
     Attributes:
         lexicon: the user's own pronunciations, see `use_lexicon`.
+        references: the recordings that it has spoken like.
     """
 
     def __init__(self, voice: Voice, companions: Companions):
         self.voice, self.companions = voice, companions
         self.lexicon: Lexicon = NO_WORDS
-        self._heard: OrderedDict[tuple[str, int, int, bool], _Heard] = OrderedDict()
+        self.references = References(voice, companions)
         self._verify: Verify | None = None
 
     def verify_with_whisper(self, model: str = DEFAULT_MODEL) -> None:
@@ -128,7 +106,8 @@ class Speaker:
         """The T2S model, read when first asked for.
 
         Raises:
-            CheckpointError: there is none, or it belongs to another version or codebook.
+            CheckpointError: there is none, it belongs to another version or codebook, or its
+                weights cannot be held in the bits that were asked for.
         """
         if self.companions.gpt is None:
             cure = f"fetch one with `mlx-vits download {self.voice.version}`, or give it with --gpt"
@@ -139,30 +118,14 @@ class Speaker:
             )
         gpt = load_gpt(self.companions.gpt, version=self.voice.version)
         check_fits(gpt.config, self.voice.model, self.voice.name, self.companions.gpt)
-        return gpt
-
-    @cached_property
-    def _content_encoder(self) -> HubertModel:
-        if self.voice.content_encoder is not None:
-            return self.voice.content_encoder
-        if self.companions.content_encoder is None:
+        if self.companions.gpt_bits is None:
+            return gpt
+        try:
+            return gpt.quantize(self.companions.gpt_bits)
+        except ValueError as error:
             raise CheckpointError(
-                f"{self.voice.name}: has no content encoder, with which a reference is heard; "
-                f"fetch it with `mlx-vits download {self.voice.version}`, or give its folder with "
-                "--content-encoder"
-            )
-        encoder = load_content_encoder(self.companions.content_encoder)
-        check_content_encoder(encoder, self.voice.config.reduced_dims.ssl_dim, self.voice.name)
-        return encoder
-
-    @cached_property
-    def _speaker_encoder(self) -> ERes2NetV2:
-        if self.companions.speaker_encoder is None:
-            raise CheckpointError(
-                f"{self.voice.name}: {self.voice.version} needs the speaker encoder; fetch it with "
-                f"`mlx-vits download {self.voice.version}`"
-            )
-        return load_speaker_encoder(self.companions.speaker_encoder)
+                f"{self.companions.gpt}: {error}; leave out --bits (bits in Python)"
+            ) from error
 
     @cached_property
     def _bert(self) -> Any:
@@ -185,56 +148,6 @@ class Speaker:
             signs = " ".join(dict.fromkeys(reading.unspoken))
             warn(f"not spoken: {signs} (in {_shortened(text)!r})")
         return reading
-
-    def _encode(self, wav: np.ndarray) -> np.ndarray:
-        features = self._content_encoder(mx.array(wav)[None])
-        return self.voice.extract_codes(features.swapaxes(1, 2)).ravel()
-
-    def _hear(self, path: str | Path, *, as_prompt: bool) -> _Heard:
-        """Read a recording, or take what was read of it before if the file is still the same."""
-        path = given_path(path, DataError)
-        try:
-            state = path.stat()
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); give a recording of 3 to 10 s as the "
-                "reference"
-            ) from error
-        key = (str(path.resolve()), state.st_mtime_ns, state.st_size, as_prompt)
-        if key not in self._heard:
-            reference = read_reference(path, self.voice.sample_rate)
-            vector = None
-            if self.voice.config.model.is_pro:
-                vector = self._speaker_vector(path, reference)
-            spec = self.voice.reference_spectrogram(reference.for_style)
-            codes = prompt_codes(reference, self._encode) if as_prompt else None
-            self._heard[key] = _Heard(reference, codes, spec, vector)
-            while len(self._heard) > _KEPT_REFERENCES:
-                self._heard.popitem(last=False)
-        self._heard.move_to_end(key)
-        return self._heard[key]
-
-    def _speaker_vector(self, path: Path, reference: Reference) -> np.ndarray:
-        """Return the vector `(1, V)` that a run keeps beside its own reference, or compute it."""
-        own, kept = self.companions.reference, vector_beside(path)
-        if own is not None and path == Path(own.audio) and kept.is_file():
-            return read_speaker_vector(kept, self.voice.config.reduced_dims.sv_dim)[None]
-        return speaker_vector(
-            self._speaker_encoder, lowered(reference.for_style), self.voice.sample_rate, path
-        )
-
-    def _prompt(
-        self, reference: StoredReference, auxiliary: Sequence[str | Path], warn: Warn
-    ) -> Prompt:
-        heard = [self._hear(reference.audio, as_prompt=bool(reference.text.strip()))]
-        heard += [self._hear(path, as_prompt=False) for path in auxiliary]
-        vectors = [one.vector for one in heard if one.vector is not None]
-        if not reference.text.strip():
-            warn(
-                f"{reference.audio}: its text is not known, so only its timbre is used and not its "
-                "manner; give a recording of 3 to 10 s with --reference and --reference-text"
-            )
-        return Prompt(heard[0].codes, [one.spec for one in heard], vectors)
 
     def _check_transcript(self, reference: StoredReference, codes: np.ndarray, warn: Warn) -> None:
         try:
@@ -288,7 +201,7 @@ class Speaker:
         if reference.text.strip():
             spoken = language_of(reference, self.voice.version)
             check_language(self.gpt, spoken, reference.audio, of="the reference's language")
-        prompt = self._prompt(reference, auxiliary, warn)
+        prompt = self.references.prompt(reference, auxiliary, warn)
         if prompt.codes is not None:
             self._check_transcript(reference, prompt.codes, warn)
         pipeline = Pipeline(
@@ -340,19 +253,50 @@ def stream(
         yield piece
 
 
-def stored_reference(
-    audio: str | Path | None, text: str | None, language: str
-) -> StoredReference | None:
-    """Return the reference that a caller gave, or None for the voice's own.
+class Asked(NamedTuple):
+    """What a user asks for: a request, and the reference in place of the voice's own."""
+
+    request: SpeechRequest
+    reference: StoredReference | None
+
+
+def ask(
+    speaker: Speaker,
+    text: str,
+    *,
+    language: str | None,
+    reference: str | Path | None,
+    reference_text: str | None,
+    reference_language: str | None,
+    speed: float,
+    pause: float,
+    split: str,
+    **others: Any,
+) -> Asked:
+    """Build a request from the options of `Voice.speak`, where they are described.
+
+    Args:
+        others: further fields of `SpeechRequest`.
 
     Raises:
-        UserError: a text is given without its recording.
+        UserError: a reference's text is given without its recording.
     """
-    if audio is not None:
-        return StoredReference(str(audio), text or "", language)
-    if text is not None:
+    if reference is None and reference_text is not None:
         raise UserError("reference_text is given without a reference; give its recording as well")
-    return None
+    language = language or own_language(speaker)
+    given = None
+    if reference is not None:
+        spoken = reference_language or language
+        given = StoredReference(str(reference), reference_text or "", spoken)
+    request = SpeechRequest(
+        text,
+        language,
+        speed_factor=speed,
+        fragment_interval=pause,
+        text_split_method=split,
+        **others,
+    )
+    return Asked(request, given)
 
 
 def _faults(sentences: Sequence[Sentence]) -> list[str]:

@@ -9,54 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_vits import accel
 from mlx_vits.audio.files import read_speech, resample
-from mlx_vits.audio.spectrogram import spectrogram
+from mlx_vits.checkpoints.base import load_content_encoder
 from mlx_vits.checkpoints.state_dict import state_of
 from mlx_vits.checkpoints.voice_file import write_voice
-from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, DataError, UserError
 from mlx_vits.models.hubert import HubertModel
 from mlx_vits.models.vits import SynthesizerTrn
-from mlx_vits.nn.layout import channels_last
 from mlx_vits.nn.threads import on_lasting_thread
 from mlx_vits.preprocessing.features import speech_features
-from mlx_vits.synthesis.arguments import Array, floats, integers
+from mlx_vits.synthesis.arguments import Array
 from mlx_vits.synthesis.companions import Companions, check_content_encoder
-from mlx_vits.synthesis.decoding import Request, decode, decode_chunk
-from mlx_vits.synthesis.folding import Folding
-from mlx_vits.synthesis.reference import lowered
+from mlx_vits.synthesis.decoder import Decoder
 from mlx_vits.synthesis.request import SpeechRequest
-from mlx_vits.synthesis.speaking import (
-    Speaker,
-    Speech,
-    own_language,
-    speak,
-    stored_reference,
-    stream,
-)
+from mlx_vits.synthesis.sampling import Sampling
+from mlx_vits.synthesis.speaking import Speaker, Speech, ask, speak, stream
 from mlx_vits.text import clean_text, phonemes_to_ids
 
 Reference = str | Path | Array
 
-_DEFAULT_SEED = 0
-
 _features = on_lasting_thread(speech_features)
 
 
-class Chunk(NamedTuple):
-    """A decoded chunk: samples `(N,)` float32, and the encoding that the next one fades from."""
+@on_lasting_thread
+def _read_content_encoder(folder: Path, ssl_dim: int, name: str) -> HubertModel:
+    encoder = load_content_encoder(folder)
+    check_content_encoder(encoder.config, ssl_dim, name)
+    mx.eval(encoder.parameters())  # for other threads
+    return encoder
 
-    wav: np.ndarray
-    encoded: mx.array
 
-
-class Voice:
+class Voice(Decoder):
     """A generator with its configuration and what it needs to be used.
 
     Any thread may use it; threads take turns. On a CPU, so may a forked process.
@@ -65,11 +53,11 @@ class Voice:
         model: the generator.
         info: how far it was trained, in upstream's words.
         name: for messages and files.
-        content_encoder: needed by `convert`; `speak` takes it in place of its companions'.
+        content_encoder: in place of the companions'.
         reference: a recording of the voice, the default style of `convert`; that of `speak` is in
             `companions`.
         speaker_vector: `(1, V)` of that recording, for v2Pro and v2ProPlus.
-        companions: finds what `speak` needs beside all that, when a text is first spoken.
+        companions: finds what `speak` and `convert` need beside all that, when one of them does.
 
     Raises:
         CheckpointError: the content encoder gives features of another width than the model takes.
@@ -95,12 +83,10 @@ class Voice:
         companions: Callable[[], Companions] = Companions,
     ):
         if content_encoder is not None:
-            check_content_encoder(content_encoder, model.config.reduced_dims.ssl_dim, name)
-        mx.eval(model.parameters())  # for other threads
-        self.model, self.info, self.name = model, info, name
-        self._folding = Folding(model)
-        self._decode, self._decode_chunk = accel.inference(decode), accel.inference(decode_chunk)
-        self.content_encoder, self.reference = content_encoder, reference
+            check_content_encoder(content_encoder.config, model.config.reduced_dims.ssl_dim, name)
+        super().__init__(model)
+        self.info, self.name = info, name
+        self._given_encoder, self.reference = content_encoder, reference
         self.speaker_vector = speaker_vector
         self._find_companions = companions
 
@@ -111,169 +97,41 @@ class Voice:
         The two refer to each other: a voice without one, as those that score a training, frees its
         weights as soon as it is dropped.
         """
-        return Speaker(self, self._find_companions())
+        return Speaker(self, self.companions)
 
-    @property
-    def config(self) -> Config:
-        """Upstream's keys, frozen."""
-        return self.model.config
+    @cached_property
+    def companions(self) -> Companions:
+        """The files that this voice speaks with; found when they are first asked for."""
+        return self._find_companions()
 
-    @property
-    def version(self) -> str:
-        """ "v1", "v2", "v2Pro" or "v2ProPlus"."""
-        return self.config.version
+    @cached_property
+    def content_encoder(self) -> HubertModel | None:
+        """What hears recordings, read when it is first asked for; None where there is none.
 
-    @property
-    def sample_rate(self) -> int:
-        """Of everything this voice speaks, in Hz."""
-        return self.config.data.sampling_rate
+        Raises:
+            CheckpointError: it is damaged, or gives features of another width than the model takes.
+        """
+        if self._given_encoder is not None:
+            return self._given_encoder
+        folder, ssl_dim = self.companions.content_encoder, self.config.reduced_dims.ssl_dim
+        return None if folder is None else _read_content_encoder(folder, ssl_dim, self.name)
+
+    def require_content_encoder(self) -> HubertModel:
+        """Return the content encoder.
+
+        Raises:
+            CheckpointError: there is none, or as `content_encoder`.
+        """
+        if self.content_encoder is None:
+            raise CheckpointError(
+                f"{self.name}: has no content encoder, with which recordings are heard; fetch it "
+                f"with `mlx-vits download {self.version}`, or give its folder: --content-encoder "
+                "FOLDER, or mlx_vits.load(..., content_encoder=FOLDER)"
+            )
+        return self.content_encoder
 
     def __repr__(self) -> str:
         return f"Voice({self.name!r}, version={self.version!r}, info={self.info!r})"
-
-    @on_lasting_thread
-    def decode(
-        self,
-        codes: Array,
-        text: Array,
-        refer: Array | Sequence[Array],
-        *,
-        sv_emb: Array | Sequence[Array] | None = None,
-        noise: Array | None = None,
-        noise_scale: float = 0.5,
-        speed: float = 1.0,
-    ) -> np.ndarray:
-        """Synthesize speech from semantic codes and phonemes, in the style of a reference.
-
-        Args:
-            codes: [1, 1, K] integers.
-            text: [1, L] phoneme ids.
-            refer: linear spectrogram [1, 1025, T], or several, whose styles are averaged.
-            sv_emb: speaker vector [1, sv_dim] of each reference, for v2Pro and v2ProPlus.
-            noise: [1, inter_channels, frames], standard normal; drawn from a fixed seed if None.
-                Frames are 2 K, or int(2 K / speed) + 1 where speed is not 1.
-            noise_scale: 0 speaks the most likely way.
-            speed: 2.0 halves the length.
-
-        Returns:
-            `(640 frames,)` float32, neither normalised nor clipped.
-
-        Raises:
-            ValueError: an array has another shape, or a code or phoneme does not exist.
-        """
-        codes = self._checked_codes(codes)
-        frames = self._frames(codes.shape[-1], speed)
-        request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
-        wav = self._decode(self._folding.model(), request, speed)
-        return np.array(wav[0, :, 0], dtype=np.float32)
-
-    @on_lasting_thread
-    def decode_chunk(
-        self,
-        codes: Array,
-        text: Array,
-        refer: Array | Sequence[Array],
-        *,
-        tail_codes: int,
-        before: mx.array | None = None,
-        sv_emb: Array | Sequence[Array] | None = None,
-        noise: Array | None = None,
-        noise_scale: float = 0.5,
-        speed: float = 1.0,
-    ) -> Chunk:
-        """Decode the end of an utterance that is still growing.
-
-        Args:
-            codes: [1, 1, K] integers, all so far.
-            text, refer, sv_emb, noise_scale, speed: see `decode`.
-            tail_codes: how many of the last codes are decoded.
-            before: `(1, N, hidden)`, the last frames of the former chunk's `encoded`, with which
-                this one begins; None for the first.
-            noise: [1, inter_channels, frames] of what is decoded; drawn from a fixed seed if None.
-
-        Returns:
-            `wav` `(N,)` float32, neither normalised nor clipped, and `encoded`, `(1, F, hidden)`,
-            two frames a code.
-
-        Raises:
-            ValueError: as `decode`, or there are not so many codes.
-        """
-        codes = self._checked_codes(codes)
-        if not 1 <= tail_codes <= codes.shape[-1]:
-            raise ValueError(f"tail_codes is {tail_codes} of {codes.shape[-1]} codes")
-        kept, frames = self._frames(tail_codes), self._frames(tail_codes, speed)
-        request = self._request(codes, text, refer, sv_emb, noise, noise_scale, frames)
-        request = request._replace(before=() if before is None else (before,))
-        wav, encoded = self._decode_chunk(self._folding.model(), request, speed, kept)
-        mx.eval(wav, encoded)
-        return Chunk(np.array(wav[0, :, 0], dtype=np.float32), encoded)
-
-    def _checked_codes(self, codes: Array) -> mx.array:
-        return integers(codes, (1, 1, None), "codes", self.config.reduced_dims.codebook_size)
-
-    def _frames(self, codes: int, speed: float = 1.0) -> int:
-        if not speed > 0:
-            raise ValueError(f"speed is {speed}; it has to be above 0")
-        return self.model.decoded_frames(codes, speed)
-
-    def _request(
-        self,
-        codes: mx.array,
-        text: Array,
-        refer: Any,
-        sv_emb: Any,
-        noise: Array | None,
-        noise_scale: float,
-        frames: int,
-    ) -> Request:
-        text = integers(text, (1, None), "text", self.config.reduced_dims.text_vocab)
-        shape = (1, self.config.model.inter_channels, frames)
-        if noise is None:
-            noise = mx.random.normal(shape, key=mx.random.key(_DEFAULT_SEED))
-        specs, vectors = self._styles(refer, sv_emb)
-        return Request(
-            codes[0],
-            text,
-            channels_last(floats(noise, shape, "noise")),
-            mx.array(noise_scale, mx.float32),
-            specs,
-            vectors,
-        )
-
-    def _styles(self, refer: Any, sv_emb: Any) -> tuple[list[mx.array], list[mx.array]]:
-        """Spectrograms `(1, T, 1025)`, and as many speaker vectors where the version has them."""
-        references = list(refer) if isinstance(refer, (list, tuple)) else [refer]
-        if not references:
-            raise ValueError("refer is an empty list; give one spectrogram at least")
-        vectors: list[mx.array] = []
-        if self.config.model.is_pro:
-            if sv_emb is None:
-                raise ValueError(f"{self.version} needs sv_emb, a speaker vector per reference")
-            given = list(sv_emb) if isinstance(sv_emb, (list, tuple)) else [sv_emb]
-            if len(given) != len(references):
-                raise ValueError(f"{len(references)} references but {len(given)} speaker vectors")
-            shape = (1, self.config.reduced_dims.sv_dim)
-            vectors = [floats(vector, shape, "sv_emb") for vector in given]
-        bins = self.config.data.spec_channels
-        specs = [channels_last(floats(one, (1, bins, None), "refer")) for one in references]
-        return specs, vectors
-
-    @on_lasting_thread
-    def extract_codes(self, ssl: Array) -> np.ndarray:
-        """Quantize SSL features to semantic codes.
-
-        Args:
-            ssl: [B, ssl_dim, T].
-
-        Returns:
-            [B, 1, T // 2] int32.
-
-        Raises:
-            ValueError: the features have another shape.
-        """
-        features = floats(ssl, (None, self.config.reduced_dims.ssl_dim, None), "ssl")
-        codes = self.model.extract_latent(channels_last(features))
-        return np.array(codes, dtype=np.int32)[:, None]
 
     def convert(
         self,
@@ -311,11 +169,7 @@ class Voice:
                 NaN or infinity.
             DataError: the recording is silent or too short, or the text cannot be spoken.
         """
-        if self.content_encoder is None:
-            raise CheckpointError(
-                f"{self.name}: has no content encoder, which convert needs; give its folder: "
-                "mlx_vits.load(..., content_encoder=FOLDER)"
-            )
+        encoder = self.require_content_encoder()
         if sv_emb is None and self.config.model.is_pro:
             sv_emb = self._own_vector(refer)
         audio = np.asarray(wav, dtype=np.float32)
@@ -323,7 +177,7 @@ class Voice:
             raise DataError("the recording is not one channel of numbers; give an array (N,)")
         # By way of the voice's rate, as preparation goes, so that both hear the same.
         audio = resample(audio, sample_rate, self.sample_rate)
-        features = _features(self.content_encoder, audio, self.sample_rate, "the recording")
+        features = _features(encoder, audio, self.sample_rate, "the recording")
         phonemes = clean_text(text, language, self.version).phonemes
         spoken = self.speak_features(
             features,
@@ -342,42 +196,6 @@ class Voice:
         return spoken
 
     @on_lasting_thread
-    def speak_features(
-        self,
-        features: np.ndarray,
-        phoneme_ids: Sequence[int],
-        refer: Array | Sequence[Array],
-        *,
-        sv_emb: Array | Sequence[Array] | None = None,
-        noise_scale: float = 0.5,
-        speed: float = 1.0,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Do what `convert` does once features and phonemes are known.
-
-        Args:
-            features: `(S, ssl_dim)`, from `preprocessing.features`.
-            phoneme_ids: of what is said.
-            refer, sv_emb: see `decode`.
-            noise_scale, speed, seed: see `convert`.
-
-        Returns:
-            `(samples,)` float32.
-        """
-        codes = self.extract_codes(features.T[None])
-        frames = self._frames(codes.shape[-1], speed)
-        shape = (1, self.config.model.inter_channels, frames)
-        return self.decode(
-            codes,
-            np.array([phoneme_ids], dtype=np.int32),
-            refer,
-            sv_emb=sv_emb,
-            noise=mx.random.normal(shape, key=mx.random.key(seed)),
-            noise_scale=noise_scale,
-            speed=speed,
-        )
-
-    @on_lasting_thread
     def speak(
         self,
         text: str,
@@ -387,13 +205,13 @@ class Voice:
         reference_text: str | None = None,
         reference_language: str | None = None,
         aux_references: Sequence[str | Path] = (),
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         speed: float = 1.0,
-        pause: float = 0.3,
-        split: str = "cut5",
+        pause: float = SpeechRequest.fragment_interval,
+        split: str = SpeechRequest.text_split_method,
         batch_size: int = 1,
         seed: int = 0,
         compat: bool = False,
@@ -421,22 +239,24 @@ class Voice:
             UserError: something that is needed is missing or damaged, or the text cannot be
                 spoken; the message names it and the cure.
         """
-        language = language or own_language(self.speaker)
-        given = stored_reference(reference, reference_text, reference_language or language)
-        request = SpeechRequest(
-            text=text,
-            text_lang=language,
+        asked = ask(
+            self.speaker,
+            text,
+            language=language,
+            reference=reference,
+            reference_text=reference_text,
+            reference_language=reference_language,
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
             repetition_penalty=repetition_penalty,
-            speed_factor=speed,
-            fragment_interval=pause,
-            text_split_method=split,
-            batch_size=batch_size,
+            speed=speed,
+            pause=pause,
+            split=split,
             seed=seed,
+            batch_size=batch_size,
         )
-        return speak(self.speaker, request, given, aux_references, compat=compat)
+        return speak(self.speaker, *asked, aux_references, compat=compat)
 
     def stream(
         self,
@@ -447,17 +267,17 @@ class Voice:
         reference_text: str | None = None,
         reference_language: str | None = None,
         aux_references: Sequence[str | Path] = (),
-        top_k: int = 15,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        repetition_penalty: float = 1.35,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        temperature: float = Sampling.temperature,
+        repetition_penalty: float = Sampling.repetition_penalty,
         speed: float = 1.0,
-        pause: float = 0.3,
-        split: str = "cut5",
+        pause: float = SpeechRequest.fragment_interval,
+        split: str = SpeechRequest.text_split_method,
         seed: int = 0,
         chunk: Literal["pause", "fixed"] = "pause",
-        min_chunk: int = 16,
-        overlap: int = 2,
+        min_chunk: int = SpeechRequest.min_chunk_length,
+        overlap: int = SpeechRequest.overlap_length,
         compat: bool = False,
         warn: Callable[[str], None] = lambda _: None,
     ) -> Iterator[np.ndarray]:
@@ -479,26 +299,28 @@ class Voice:
         """
         if chunk not in ("pause", "fixed"):
             raise UserError(f"chunk is {chunk!r}; it has to be 'pause' or 'fixed'")
-        language = language or own_language(self.speaker)
-        request = SpeechRequest(
-            text=text,
-            text_lang=language,
+        asked = ask(
+            self.speaker,
+            text,
+            language=language,
+            reference=reference,
+            reference_text=reference_text,
+            reference_language=reference_language,
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
             repetition_penalty=repetition_penalty,
-            speed_factor=speed,
-            fragment_interval=pause,
-            text_split_method=split,
+            speed=speed,
+            pause=pause,
+            split=split,
             seed=seed,
             streaming_mode=True,
             fixed_length_chunk=chunk == "fixed",
             min_chunk_length=min_chunk,
             overlap_length=overlap,
         )
-        request.check()
-        given = stored_reference(reference, reference_text, reference_language or language)
-        pieces = stream(self.speaker, request, given, aux_references, compat=compat, warn=warn)
+        asked.request.check()
+        pieces = stream(self.speaker, *asked, aux_references, compat=compat, warn=warn)
         return (piece.wav for piece in pieces)
 
     def _own_vector(self, refer: Any) -> Array:
@@ -521,27 +343,6 @@ class Voice:
         if isinstance(refer, (str, Path)):
             return self.reference_spectrogram(read_speech(refer, self.sample_rate))
         return refer
-
-    @on_lasting_thread
-    def reference_spectrogram(self, wav: np.ndarray) -> mx.array:
-        """Compute the spectrogram of a reference, for `decode`.
-
-        Args:
-            wav: `(N,)` at the voice's rate; it is `lowered` first.
-
-        Returns:
-            [1, 1025, T].
-
-        Raises:
-            DataError: the recording is too short.
-        """
-        try:
-            spec = spectrogram(mx.array(lowered(wav))[None], self.config.data)
-        except ValueError as error:
-            raise DataError(f"the reference is too short: {error}") from error
-        spec = spec.swapaxes(1, 2)
-        mx.eval(spec)
-        return spec
 
     @on_lasting_thread
     def save(self, path: str | Path) -> Path:

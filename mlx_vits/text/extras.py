@@ -6,6 +6,7 @@ from importlib import import_module
 from types import ModuleType
 
 from mlx_vits.errors import UserError
+from mlx_vits.system.installing import install_command
 
 LANGUAGE_NAMES = {
     "en": "English",
@@ -46,5 +47,5 @@ def load_extra(name: str, extra: str, purpose: str) -> ModuleType:
         package = name.partition(".")[0]
         raise UserError(
             f"{purpose} needs the Python package {package} ({error}); "
-            f"install it with `pip install 'mlx-vits[{extra}]'`."
+            f"install it with {install_command(extra)}."
         ) from error

@@ -1,7 +1,8 @@
 """From a text to speak to phonemes with features, which the T2S model reads.
 
 The text is cut into segments of one language each, each is read by its own front end, and the
-results are joined. Chinese has features from a BERT, one column a phoneme; all others have zeros.
+results are joined. Chinese has features from a BERT, one column a phoneme; other languages
+beside it have zeros, and a text without Chinese has no features.
 
 Source: GPT-SoVITS `TTS_infer_pack/TextPreprocessor.py` (`get_phones_and_bert`). Different here: a
 segment in which nothing can be spoken keeps its marks and is reported; upstream reads it as a
@@ -23,6 +24,7 @@ from mlx_vits.text.cleaner import CleanText, clean_text, resolve_language
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 from mlx_vits.text.symbols import phonemes_to_ids
 
+_WITH_FEATURES = "zh"
 _FEWEST_PHONEMES = 6
 _LEAD = "."  # put before a text of fewer phonemes, which the T2S model would cut short
 
@@ -48,7 +50,7 @@ class Reading(NamedTuple):
     phones: n symbols of the version.
     ids: their places among the version's symbols.
     norm_text: the text as it is read aloud.
-    features: `[C, n]` float32; zero but for Chinese.
+    features: `[C, n]` float32, zero but for Chinese; None where nothing is Chinese.
     unspoken: what the text has and the phonemes do not say, in order, repeats included.
     guessed: English words that no dictionary has, in order, repeats included.
     """
@@ -56,7 +58,7 @@ class Reading(NamedTuple):
     phones: list[str]
     ids: list[int]
     norm_text: str
-    features: mx.array
+    features: mx.array | None
     unspoken: tuple[str, ...]
     guessed: tuple[str, ...]
 
@@ -98,16 +100,12 @@ def read(
         parts = _clean_segments(segment(written, code), version, lexicon, clean)
         if written is not text:
             _keep_lead(parts)
-        features = [
-            _phoneme_features(part, version, characters_to_features, feature_width)
-            for part in parts
-        ]
         phones = [phone for part in parts for phone in part.cleaned.phonemes]
         return Reading(
             phones=phones,
             ids=phonemes_to_ids(phones, version),
             norm_text="".join(part.cleaned.normalized for part in parts),
-            features=mx.concatenate(features).T,
+            features=_features(parts, version, characters_to_features, feature_width),
             unspoken=tuple(sign for part in parts for sign in part.cleaned.unknown),
             guessed=tuple(word for part in parts for word in part.cleaned.guessed),
         )
@@ -115,7 +113,6 @@ def read(
     reading = read_once(text)
     if len(reading.phones) < _FEWEST_PHONEMES:
         reading = read_once(_LEAD + text)
-    mx.eval(reading.features)  # another thread may use them
     return reading
 
 
@@ -168,12 +165,27 @@ def _keep_lead(parts: list[_Part]) -> None:
         )
 
 
+def _features(
+    parts: Sequence[_Part],
+    version: str,
+    characters_to_features: CharactersToFeatures | None,
+    width: int,
+) -> mx.array | None:
+    """Return the features of a text's phonemes, `[C, n]`; None where no segment has any."""
+    if all(part.language != _WITH_FEATURES for part in parts):
+        return None
+    each = [_phoneme_features(part, version, characters_to_features, width) for part in parts]
+    features = mx.concatenate(each).T
+    mx.eval(features)  # another thread may use them
+    return features
+
+
 def _phoneme_features(
     part: _Part, version: str, characters_to_features: CharactersToFeatures | None, width: int
 ) -> mx.array:
     """Return the features of a segment's phonemes, `(n, C)`: those of their character."""
     count = len(part.cleaned.phonemes)
-    if part.language != "zh":
+    if part.language != _WITH_FEATURES:
         return mx.zeros((count, width))
     if characters_to_features is None:
         raise UserError(

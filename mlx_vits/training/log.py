@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.system.files import atomic_write, make_folder
+from mlx_vits.system.installing import install_command
 from mlx_vits.system.json_files import read_json_lines
 
 LOSSES, GPT_LOSSES = "losses.jsonl", "gpt_losses.jsonl"
@@ -118,7 +119,8 @@ def check_tensorboard() -> None:
     """
     if importlib.util.find_spec("tensorboardX") is None:
         raise UserError(
-            "--tensorboard needs the package tensorboardX; install mlx-vits[tensorboard]"
+            "--tensorboard needs the package tensorboardX; install it with "
+            f"{install_command('tensorboard')}"
         )
 
 

@@ -11,7 +11,7 @@ counts as if it were to be learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -21,12 +21,11 @@ from mlx_vits.models.t2s import Text2SemanticDecoder, TransformerEncoderLayer
 from mlx_vits.nn.checkpointing import checkpoint_blocks, checkpointing
 from mlx_vits.nn.dropout import Key, split_key
 from mlx_vits.training.losses import mean, total
-from mlx_vits.training.optimizers import add_gradients, global_norm
+from mlx_vits.training.optimizers import add_gradients
 from mlx_vits.training.precision import cast_floats
-from mlx_vits.training.regularization import penalized
+from mlx_vits.training.regularization import StackedPull
+from mlx_vits.training.stacks import stacked_norm
 from mlx_vits.training.step import Scalars
-
-Penalty = Callable[[Text2SemanticDecoder], mx.array]
 
 DPO_BETA = 0.2
 _TOP = 3
@@ -123,8 +122,10 @@ def _judge(
     lengths: mx.array,
     compat: bool,
     key: Key,
+    inputs: mx.array | None = None,
 ) -> _Judged:
-    logits = t2s_logits(model, batch, codes, lengths, compat=compat, key=key)
+    shown = codes if inputs is None else inputs
+    logits = t2s_logits(model, batch, shown, lengths, compat=compat, key=key)
     place = mx.arange(codes.shape[1] + 1)
     targets = mx.where(place < lengths[:, None], mx.pad(codes, [(0, 0), (0, 1)]), model.config.EOS)
     found = mx.take_along_axis(logits, targets[..., None], axis=-1)
@@ -141,6 +142,7 @@ def t2s_terms(
     *,
     dpo: bool = False,
     compat: bool = False,
+    replaced: float = 0.0,
     key: Key = None,
 ) -> T2STerms:
     """Compute the losses of a micro-batch.
@@ -151,10 +153,12 @@ def t2s_terms(
     Args:
         dpo: whether rejected codes are to be made less likely than the recorded ones.
         compat: whether to compute what upstream does, see above.
-        key: of dropout; None for evaluation.
+        replaced: share of the recorded codes in whose place the model is shown others.
+        key: of dropout and of these; None for evaluation, without either.
     """
-    first, second = split_key(key, 2)
-    chosen = _judge(model, batch, batch.codes, batch.code_lengths, compat, first)
+    first, second, third = split_key(key, 3)
+    inputs = _replace(batch.codes, replaced, model.config.EOS, third)
+    chosen = _judge(model, batch, batch.codes, batch.code_lengths, compat, first, inputs)
     losses = {"loss_ce": -total(chosen.log_probs)}
     if dpo:
         rejected = _judge(model, batch, batch.rejected, batch.rejected_lengths, compat, second)
@@ -162,6 +166,15 @@ def t2s_terms(
         losses["loss_dpo"] = mean(mx.logaddexp(-DPO_BETA * lead, mx.array(0.0)))
     codes = mx.sum(chosen.targets != model.config.EOS)
     return T2STerms(losses, chosen.hits, codes, mx.sum(chosen.counted))
+
+
+def _replace(codes: mx.array, share: float, entries: int, key: Key) -> mx.array:
+    """Codes, a share of which are others of as many as there are; all stay without a key."""
+    if key is None or not share:
+        return codes
+    which, what = split_key(key, 2)
+    others = mx.random.randint(0, entries, codes.shape, mx.int32, key=what)
+    return mx.where(mx.random.bernoulli(share, codes.shape, key=which), others, codes)
 
 
 class CodeScore(NamedTuple):
@@ -192,8 +205,8 @@ class T2SStep:
     Args:
         model: trained as a whole.
         optimizer: of it.
-        dpo, compat: see `t2s_terms`.
-        penalty: of the model, added once to the loss of a step.
+        dpo, compat, replaced: see `t2s_terms`.
+        penalty: the pull toward the base, added once to the loss of a step.
         compute: what the forward and the backward are computed in; the weights that are updated,
             losses and summed gradients stay fp32.
         recomputes: whether the backward computes each layer again.
@@ -210,13 +223,15 @@ class T2SStep:
         *,
         dpo: bool = False,
         compat: bool = False,
-        penalty: Penalty | None = None,
+        replaced: float = 0.0,
+        penalty: StackedPull | None = None,
         compute: mx.Dtype = mx.float32,
         recomputes: bool = False,
         compiled: bool = False,
     ):
         self.model, self.optimizer, self.penalty = model, optimizer, penalty
-        self.dpo, self.compat, self.compute, self.recomputes = dpo, compat, compute, recomputes
+        self.dpo, self.compat, self.replaced = dpo, compat, replaced
+        self.compute, self.recomputes = compute, recomputes
         if recomputes:
             checkpoint_blocks(model, [TransformerEncoderLayer])
         optimizer.init(model.trainable_parameters())
@@ -254,7 +269,14 @@ class T2SStep:
         def objective(parameters: Any) -> tuple[mx.array, T2STerms]:
             self.model.update(cast_floats(parameters, self.compute))
             with checkpointing(self.recomputes):
-                terms = t2s_terms(self.model, batch, dpo=self.dpo, compat=self.compat, key=key)
+                terms = t2s_terms(
+                    self.model,
+                    batch,
+                    dpo=self.dpo,
+                    compat=self.compat,
+                    replaced=self.replaced,
+                    key=key,
+                )
             return sum(terms.losses.values(), start=mx.array(0.0)), terms
 
         try:
@@ -266,11 +288,11 @@ class T2SStep:
     def update(self, terms: T2STerms, gradients: Any) -> Scalars:
         """Add the penalty's gradient, and update the model."""
         loss = sum(terms.losses.values(), start=mx.array(0.0))
-        norm = norm_task = global_norm(gradients)
+        norm = norm_task = stacked_norm(gradients)
         loss_reg = norm_reg = mx.array(0.0)
         if self.penalty is not None:
-            loss_reg, norm_reg, gradients = penalized(self.model, self.penalty, gradients)
-            norm = global_norm(gradients)
+            loss_reg, norm_reg, gradients = self.penalty(self.model, gradients)
+            norm = stacked_norm(gradients)
         self.optimizer.update(self.model, gradients)
         return terms.losses | {
             "loss_reg": loss_reg,

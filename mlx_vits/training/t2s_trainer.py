@@ -10,6 +10,7 @@ Source: GPT-SoVITS `s1_train.py`, `AR/models/t2s_lightning_module.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from mlx_vits.training.footprint import exceeds, usable_memory
 from mlx_vits.training.loop import Begun, TrainingLoop, begin, other_settings
 from mlx_vits.training.optimizers import check_state, update_state
 from mlx_vits.training.precision import CHECKPOINTING, compute_type
-from mlx_vits.training.regularization import Anchor, PretrainedRegularization
+from mlx_vits.training.regularization import Anchor, StackedPull
 from mlx_vits.training.scaled_adam import ScaledAdam
 from mlx_vits.training.t2s_footprint import T2SClips, estimate_t2s_peak
 from mlx_vits.training.t2s_step import T2SBatch, T2SStep
@@ -44,6 +45,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 1024),
     "accumulate": (1, 1024),
     "lr": (0.0, 1e38),
+    "warm_up": (0, MOST_STEPS),
+    "last_share": (0.0, 1.0),
+    "replaced": (0.0, 0.5),
     "pretrained_reg_strength": (0.0, 1e6),
     "seed": (0, 2**31 - 1),
     "save_every": (1, MOST_STEPS),
@@ -61,8 +65,12 @@ class T2STrainingConfig:
             of an epoch's.
         accumulate: such micro-batches a step; their gradients are summed.
         optimizer: "scaled_adam" as upstream, or "adamw" without weight decay.
-        lr: constant learning rate; None for the optimizer's own, of `RATES`. ScaledAdam's is
-            relative to each tensor's size.
+        lr: learning rate; None for the optimizer's own, of `RATES`. ScaledAdam's is relative to
+            each tensor's size.
+        warm_up: steps over which it rises to that; 0 for none, as in a fine-tune.
+        last_share: of it, which it falls to by the end along a cosine; 1 for a constant rate.
+        replaced: share of the input codes that are others, drawn at random, while the targets stay:
+            so a net learns to go on after a bad draw.
         dpo: whether spoiled codes are to become less likely than the recorded ones.
         pretrained_reg_strength: of the pull toward the pretrained weights; `compat` has none.
         seed: of batches and dropout.
@@ -81,6 +89,9 @@ class T2STrainingConfig:
     accumulate: int = 4
     optimizer: T2SOptimizer = "scaled_adam"
     lr: float | None = None
+    warm_up: int = 0
+    last_share: float = 1.0
+    replaced: float = 0.0
     dpo: bool = False
     pretrained_reg_strength: float = 0.001
     seed: int = 1234
@@ -203,12 +214,13 @@ class T2STrainer(TrainingLoop[_Group]):
         accel.apply(self.model)
         penalty = None
         if anchor and config.is_pulled:
-            penalty = PretrainedRegularization(anchor, config.pretrained_reg_strength)
+            penalty = StackedPull(self.model, anchor, config.pretrained_reg_strength)
         return T2SStep(
             self.model,
             build_t2s_optimizer(config),
             dpo=config.dpo,
             compat=config.compat,
+            replaced=config.replaced,
             penalty=penalty,
             compute=compute_type(config.precision),
             recomputes=self.recomputes,
@@ -290,9 +302,14 @@ class T2STrainer(TrainingLoop[_Group]):
 
     def _set_rate(self, step: int) -> float:
         """The learning rate after so many steps."""
-        rate = self.config.rate
-        if self.config.compat and step == 0 and self.config.lr is None:
+        config = self.config
+        rate = config.rate
+        if config.compat and step == 0 and config.lr is None:
             rate = _FIRST_RATE
+        if config.last_share < 1:
+            fallen = 0.5 - 0.5 * math.cos(math.pi * step / self.total_steps)
+            rate *= 1 - (1 - config.last_share) * fallen
+        rate *= min(1.0, (step + 1) / max(config.warm_up, 1))
         self._step.optimizer.learning_rate = rate
         return rate
 

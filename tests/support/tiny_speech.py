@@ -40,10 +40,11 @@ def write_tiny_gpt(
     codes: int = CODES,
     phonemes: int = 732,
     most_codes: int = 21,
+    hidden: int = 64,
 ) -> Path:
     """Write a T2S model; `stated` is put beside `model` in its configuration."""
     mx.random.seed(5)
-    width = {"hidden_dim": 64, "embedding_dim": 64, "head": 2, "n_layer": 1}
+    width = {"hidden_dim": hidden, "embedding_dim": hidden, "head": 2, "n_layer": 1}
     counts = {"vocab_size": codes + 1, "EOS": codes, "phoneme_vocab_size": phonemes}
     config = T2SConfig.from_dict(
         {"model": width | counts, "data": {"max_sec": (most_codes - 1) / 50}, **stated}

@@ -13,7 +13,7 @@ from mlx_vits.accel.cpu.pieces import PiecewiseGenerator
 from mlx_vits.accel.custom_vjp import custom_vjp
 from mlx_vits.models.generator import Generator
 from mlx_vits.models.t2s import SelfAttention
-from mlx_vits.nn.dropout import Key
+from mlx_vits.nn.dropout import Key, dropout
 from mlx_vits.nn.layers import LeakyReLU
 
 
@@ -47,14 +47,25 @@ class FastSelfAttention(SelfAttention):
         dropout_key: Key = None,
     ) -> mx.array:
         length, depth = query.shape[2:]
-        if length == 1 or dropout_key is not None:
-            # One query: more operations would cost what they save.
+        if length == 1:  # more operations would cost what they save
             return super().attend(query, key, value, mask, dropout_key)
         scores = (query * (depth**-0.5 * math.log2(math.e))) @ key.swapaxes(2, 3)
         if mask is not None:
-            scores = mx.where(mask, scores, -mx.inf)
-        weights = mx.power(2.0, scores - mx.max(scores, axis=-1, keepdims=True))
-        return (weights @ value) / mx.sum(weights, axis=-1, keepdims=True)
+            scores = scores + mx.where(mask, 0.0, -mx.inf).astype(scores.dtype)
+        largest = mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True))
+        weights = _power_of_2()(scores - largest)
+        kept = dropout(weights, self.p_dropout, dropout_key)
+        return (kept @ value) / mx.sum(weights, axis=-1, keepdims=True)
+
+
+@cache
+def _power_of_2() -> Callable[[mx.array], mx.array]:
+    """2^x; MLX's gradient would take the power again, and a logarithm."""
+
+    def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return (cotangent * math.log(2.0)) * output
+
+    return custom_vjp(lambda x: mx.power(2.0, x), gradient)
 
 
 EQUIVALENTS: dict[type, type] = {LeakyReLU: FastLeakyReLU}
@@ -62,4 +73,5 @@ FOR_INFERENCE: dict[type, type] = dict(EQUIVALENTS)
 if sys.platform.startswith("linux"):
     # Not on macOS, which was not measured: its cores share the matrix units, and MLX vectorizes
     # `mx.exp` there.
+    EQUIVALENTS |= {SelfAttention: FastSelfAttention}
     FOR_INFERENCE |= {Generator: PiecewiseGenerator, SelfAttention: FastSelfAttention}

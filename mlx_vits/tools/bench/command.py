@@ -12,11 +12,45 @@ from mlx_vits.config import VERSIONS
 from mlx_vits.errors import UserError
 from mlx_vits.system.files import atomic_write
 from mlx_vits.tools.bench.measure import measure_all
-from mlx_vits.tools.bench.show import show, table_to_share
+from mlx_vits.tools.bench.show import show, show_speech, table_to_share
+from mlx_vits.tools.bench.speech import SpeechWork, measure_speech
 from mlx_vits.tools.bench.work import Work
 from mlx_vits.training.precision import PRECISIONS
 
 SHARED_BATCHES, SHARED_PRECISIONS = (1, 2, 4), ("fp32", "bf16")
+
+
+def bench_speech(
+    versions: Sequence[str], *, repetitions: int, warm_up: int, compare: str | None, output: Path
+) -> None:
+    """Measure how fast every version speaks.
+
+    Raises:
+        UserError: as of `bench`.
+    """
+    _check(versions, compare)
+    console, reports = Console(highlight=False), []
+    for version in versions:
+        console.print(f"measuring speech of {version}")
+        report = measure_speech(
+            SpeechWork(version),
+            repetitions=repetitions,
+            warm_up=warm_up,
+            compare=compare is not None,
+        )
+        show_speech(report, console)
+        reports.append(report)
+    with atomic_write(output) as file:
+        file.write(json.dumps(reports, indent=1).encode() + b"\n")
+    console.print(f"{output}: all of it, with machine, versions and commit")
+
+
+def _check(versions: Sequence[str], compare: str | None) -> None:
+    unknown = sorted(set(versions) - set(VERSIONS))
+    if unknown:
+        raise UserError(f"{', '.join(unknown)}: not a version; there are {', '.join(VERSIONS)}")
+    if compare not in (None, "torch"):
+        raise UserError(f"--compare {compare}: only torch can be compared with")
 
 
 def bench(
@@ -41,11 +75,7 @@ def bench(
     Raises:
         UserError: a version, comparison or precision is not known, or PyTorch is missing.
     """
-    unknown = sorted(set(versions) - set(VERSIONS))
-    if unknown:
-        raise UserError(f"{', '.join(unknown)}: not a version; there are {', '.join(VERSIONS)}")
-    if compare not in (None, "torch"):
-        raise UserError(f"--compare {compare}: only torch can be compared with")
+    _check(versions, compare)
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: is not one of {', '.join(PRECISIONS)}")
     if share:

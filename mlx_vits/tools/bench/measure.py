@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from mlx_vits.accel.compilation import compiles_step
 from mlx_vits.errors import UserError
+from mlx_vits.system.installing import install_command
 from mlx_vits.system.memory import is_out_of_memory
 from mlx_vits.tools.bench.work import StepParts, Work
 from mlx_vits.tools.machine import describe_machine, device_kind, matmul_rate, uses_tf32
@@ -30,32 +31,32 @@ _SIDE = {"cpu": 2048, "gpu": 8192}  # of the matrices whose product is the ceili
 Say = Callable[[str], None]
 
 
-class TorchTwin:
-    """PyTorch's twin of one work, in a process of its own.
+class TwinProcess:
+    """PyTorch's twin of one work, in a process of its own, which answers a line with a line.
+
+    Args:
+        module: of `mlx_vits.tools.bench` that serves it.
+        work: as JSON holds it.
 
     Raises:
         UserError: PyTorch is not installed, or its process failed.
     """
 
-    def __init__(self, work: Work):
+    def __init__(self, module: str, work: dict[str, Any]):
         if find_spec("torch") is None:
-            raise UserError("--compare torch needs PyTorch: pip install 'mlx-vits[torch]'")
-        command = [sys.executable, "-m", "mlx_vits.tools.bench.torch_twin"]
+            raise UserError(f"--compare torch needs PyTorch: {install_command('torch')}")
+        command = [sys.executable, "-m", f"mlx_vits.tools.bench.{module}"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        asked = work.to_dict() | {"device": device_kind(), "tf32": uses_tf32()}
-        self.facts = self._ask(json.dumps(asked))
-
-    def measure(self) -> dict[str, float]:
-        """Seconds of one step, its parts and one synthesis, and the peak in bytes so far."""
-        return self._ask("step") | self._ask("synthesis")
+        asked = work | {"device": device_kind(), "tf32": uses_tf32()}
+        self.facts = self.ask(json.dumps(asked))
 
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
 
-    def _ask(self, line: str) -> dict[str, Any]:
+    def ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -67,6 +68,17 @@ class TorchTwin:
         if not answer:
             raise UserError("--compare torch: PyTorch's process failed; its message is above")
         return json.loads(answer)
+
+
+class TorchTwin(TwinProcess):
+    """The twin of a training step and of synthesis."""
+
+    def __init__(self, work: Work):
+        super().__init__("torch_twin", work.to_dict())
+
+    def measure(self) -> dict[str, float]:
+        """Seconds of one step, its parts and one synthesis, and the peak in bytes so far."""
+        return self.ask("step") | self.ask("synthesis")
 
 
 def measure_all(

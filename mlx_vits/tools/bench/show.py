@@ -69,6 +69,45 @@ def _table(result: dict[str, Any], ceiling: float, repetitions: int) -> Table:
     return table
 
 
+def show_speech(report: dict[str, Any], console: Console) -> None:
+    """Print the table of a report of `measure_speech`."""
+    work, ours, torch = report["work"], report["mlx"], report.get("torch")
+    machine, seconds = report["machine"], work["codes"] / 25
+    title = (
+        f"{work['version']}: a text and a prompt of {work['phonemes']} phonemes and "
+        f"{work['prompt']} codes, {work['codes']} codes drawn; arrays of "
+        f"{ours['peak_bytes'] / 1e9:.2f} GB, medians of {report['repetitions']}"
+    )
+    if torch:
+        title += f"; PyTorch {torch['torch']}, {torch['peak_bytes'] / 1e9:.2f} GB"
+    table = Table(title=title, title_justify="left")
+    table.add_column(f"{machine['processor']}, {machine['device']}, mlx {_mlx(machine)}")
+    for name in ("seconds", "codes / s", *(("PyTorch s", "ratio") if torch else ())):
+        table.add_column(name, justify="right")
+    labels = {
+        "prefill": "text and prompt read",
+        "codes": "codes of a sentence",
+        "together": f"codes of {work['together']} sentences at once",
+        "codes_8bit": "codes of a sentence, weights of 8 bits",
+        "first": "first sound of a stream",
+        "sentence": f"a sentence of {seconds:.0f} s, from phonemes to sound",
+    }
+    for part, label in labels.items():
+        if part not in ours["seconds"]:
+            continue
+        rate = ours["codes_per_second"].get(part)
+        cells = [label, f"{ours['seconds'][part]:.3f}", "" if rate is None else f"{rate:,.1f}"]
+        if torch and part in torch["seconds"]:
+            cells += [f"{torch['seconds'][part]:.3f}", f"{report['ratios'][part]:.2f}"]
+        table.add_row(*cells, style="bold" if part == "sentence" else None)
+    console.print(table)
+    console.print(f"real-time factor: {ours['real_time_factor']:.3f} (below 1: faster than speech)")
+
+
+def _mlx(machine: dict[str, Any]) -> str:
+    return str(machine["versions"]["mlx"])
+
+
 def table_to_share(reports: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
     """Make a Markdown table with a row for each report.
 

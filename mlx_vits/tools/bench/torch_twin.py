@@ -222,9 +222,7 @@ class Twin:
 
     def __init__(self, work: Work, device: str, *, tf32: bool):
         torch.manual_seed(0)
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = tf32
-        torch.set_default_device(device)
+        use_device(device, tf32=tf32)
         self.device = device
         self.config = config = work.config
         self.g, self.d = Synthesizer(config), Discriminators(config)
@@ -244,11 +242,7 @@ class Twin:
 
     def clock(self) -> float:
         """Seconds, when all work so far is done."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        elif self.device == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter()
+        return clock(self.device)
 
     def mel(self, wav: torch.Tensor) -> torch.Tensor:
         """The cost of a log-mel, with some filterbank."""
@@ -302,7 +296,7 @@ def serve() -> None:
     The first is the `Work` with the kind of device, and whether TF32 may be used.
     """
     asked = json.loads(sys.stdin.readline())
-    device, tf32 = _device(asked.pop("device")), asked.pop("tf32")
+    device, tf32 = device_of(asked.pop("device")), asked.pop("tf32")
     twin = Twin(Work.from_dict(asked), device, tf32=tf32)
     facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
     facts["tf32"] = tf32
@@ -312,17 +306,33 @@ def serve() -> None:
             answer: dict[str, float] = twin.step()._asdict()
         else:
             answer = {"synthesis": twin.synthesize()}
-        print(json.dumps(answer | {"peak_bytes": _peak_bytes(device)}), flush=True)
+        print(json.dumps(answer | {"peak_bytes": peak_bytes(device)}), flush=True)
 
 
-def _device(kind: str) -> str:
+def use_device(device: str, *, tf32: bool) -> None:
+    """Compute there from now on, with TF32 in products or without."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_default_device(device)
+
+
+def clock(device: str) -> float:
+    """Seconds, when all work so far is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def device_of(kind: str) -> str:
     """PyTorch's name of the CPU, or of the GPU that MLX uses."""
     if kind == "cpu":
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "mps"
 
 
-def _peak_bytes(device: str) -> int:
+def peak_bytes(device: str) -> int:
     """Of the GPU's memory under CUDA; elsewhere of this process, all of PyTorch included."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()

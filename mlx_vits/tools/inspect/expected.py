@@ -26,8 +26,9 @@ from mlx_vits.checkpoints.contents import (
 )
 from mlx_vits.checkpoints.state_dict import expected_shapes
 from mlx_vits.checkpoints.tensors import to_numpy
-from mlx_vits.config import Config, ReducedDims
+from mlx_vits.config import Config, ReducedDims, T2SConfig
 from mlx_vits.errors import CheckpointError
+from mlx_vits.models.t2s import Text2SemanticDecoder
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.tools.inspect.layers import Form
 from mlx_vits.tools.inspect.subject import Net
@@ -88,6 +89,10 @@ def expect(net: Net) -> Expected:
         return Expected("")
     if net.net == "discriminator":
         return _expect_discriminator(net)
+    if net.net == "GPT":
+        stated = T2SConfig.from_dict(net.config, source=str(net.file))
+        model = Text2SemanticDecoder(stated)
+        return Expected(stated.version, model=model, shapes=expected_shapes(model))
     version = detect_version(net.tensors, net.file)
     # A run's --weight-norm may split what files hold as one weight of the same shape.
     shown = dict(net.tensors)

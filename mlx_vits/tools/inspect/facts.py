@@ -27,6 +27,14 @@ MODULES = {
     "sv_emb": "style from the speaker vector",
     "ge_to512": "style for enc_p",
     "prelu": "activation of the style",
+    # Of a GPT.
+    "bert_proj": "BERT features to its width; Chinese only",
+    "ar_text_embedding": "phonemes",
+    "ar_text_position": "scale of their places",
+    "ar_audio_embedding": "codes",
+    "ar_audio_position": "scale of their places",
+    "h": "transformer",
+    "ar_predict_layer": "the next code",
 }
 
 
@@ -67,6 +75,7 @@ class NetFacts:
     precisions: dict[str, int]  # tensors by precision
     reduced: bool | None  # whether a size differs from what GPT-SoVITS hard-codes; None: unknown
     reduced_dims: dict[str, list[Any]]  # those sizes: found, and at full size
+    sizes: dict[str, int]  # of a GPT, whose sizes its file states
     config_source: str
     config_fault: str  # why the configuration cannot be used as it is, "" where it can
     trained: dict[str, Any]  # how far and from what, as far as the file says

@@ -19,6 +19,7 @@ from mlx_vits.checkpoints.contents import (
     TEXT_TABLE,
     V1_SYMBOLS,
 )
+from mlx_vits.config import T2SConfig
 from mlx_vits.errors import CheckpointError
 from mlx_vits.system.faults import unreadable
 from mlx_vits.tools.inspect.expected import Expected, expect, find_missing
@@ -98,6 +99,7 @@ def _net_facts(net: Net, other: Net | None) -> NetFacts:
         precisions=_precisions(tensors.values()),
         reduced=None if expected.config is None else bool(reduced),
         reduced_dims=reduced,
+        sizes=_gpt_sizes(net),
         config_source=net.config_source,
         config_fault=expected.reason,
         trained=_trained(net),
@@ -126,6 +128,8 @@ def _version(net: Net, expected: Expected) -> VersionFacts:
         told = [
             f"{count} sub-discriminators (v1 and v2 have {BRANCHES}, the Pro models {PRO_BRANCHES})"
         ]
+    elif net.net == "GPT":
+        told = ["its phoneme table (v1: 512 rows, later versions: 732)"]
     elif net.net == "generator":
         rows = tensors[TEXT_TABLE].shape[0]
         told = [f"{rows} rows in the phoneme table (v1: {V1_SYMBOLS})"]
@@ -148,6 +152,19 @@ def _upstream_view(net: Net, version: str, text_rows: int) -> UpstreamView:
     except OSError as error:
         raise CheckpointError(unreadable(net.file, error)) from error
     return judge(head, net.file.stat().st_size, version=version, text_rows=text_rows)
+
+
+def _gpt_sizes(net: Net) -> dict[str, int]:
+    if net.net != "GPT":
+        return {}
+    config = T2SConfig.from_dict(net.config, source=str(net.file))
+    return {
+        "layers": config.n_layer,
+        "wide": config.hidden_dim,
+        "heads": config.head,
+        "codes": config.EOS,
+        "phonemes": config.phoneme_vocab_size,
+    }
 
 
 def _table(net: Net, section: str) -> Mapping[str, Any]:
@@ -192,6 +209,8 @@ def _moved(group: Tensors, theirs: Tensors) -> float | None:
 def _trained(net: Net) -> dict[str, Any]:
     match = re.fullmatch(r"([0-9]{1,12})epoch(?:_([0-9]{1,12})iteration)?", net.info)
     epochs, steps = match.groups() if match else (None, None)
+    if of_gpt := re.fullmatch(r"GPT-e([0-9]{1,12})", net.info):
+        epochs = of_gpt[1]
     told: dict[str, Any] = {
         "info": net.info,
         "epochs": int(epochs) if epochs else None,

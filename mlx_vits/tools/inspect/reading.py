@@ -33,9 +33,11 @@ from mlx_vits.checkpoints.contents import (
     refuse_others,
 )
 from mlx_vits.checkpoints.download import CHECKSUMS
+from mlx_vits.checkpoints.gpt_file import GPTForm, find_gpt, gpt_weights, is_gpt, read_gpt
 from mlx_vits.checkpoints.run import (
     BEST,
     CHECKPOINTS,
+    GPT_LAST,
     LAST,
     RunState,
     read_place,
@@ -74,11 +76,35 @@ def read_subject(name_or_path: str) -> Subject[Net]:
     path = given_path(name_or_path, CheckpointError)
     if len(path.parts) == 1 and not path.exists() and (weights_home() / path).is_dir():
         path = find_base(name_or_path).generator
+    if is_gpt(path):
+        return _read_gpt(path)
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     net = _upstream_net(read_upstream(path))
+    return Subject(path, net.kind, nets=[net])
+
+
+def _read_gpt(path: Path) -> Subject[Net]:
+    kinds: dict[GPTForm, str] = {
+        "exported": "exported GPT" if path.is_file() else "GPT",
+        "state": "state of a GPT's training, of which the weights are used",
+        "folder": "GPT in a folder",
+    }
+    file = read_gpt(path)
+    is_archive = file.form != "folder"
+    net = Net(
+        "GPT",
+        kinds[file.form],
+        "exported" if is_archive else "voice",
+        file.source,
+        "PyTorch file (zip)" if is_archive else "safetensors file in a folder",
+        dict(file.tensors),
+        file.config.to_dict(),
+        "the file" if is_archive else f"{CONFIG_FILE} beside it",
+        file.info,
+    )
     return Subject(path, net.kind, nets=[net])
 
 
@@ -225,12 +251,22 @@ def _read_base(path: Path) -> Subject[Net]:
         )
     for file in sorted((path / SPEAKER_ENCODER).glob("*")):
         subject.parts[str(file.relative_to(path))] = "speaker encoder"
+    _add_gpt(subject, path)
     if (path / CHECKSUMS).is_file():
         with _noting(subject.faults):
             cure = "where the base came from cannot be told"
             record = read_json(path / CHECKSUMS, _Checksums, error=CheckpointError, cure=cure)
             subject.downloads = record["files"]
     return subject
+
+
+def _add_gpt(subject: Subject[Net], folder: Path) -> None:
+    """Name the GPT of a base or a run among its parts."""
+    gpt = find_gpt(folder)
+    if gpt is not None:
+        file = gpt_weights(gpt)
+        words = f"GPT, {_megabytes(file)}; to see it: mlx-vits inspect {gpt}"
+        subject.parts[str(file.relative_to(folder))] = words
 
 
 def _megabytes(file: Path) -> str:
@@ -246,7 +282,7 @@ def _read_run(path: Path) -> Subject[Net]:
         with _noting(faults):
             run["place"] = asdict(read_place(read_header(last).metadata, last))
     voice = path / f"{run.get('voice')}.safetensors"
-    files = sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
+    files = sorted([*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.ckpt")])
     if not voice.is_file():
         voice = next((file for file in files if file.suffix == ".safetensors"), last)
     if not voice.is_file():
@@ -256,9 +292,10 @@ def _read_run(path: Path) -> Subject[Net]:
     subject.path, subject.kind = path, "run of mlx_vits, a fine-tune"
     subject.faults = [*faults, *subject.faults]
     subject.run = (subject.run or {}) | run
-    for file in [*files, path / CHECKPOINTS / BEST, last]:
+    for file in [*files, path / CHECKPOINTS / BEST, last, path / CHECKPOINTS / GPT_LAST]:
         if file.is_file():
             subject.parts[str(file.relative_to(path))] = _megabytes(file)
+    _add_gpt(subject, path)
     return subject
 
 

@@ -123,6 +123,8 @@ def _identity(net: NetFacts) -> list[tuple[str, Any]]:
 
 
 def _sizes(net: NetFacts) -> str:
+    if net.sizes:
+        return ", ".join(f"{size:,} {name}" for name, size in net.sizes.items())
     if net.reduced is None:
         return ""
     sizes = [f"{name} {ours} for {full}" for name, (ours, full) in net.reduced_dims.items()]

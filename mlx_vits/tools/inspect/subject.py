@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-NetName = Literal["generator", "discriminator", "content encoder"]
+NetName = Literal["generator", "discriminator", "content encoder", "GPT"]
 Form = Literal["pretrained", "exported", "resume", "voice", "part", "state"]
 
 
