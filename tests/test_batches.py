@@ -84,9 +84,9 @@ def test_batches_are_padded_and_aligned(folder: Path) -> None:
 
 def test_clips_are_kept_in_memory_as_far_as_they_fit(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "prepared"))
-    plain, kept = PreparedVoice(copy, CONFIG), PreparedVoice(copy, CONFIG, keep_bytes=1 << 22)
+    plain, kept = PreparedVoice(copy, CONFIG), PreparedVoice(copy, CONFIG, keep_bytes=1 << 24)
     before = [plain.read(item) for item in plain.items]
-    sizes = [one.wav.nbytes + one.ssl.nbytes for one in before]
+    sizes = [one.wav.nbytes + one.ssl.nbytes + one.spec.nbytes for one in before]
     part = PreparedVoice(copy, CONFIG, keep_bytes=sum(sizes[:2]))
     for voice in (kept, part):
         for item in voice.items:

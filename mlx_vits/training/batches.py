@@ -70,9 +70,9 @@ class PreparedVoice:
     Args:
         folder: as `preprocessing.prepared` describes it.
         config: of the model.
-        keep_bytes: how much of the clips' audio and features may be kept in memory once read.
-            Reading a clip of 5 s takes 3 ms: nothing for batches of 4, but more than a GPU's step
-            of a small model for those of 48.
+        keep_bytes: how much of the clips may be kept in memory once read. Reading a clip of 5 s
+            takes 3 ms: nothing for batches of 4, but more than a GPU's step of a small model for
+            those of 32.
 
     Attributes:
         items: clips to train on, sorted by name.
@@ -132,16 +132,15 @@ class PreparedVoice:
         Raises:
             DataError: a file is damaged or does not fit the others; it is named.
         """
-        path = self.folder / layout.WAV_FOLDER / item.name
         kept = self._kept.get(item.name)
         if kept is not None:
-            return kept._replace(spec=self._spectrograms.read(path, kept.wav))
-        utterance = self._read(item, path)
-        size = utterance.wav.nbytes + utterance.ssl.nbytes
+            return kept
+        utterance = self._read(item, self.folder / layout.WAV_FOLDER / item.name)
+        size = utterance.wav.nbytes + utterance.ssl.nbytes + utterance.spec.nbytes
         if size <= self._room:
             self._room -= size
-            # A mapped spectrogram is left out, since each holds a file open.
-            self._kept[item.name] = utterance._replace(spec=_NO_VECTOR)
+            # A copy: a mapped spectrogram holds its file open.
+            self._kept[item.name] = utterance._replace(spec=np.array(utterance.spec))
         return utterance
 
     def _read(self, item: Item, path: Path) -> Utterance:
