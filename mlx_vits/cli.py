@@ -30,6 +30,7 @@ from mlx_vits.checkpoints.run_info import find_run
 from mlx_vits.errors import UserError
 from mlx_vits.finetune.data import CLIPS, PREPARED, VOICES, find_clips
 from mlx_vits.finetune.handover import hand_over
+from mlx_vits.finetune.new_base import write_base
 from mlx_vits.preprocessing.gpt_data import make_gpt_data
 from mlx_vits.preprocessing.prepare import PrepareOptions, prepare_voice
 from mlx_vits.preprocessing.prepared import read_speaker_vector
@@ -181,12 +182,18 @@ def export(
     resumable: bool = typer.Option(
         False, "--resumable", help="Write a run's state, from which GPT-SoVITS goes on training."
     ),
+    base: bool = typer.Option(
+        False, "--base", help="Write a run's nets as a base, from which voices are fine-tuned."
+    ),
 ) -> None:
     """Write a voice, or its GPT, in another form; .pth and .ckpt are what GPT-SoVITS opens."""
     if resumable:
         for note in hand_over(given_path(find_run(voice)), output):
             print(note)
         print(f"{output}: G_ and D_ resume files; the prepared voice belongs one folder above.")
+        return
+    if base:
+        write_base(given_path(voice), output)
         return
     if output.exists():
         raise UserError(f"{output}: is there already; take it away or choose another name")

@@ -26,6 +26,7 @@ from mlx_vits.finetune.options import (
     override,
     suggested_options,
 )
+from mlx_vits.finetune.scratch import REFUSED, scratch_training
 from mlx_vits.finetune.takeover import options_for
 from mlx_vits.report.terminal import TerminalScreen, report_errors
 from mlx_vits.training.t2s_trainer import T2STrainingConfig
@@ -77,7 +78,13 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
     )
     is_demo = folder.resolve() == (weights_home() / DEMO / "voice").resolve()
     base = given.base.choose(for_demo=is_demo)
-    suggested = suggested_options(base.generator) | suggested_options(folder)
+    config = given.base.from_scratch
+    if config is not None:
+        allowed = set(given.given()) - set(REFUSED)
+        given.refuse_all_but(allowed, "cannot be chosen with --from-scratch")
+        suggested = scratch_training(config)
+    else:
+        suggested = suggested_options(base.generator) | suggested_options(folder)
     gpt_training = gpt_options(suggested | given.given())
     suggested.pop("gpt_epochs", None)
     training = override(suggested, given.training.given())
@@ -86,8 +93,9 @@ def _start(given: FinetuneArguments, screen: TerminalScreen) -> None:
         data=folder,
         base=base,
         output=given.voice.output or RUNS / name,
+        from_scratch=config,
         training=VITSTrainingConfig(**training),
-        stage=cast(Stage | None, given.gpt.stage),
+        stage=cast(Stage | None, given.gpt.stage) if config is None else "sovits",
         gpt_training=T2STrainingConfig(**gpt_training),
         **given.clips.given(),
         **given.run.given(),

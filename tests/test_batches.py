@@ -82,6 +82,23 @@ def test_batches_are_padded_and_aligned(folder: Path) -> None:
     assert collate(utterances[:1], CONFIG, Padding(200, 7)).spec.shape[1] == 200
 
 
+def test_clips_are_kept_in_memory_as_far_as_they_fit(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "prepared"))
+    plain, kept = PreparedVoice(copy, CONFIG), PreparedVoice(copy, CONFIG, keep_bytes=1 << 24)
+    before = [plain.read(item) for item in plain.items]
+    sizes = [one.wav.nbytes + one.ssl.nbytes + one.spec.nbytes for one in before]
+    part = PreparedVoice(copy, CONFIG, keep_bytes=sum(sizes[:2]))
+    for voice in (kept, part):
+        for item in voice.items:
+            voice.read(item)
+    shutil.rmtree(copy / "4-cnhubert")
+    for item, one in zip(kept.items, before, strict=True):
+        assert all(map(np.array_equal, kept.read(item), one))
+    part.read(part.items[1])
+    with pytest.raises(DataError, match="clip_2"):
+        part.read(part.items[2])
+
+
 def test_a_whole_multiple_still_leaves_a_padded_frame(folder: Path) -> None:
     """Upstream always pads by one frame at least, which the style encoder's edge depends on."""
     voice = PreparedVoice(folder, CONFIG)

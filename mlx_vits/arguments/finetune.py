@@ -77,6 +77,13 @@ class BaseArguments(Group):
     ] = None
     content_encoder: ContentEncoder = None
     speaker_encoder: SpeakerEncoder = None
+    from_scratch: Annotated[
+        Path | None,
+        option(
+            "Start from random weights, of the sizes and rates in this config.json; content "
+            "encoder and codebook are still the base's."
+        ),
+    ] = None
 
     def choose(self, *, for_demo: bool) -> Base:
         """Find the base's files.

@@ -58,6 +58,7 @@ class RunInfo:
         gpt: file or folder of the pretrained GPT, "" where none is trained.
         gpt_sha256: of its weights' file.
         gpt_data_sha256: of what it is trained on beside texts, see `gpt_fingerprint`.
+        from_scratch: the configuration of a run that started from random weights, else "".
     """
 
     voice: str
@@ -74,6 +75,7 @@ class RunInfo:
     gpt: str = ""
     gpt_sha256: str = ""
     gpt_data_sha256: str = ""
+    from_scratch: str = ""
 
     def write(self, folder: Path) -> None:
         """Write `run.json`.

@@ -86,6 +86,8 @@ class Judge:
         """
         if not math.isfinite(score.mel_distance + score.largest_sample):
             raise TrainingStopped("what the voice says is no longer sound", step)
+        if self.options.from_scratch is not None:
+            return  # random weights give no level to keep
         if score.largest_sample < COLLAPSE_RATIO * self.base_score.largest_sample:
             raise TrainingStopped(
                 f"the voice fell silent (largest sample {score.largest_sample:,.0f} of 32,767, the "
@@ -105,13 +107,16 @@ class Judge:
             write_wav(samples / f"{stem}_finetuned.wav", tuned.wav, rate)
 
     def findings(self, final: Score, steps: int) -> list[Finding]:
-        """Compare the voice, of which this is the score after so many steps, with its base."""
-        findings = [
-            judge_loudness(self.base_score, final),
-            judge_level(final),
-            judge_mel_distance(self.base_score, final, self._listening.are_held_out),
-            judge_drift(self._drift()),
-        ]
+        """Compare the voice, of which this is the score after so many steps, with its base.
+
+        Where it started from random weights, only what can be said without a base is said.
+        """
+        level = judge_level(final)
+        distance = judge_mel_distance(self.base_score, final, self._listening.are_held_out)
+        if self.options.from_scratch is not None:
+            return [level, distance]
+        loudness = judge_loudness(self.base_score, final)
+        findings = [loudness, level, distance, judge_drift(self._drift())]
         length = judge_length(steps)
         return findings if length.passed else [length, *findings]
 

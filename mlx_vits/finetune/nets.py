@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_vits.checkpoints.base import Base, load_discriminator, load_generator
 from mlx_vits.checkpoints.contents import has_posterior
 from mlx_vits.checkpoints.voice_file import VoiceFile
+from mlx_vits.config import Config
 from mlx_vits.errors import CheckpointError, UserError
 from mlx_vits.models.vits import MultiPeriodDiscriminator, SynthesizerTrn
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
@@ -39,14 +40,22 @@ def read_base(base: Base, segment_size: int) -> VoiceFile:
             f"{file.source}: is an exported voice without a posterior encoder (enc_q), which "
             "training needs; give a pretrained s2G file"
         )
+    return file._replace(config=with_segment(config, segment_size))
+
+
+def with_segment(config: Config, segment_size: int) -> Config:
+    """Replace the samples that are decoded of each clip.
+
+    Raises:
+        UserError: they are not whole frames.
+    """
     hop = config.data.hop_length
     if segment_size % hop:
         near = max(2, round(segment_size / hop)) * hop
         raise UserError(
             f"--segment-size {segment_size}: has to be a multiple of {hop}; {near} is the nearest"
         )
-    train = replace(config.train, segment_size=segment_size)
-    return file._replace(config=replace(config, train=train))
+    return replace(config, train=replace(config.train, segment_size=segment_size))
 
 
 def load_nets(base: Base, file: VoiceFile, training: VITSTrainingConfig) -> Nets:

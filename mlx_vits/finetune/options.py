@@ -10,15 +10,19 @@ from typing import Any, Protocol
 from mlx_vits.checkpoints.base import Base, file_sha256
 from mlx_vits.checkpoints.gpt_file import gpt_weights
 from mlx_vits.checkpoints.run_info import RUN_FILE, RunInfo, RunOptions, Stage
+from mlx_vits.config import Config
 from mlx_vits.errors import DataError, UserError
 from mlx_vits.preprocessing.gpt_data import gpt_fingerprint
 from mlx_vits.preprocessing.prepare import PrepareOptions
 from mlx_vits.preprocessing.prepared import fingerprint
 from mlx_vits.system.json_files import read_json
+from mlx_vits.system.memory import machine_memory
+from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.loop import StepRecord
 from mlx_vits.training.t2s_trainer import T2STrainingConfig
 from mlx_vits.training.vits_trainer import VITSTrainingConfig
 
+_KEPT_SHARE = 8  # of the machine's memory holds the clips of a large voice
 SUGGESTED = "finetune.json"  # beside a voice's clips or in a base: options of training
 TRAINING_OPTIONS = frozenset(option.name for option in fields(VITSTrainingConfig))
 # Options of the GPT stage, and how `T2STrainingConfig` calls them; it shares others with SoVITS.
@@ -112,6 +116,8 @@ class FinetuneOptions:
         strict: whether to refuse a clip that cannot be used, instead of leaving it out.
         save_every: steps between checkpoints, each of which is scored.
         tensorboard: whether to write TensorBoard files as well.
+        from_scratch: configuration of a model that starts from random weights; of the base it
+            takes content encoder and codebook alone. None for a fine-tune.
     """
 
     voice: str
@@ -127,6 +133,7 @@ class FinetuneOptions:
     strict: bool = False
     save_every: int = RunOptions.save_every
     tensorboard: bool = False
+    from_scratch: Path | None = None
 
     @property
     def trains_sovits(self) -> bool:
@@ -149,6 +156,19 @@ class FinetuneOptions:
                 "or fetch a base with `mlx-vits download v2`"
             )
         return self.base.gpt
+
+    def open_voice(self, prepared: Path, config: Config) -> PreparedVoice | None:
+        """Open the clips of the SoVITS stage; None where that is not trained.
+
+        Raises:
+            DataError: nothing in the folder can be trained on.
+        """
+        if not self.trains_sovits:
+            return None
+        is_large = self.from_scratch is not None  # hours of speech, read for hundreds of epochs
+        return PreparedVoice(
+            prepared, config, keep_bytes=machine_memory() // _KEPT_SHARE if is_large else 0
+        )
 
     def record(self, prepared: str, folder: Path, source: Path) -> RunInfo:
         """Describe the run for `run.json`.
@@ -217,6 +237,7 @@ class FinetuneOptions:
             data=Path(info.data),
             base=base,
             output=folder,
+            from_scratch=Path(info.from_scratch) if info.from_scratch else None,
             training=VITSTrainingConfig.of_run(info.options.training, folder / RUN_FILE),
             stage=info.options.stage,
             gpt_training=T2STrainingConfig.of_run(info.options.gpt_training, folder / RUN_FILE),

@@ -18,7 +18,6 @@ from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.synthesis.gpt import find_gpt_path
 from mlx_vits.system.files import sweep, tidy
 from mlx_vits.system.locks import WriterLock
-from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.log import check_tensorboard
 
 
@@ -69,7 +68,7 @@ def _resume(folder: Path, info: RunInfo, screen: Screen) -> dict[str, Any]:
     nets = load_nets(options.base, file, options.training)
     if options.trains_gpt:
         options, info = _with_gpt(options, info, nets.generator, screen)
-    voice = PreparedVoice(prepared, file.config) if options.trains_sovits else None
+    voice = options.open_voice(prepared, file.config)
     info.write(folder)
     run = FinetuneRun(options, file.config, nets, prepared, voice, screen)
     del nets  # the run lets go of them between its stages

@@ -52,7 +52,9 @@ class FinetuneRun:
         for name in (CHECKPOINTS, SAMPLES, BOARD):
             inside(self.folder, name)
         sweep(prepared)  # it may lie elsewhere, and other runs write its spectrograms
-        self.base_warning = _small_base_warning(options.base.name) if config.is_reduced else ""
+        is_tuned = options.from_scratch is None
+        warns = config.is_reduced and is_tuned
+        self.base_warning = _small_base_warning(options.base.name) if warns else ""
         if self.base_warning:
             screen.warn(self.base_warning)
         self._stages: list[tuple[StageName, Callable[[], Stage]]] = []
@@ -109,13 +111,15 @@ class FinetuneRun:
     def _verdict(self, results: list[StageResult]) -> dict[str, Any]:
         """The content of `verdict.json`, but for time and sound."""
         findings = [finding for result in results for finding in result.findings]
+        from_scratch = self.options.from_scratch is not None
         verdict: dict[str, Any] = {
-            "verdict": conclude(findings),
+            "verdict": conclude(findings, from_scratch=from_scratch),
             "words": [finding.words for finding in findings],
             "better_than_base": is_better(findings),
             "findings": {f.name: {"passed": f.passed, "words": f.words} for f in findings},
             "voice": self.options.voice,
             "base": self.options.base.name,
+            "from_scratch": from_scratch,
             "base_is_reduced": self.config.is_reduced,
             "base_warning": self.base_warning,
             "version": self.config.version,

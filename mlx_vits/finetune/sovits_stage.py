@@ -51,7 +51,7 @@ class SoVITSStage(Stage):
     ):
         self.options, self.config, self.voice = options, config, voice
         folder, training = options.output, options.training
-        if options.base.discriminator is None:
+        if options.base.discriminator is None and options.from_scratch is None:
             screen.warn(_FRESH_DISCRIMINATOR)
         freeze_for(nets.generator, training.train)
         anchor = take_anchor(nets.generator)

@@ -21,13 +21,13 @@ from mlx_vits.finetune.gpt_stage import check_languages, prepare_gpt_stage, read
 from mlx_vits.finetune.nets import load_nets, read_base
 from mlx_vits.finetune.options import FinetuneOptions, Screen
 from mlx_vits.finetune.run import FinetuneRun
+from mlx_vits.finetune.scratch import draw_start, keep_start
 from mlx_vits.finetune.takeover import carry_over, check_version
 from mlx_vits.models.vits import SynthesizerTrn
 from mlx_vits.preprocessing import prepared as layout
 from mlx_vits.preprocessing.prepare import PrepareOptions, check_speaker_encoder, prepare_voice
 from mlx_vits.system.files import fresh_folder, move_folder, single_name
 from mlx_vits.system.locks import WriterLock, check_is_free
-from mlx_vits.training.batches import PreparedVoice
 from mlx_vits.training.log import check_tensorboard
 
 
@@ -74,7 +74,12 @@ def _start(
     _check_output(options)
     if options.tensorboard:
         check_tensorboard()
-    file = read_base(options.base, options.training.segment_size)
+    scratch = options.from_scratch
+    if scratch is not None:
+        options = replace(options, base=replace(options.base, discriminator=None))
+        file = draw_start(scratch, options.base, options.training)
+    else:
+        file = read_base(options.base, options.training.segment_size)
     if upstream is not None:
         check_version(upstream, options.base, file.config)
     nets = load_nets(options.base, file, options.training)
@@ -85,9 +90,11 @@ def _start(
             lock = stack.enter_context(WriterLock(fresh))
             info = _prepare(options, file, fresh, screen)
             prepared = fresh / info.prepared
-            voice = PreparedVoice(prepared, file.config) if options.trains_sovits else None
+            voice = options.open_voice(prepared, file.config)
             for reason in voice.dropped if voice else ():
                 screen.warn(f"Left out: {reason}")
+            if scratch is not None:
+                info = keep_start(scratch, nets.generator, fresh, info)
             options = _settle_stage(options, prepared, nets.generator, screen)
             if options.trains_gpt:
                 info = options.record_gpt(info, fresh)

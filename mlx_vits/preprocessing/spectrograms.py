@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -93,7 +94,7 @@ class SpectrogramStore:
         """Return a digest of everything a spectrogram depends on."""
         data = self.data
         sizes = (data.sampling_rate, data.filter_length, data.hop_length, data.win_length)
-        made_with = f"{sizes} mlx {version('mlx')}"
+        made_with = f"{sizes} mlx {_mlx_version()}"
         return hashlib.sha256(made_with.encode() + recording.read_bytes()).digest()
 
     def _write(self, path: Path, key: bytes, spec: np.ndarray) -> bool:
@@ -145,3 +146,9 @@ def _is_whole(path: Path, key: bytes) -> bool:
         return zlib.crc32(_map(path).data) == checksum
     except (OSError, struct.error, ValueError):
         return False
+
+
+@cache
+def _mlx_version() -> str:
+    """MLX's version, whose metadata would be parsed anew for every recording."""
+    return version("mlx")

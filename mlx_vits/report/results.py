@@ -94,6 +94,7 @@ class _GPT(TypedDict):
 
 class _MayHave(TypedDict, total=False):
     best: _Best | None
+    from_scratch: bool
     new_sentence: NewSentence | None
     gpt: _GPT
 

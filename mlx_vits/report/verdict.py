@@ -107,9 +107,16 @@ def is_better(findings: list[Finding]) -> bool:
     return not _faults(findings)
 
 
-def conclude(findings: list[Finding]) -> str:
-    """Sum up the findings in one sentence."""
+def conclude(findings: list[Finding], *, from_scratch: bool = False) -> str:
+    """Sum up the findings in one sentence.
+
+    Args:
+        from_scratch: whether the voice started from random weights, and has no base.
+    """
     faults = _faults(findings)
+    if from_scratch:
+        ending = f"not a voice yet: {' and '.join(faults)}" if faults else "judge it by ear"
+        return f"Trained from random weights, so there is no base to compare with; {ending}."
     if faults:
         return f"Not better than the base: {' and '.join(faults)}."
     merits = []

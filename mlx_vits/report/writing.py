@@ -90,8 +90,11 @@ def _header(verdict: dict[str, Any]) -> str:
         f"{_count(part['epochs'], 'epoch')}"
         for name, part in trained
     )
-    return f"""<header><p class="kind">Fine-tuned voice</p><h1>{escape(verdict["voice"])}</h1>
-<p class="facts">from the base <b>{escape(verdict["base"])}</b>
+    kind, base = "Fine-tuned voice", f"the base <b>{escape(verdict['base'])}</b>"
+    if verdict.get("from_scratch"):
+        kind, base = "Voice trained from scratch", f"random weights, with the codes of {base}"
+    return f"""<header><p class="kind">{kind}</p><h1>{escape(verdict["voice"])}</h1>
+<p class="facts">from {base}
 ({escape(verdict["version"])}), {lengths}, {_duration(verdict["seconds"])}</p>
 {loud}</header>"""
 
@@ -107,6 +110,8 @@ def _stages(verdict: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _verdict_section(verdict: dict[str, Any]) -> str:
     better = verdict["better_than_base"]
     state, mark, label = ("good", "✓", "Better") if better else ("bad", "✗", "Not better")
+    if verdict.get("from_scratch"):
+        label = "Trained" if better else "Not trained yet"
     passed = {
         finding["words"]: finding["passed"]
         for name, finding in verdict["findings"].items()

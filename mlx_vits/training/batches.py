@@ -70,6 +70,9 @@ class PreparedVoice:
     Args:
         folder: as `preprocessing.prepared` describes it.
         config: of the model.
+        keep_bytes: how much of the clips may be kept in memory once read. Reading a clip of 5 s
+            takes 3 ms: nothing for batches of 4, but more than a GPU's step of a small model for
+            those of 32.
 
     Attributes:
         items: clips to train on, sorted by name.
@@ -79,11 +82,13 @@ class PreparedVoice:
         DataError: nothing in the folder can be trained on; the reason is named.
     """
 
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: Path, config: Config, *, keep_bytes: int = 0):
         self.folder, self.config = folder, config
         self.dropped: list[str] = []
         self.items = _read_items(folder, config, self.dropped)
         self._spectrograms = SpectrogramStore(folder, config.data)
+        self._kept: dict[str, Utterance] = {}
+        self._room = keep_bytes
 
     def move(self, folder: Path) -> None:
         """Follow the prepared folder to where it was moved."""
@@ -127,8 +132,19 @@ class PreparedVoice:
         Raises:
             DataError: a file is damaged or does not fit the others; it is named.
         """
+        kept = self._kept.get(item.name)
+        if kept is not None:
+            return kept
+        utterance = self._read(item, self.folder / layout.WAV_FOLDER / item.name)
+        size = utterance.wav.nbytes + utterance.ssl.nbytes + utterance.spec.nbytes
+        if size <= self._room:
+            self._room -= size
+            # A copy: a mapped spectrogram holds its file open.
+            self._kept[item.name] = utterance._replace(spec=np.array(utterance.spec))
+        return utterance
+
+    def _read(self, item: Item, path: Path) -> Utterance:
         data = self.config.data
-        path = self.folder / layout.WAV_FOLDER / item.name
         recording = read_audio(path)
         if recording.rate != data.sampling_rate:
             raise DataError(

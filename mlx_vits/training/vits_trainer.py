@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,8 +186,9 @@ class VITSTrainer(TrainingLoop[dict[str, np.ndarray]]):
         clips = self.voice.largest_batch(self.config.batch_size)
         return is_short(self.generator.config, clips, usable_memory())
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
+        """Updates of any epoch: only the order of its clips depends on which one it is."""
         return len(self.voice.plan(self.config.clips_a_step, self.config.seed, 1))
 
     @property
@@ -202,12 +204,9 @@ class VITSTrainer(TrainingLoop[dict[str, np.ndarray]]):
 
     def _enter_epoch(self, place: Place) -> Place:
         """A place with a batch left in its epoch."""
-        size, seed = self.config.clips_a_step, self.config.seed
-        while True:
-            count = len(self.voice.plan(size, seed, place.epoch))
-            if place.batch < count:
-                return replace(place, epoch_batches=count)
+        if place.batch >= self.steps_per_epoch:
             place = replace(place, epoch=place.epoch + 1, batch=0)
+        return replace(place, epoch_batches=self.steps_per_epoch)
 
     def _begin(self, fields: dict[str, np.ndarray], place: Place) -> Begun:
         place = self._enter_epoch(place)

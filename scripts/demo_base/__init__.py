@@ -1,1 +1,0 @@
-"""The demo's base, from recordings to a folder: `python -m scripts.demo_base --help`."""
