@@ -147,7 +147,7 @@ SENTENCES = [
     Row("MP3, H2O and COVID-19", "M P three, H two O and COVID nineteen", None,
         "digits leave the letters they touch; the hyphen before 19 is no minus"),
     Row("iPhone, YouTube and OpenAI", "iPhone, YouTube and Open A I",
-        "AY1 F OW2 N , Y UW1 T Y UW2 B AH0 N D OW1 P AH0 N EY1 AY1", "mixed case"),
+        "AY1 F OW2 N , Y UW1 T UW2 B AH0 N D OW1 P AH0 N EY1 AY1", "mixed case"),
     Row("AT&T & R&D", "A T and T and R and D", None, "ampersands"),
     Row("A cat", "A cat", "EY1 K AE1 T", "a capital A is always the letter, upstream's rule"),
     Row("a cat sat", "a cat sat", "AH0 K AE1 T S AE1 T", "the article"),

@@ -37,6 +37,7 @@ YES YET YOU
 _EMPHASISED = frozenset(_EMPHASISED_WORDS.split())
 # Short abbreviations that are words.
 _SAID = frozenset(["GIF", "LAN", "PIN", "RAM", "ROM", "SIM", "WAN", "ZIP"])
+_WITH_CAPITALS = re.compile(r"[A-Za-z]*[A-Z][A-Za-z]*")
 _WITHIN_RUN = (" ", ", ", "'", "-")
 _QUOTATION = re.compile(r"(?<![A-Za-z])'(([A-Za-z]+)[^']{0,200})'(?![A-Za-z])")
 _TRAILING = re.compile(r"([A-Za-z]+)'(?![A-Za-z])")
@@ -130,9 +131,9 @@ def _spell_capitals(text: str, lexicon: Lexicon) -> str:
 
 
 def _capital_runs(text: str) -> Iterator[list[re.Match[str]]]:
-    """The words of a text: those in capitals that follow each other together, others alone."""
+    """The words with capitals: those in capitals that follow each other together, others alone."""
     run: list[re.Match[str]] = []
-    for word in _WORD.finditer(text):
+    for word in _WITH_CAPITALS.finditer(text):
         goes_on = run and word[0].isupper() and run[-1][0].isupper()
         if run and not (goes_on and text[run[-1].end() : word.start()] in _WITHIN_RUN):
             yield run

@@ -55,6 +55,12 @@ def heteronyms() -> dict[str, Heteronym]:
     }
 
 
+@cache
+def listed() -> frozenset[str]:
+    """All heteronyms, in lower case."""
+    return frozenset([*heteronyms(), *(f"{word}s" for word in heteronyms()), *_SPECIAL])
+
+
 def heteronym(text: Text, index: int) -> str | None:
     """Return the phonemes of a word where it is a heteronym, else None.
 

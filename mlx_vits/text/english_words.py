@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from mlx_vits.text.data_files import read_data
-from mlx_vits.text.english_heteronyms import heteronym
+from mlx_vits.text.english_heteronyms import heteronym, listed
 from mlx_vits.text.letter_to_sound import english_letter_to_sound
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
@@ -68,12 +68,18 @@ _STRETCHED = re.compile(r"([a-z])\1\1+")
 
 @cache
 def dictionary() -> dict[str, str]:
-    """Return the first pronunciation of each word (lower case) in the CMU dictionary."""
+    """Return the pronunciation of each word (lower case).
+
+    It is the CMU dictionary's first, but upstream's where its older edition of the dictionary has
+    another, which is what the pretrained models have learnt.
+    """
     entries = {}
     for line in lzma.decompress(read_data("cmudict.dict.xz")).decode("utf-8").splitlines():
         word, _, phones = line.partition(" ")
         if word[-1] != ")":  # "word(2)" is a second pronunciation
             entries[word] = phones.partition(" #")[0]
+    for line in read_data("english_upstream.txt").decode("utf-8").splitlines():
+        word, _, entries[word] = line.partition(" ")
     entries.update(_ADDED)
     for word in _REMOVED:
         entries.pop(word, None)
@@ -108,7 +114,8 @@ def pronounce_in(text: Sequence[str], index: int, lexicon: Lexicon = NO_WORDS) -
         lexicon: overrides the dictionary, also for the parts of a word.
     """
     word = text[index]
-    if lexicon.get(word, "en"):
+    is_plain = word.lower() not in listed() and "-" not in word
+    if is_plain or lexicon.get(word, "en"):
         return pronounce(word, lexicon)
     if spoken := heteronym(text, index):
         return Pronunciation(spoken.split())
@@ -132,6 +139,7 @@ def _first_parts(hyphenated: str, lexicon: Lexicon) -> Pronunciation:
     )
 
 
+@lru_cache(maxsize=4096)
 def pronounce(word: str, lexicon: Lexicon = NO_WORDS) -> Pronunciation:
     """Return the phonemes of one word, with stress digits.
 
@@ -148,7 +156,6 @@ def pronounce(word: str, lexicon: Lexicon = NO_WORDS) -> Pronunciation:
     return Pronunciation(known.split()) if known else _take_apart(lower, lexicon)
 
 
-@lru_cache(maxsize=4096)
 def _take_apart(word: str, lexicon: Lexicon) -> Pronunciation:
     if "-" in word:
         return _first_parts(word, lexicon)
