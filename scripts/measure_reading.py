@@ -8,7 +8,6 @@ Prints seconds a kind. Dictionaries are loaded before the clock starts.
 from __future__ import annotations
 
 import time
-from typing import Optional
 
 import typer
 
@@ -40,7 +39,7 @@ def text_of(kind: str, language: str, count: int) -> str:
     return (unit * (count // len(unit) + 1))[:count]
 
 
-def main(language: Optional[str] = None, characters: int = 300_000) -> None:
+def main(language: str | None = None, characters: int = 300_000) -> None:
     """Measure, and print a line for each language."""
     for code in [language] if language else SENTENCES:
         try:
