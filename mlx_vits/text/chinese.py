@@ -29,8 +29,9 @@ from mlx_vits.text.cleaner import UNKNOWN, CleanText
 from mlx_vits.text.extras import load_package
 from mlx_vits.text.lexicon import NO_WORDS, Lexicon
 
-# Upstream's marks for longer silences; the first one found replaces all commas of the text.
-_SILENCES = (("￥", "SP2"), ("^", "SP3"))
+# Upstream's marks for longer silences; the first one found replaces all commas of the text. Beside
+# a number ￥ is money.
+_SILENCES = ((re.compile(r"(?<![\d万亿千百])￥(?! ?\d)"), "SP2"), (re.compile(r"\^"), "SP3"))
 _REPLACED = str.maketrans({"嗯": "恩", "呣": "母"})
 _PARTICLE = re.compile("(?<![名专原编显巨土论卓昭合所遗拙译撰])著(?![名作者书述称录])")
 
@@ -46,8 +47,8 @@ def clean(text: str, version: str, lexicon: Lexicon = NO_WORDS) -> CleanText:
     """
     comma = ","
     for sign, symbol in _SILENCES:
-        if sign in text:
-            text, comma = text.replace(sign, ","), symbol
+        if sign.search(text):
+            text, comma = sign.sub(",", text), symbol
             break
     marked = normalize(text)
     if not marked.text.strip(MARKS):

@@ -33,7 +33,10 @@ _UNITS = {
     **{"GHz": "吉赫", "ms": "毫秒", "min": "分钟", "h": "小时", "s": "秒"},
 }
 _UNIT = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
-_MONEY = {"$": "美元", "¥": "元", "€": "欧元", "£": "英镑"}
+_MONEY = {
+    **{"$": "美元", "¥": "元", "€": "欧元", "£": "英镑"},
+    **{"US$": "美元", "HK$": "港元", "NT$": "新台币", "A$": "澳元", "C$": "加元"},
+}
 # Cantonese is not simplified, so the words around a number may be traditional.
 _TRADITIONAL = str.maketrans(
     "万亿个条张册辆间栋层颗块盘壶锅双对组队种类样门节课项声盏顶处笔桩周岁钟时头点两吨亩顷户国县届拨帧辈礼"
@@ -162,6 +165,9 @@ def _spell_amounts(text: str) -> str:
     def money(match: re.Match[str]) -> str:
         return quantity(match[2]) + (match[3] or "") + _MONEY[match[1]]
 
+    def money_after(match: re.Match[str]) -> str:
+        return quantity(match[1]) + _MONEY[match[2]]
+
     def percent(match: re.Match[str]) -> str:
         sign, value, kind = match[1], match[2], match[3]
         return f"{'负' if sign else ''}{'百' if kind == '%' else '千'}分之{number(value)}"
@@ -173,7 +179,12 @@ def _spell_amounts(text: str) -> str:
         text,
     )
     text = re.sub(rf"(?<!\d)(-?)({_NUMBER})(%|‰)", percent, text)
-    text = re.sub(rf"([$¥€£]) ?({_NUMBER})({_SCALE})?(?:元|美元|欧元|歐元|英镑|英鎊)?", money, text)
+    text = re.sub(
+        rf"((?:US|HK|NT|A|C)?\$|[¥€£]) ?({_NUMBER})({_SCALE})?(?:元|美元|欧元|歐元|英镑|英鎊)?",
+        money,
+        text,
+    )
+    text = re.sub(rf"({_NUMBER}) ?([$¥€£])(?!\d)", money_after, text)
     return re.sub(
         rf"({_NUMBER}) ?({_UNIT})(?![A-Za-z0-9])",
         lambda m: quantity(m[1]) + _UNITS[m[2]],

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 from mlx_vits.text.chinese_marks import is_chinese
+from mlx_vits.text.chinese_polyphones import reading_in
 from mlx_vits.text.data_files import read_data
 from mlx_vits.text.extras import load_package
 
@@ -79,8 +80,13 @@ def read_words(
     for i, (written, tag) in enumerate(cut):
         readings = _word_readings(written)
         here = slice(start, start + len(written))
-        if len(written) == 1 or written not in _phrases():
+        is_open = len(written) == 1 or written not in _phrases()
+        is_counted = tag == "m" and len(written) == 2  # "一行", whose 行 may be any
+        if is_open:
             readings = _replace(readings, context[here])
+        if in_context and (is_open or is_counted):
+            ruled = [reading_in(text, at) for at in range(here.start, here.stop)]
+            readings = _replace(readings, ruled)
         if in_context and written[-1] == "地" and _is_adverbial(cut, i):
             readings[-1] = "de5"
         if in_context and written == "重" and cut[i + 1 : i + 2] and cut[i + 1][1] == "m":

@@ -116,11 +116,14 @@ def clean_text(
 
 
 def _is_silent_in_english(character: str) -> bool:
-    """Whether a character is an emoji or a letter of another script, silent in English."""
+    """Whether a character is a sign or a letter of another script that is silent in English."""
     kind = unicodedata.category(character)
     if kind == "So":
-        return character not in "°©®™℃℉№"
-    return kind[0] == "L" and not unicodedata.name(character, "").startswith(("LATIN", "MICRO"))
+        return character not in "°©℃℉№♥♭"
+    if kind == "Sm":
+        return unicodedata.normalize("NFKC", character) not in "+<=>|~×÷−±≤≥≈≠∞√♯⁄"
+    name = unicodedata.name(character, "").removeprefix("FULLWIDTH ")
+    return kind[0] == "L" and not name.startswith(("LATIN", "MICRO"))
 
 
 def resolve_language(language: str, version: str) -> str:

@@ -188,6 +188,28 @@ def _telephone(m: re.Match[str]) -> str:
     return ", ".join(digits(group) for group in re.findall(r"\d+", m[0]))
 
 
+def _shares(m: re.Match[str]) -> str:
+    """Two shares of a hundred, "50/50"; another fraction stays."""
+    one, other = int(m[1]), int(m[2])
+    if one + other != 100:
+        return m[0]
+    spoken = cardinal(one), cardinal(other)
+    return (" " if any("-" in word for word in spoken) else "-").join(spoken)
+
+
+_DURATION_UNITS = (("hour", "hours"), ("minute", "minutes"), ("second", "seconds"))
+
+
+def _duration(m: re.Match[str]) -> str:
+    """Hours, minutes and seconds that follow each other, "1h 30m"."""
+    parts = zip(m.groups(), _DURATION_UNITS, strict=True)
+    return " ".join(
+        f"{cardinal(int(count))} {one if int(count) == 1 else many}"
+        for count, (one, many) in parts
+        if count
+    )
+
+
 _Reading = Callable[[re.Match[str]], str]
 
 
@@ -202,6 +224,9 @@ _RULES = (
         lambda m: digits(m[0]),
     ),
     _rule("|".join(re.escape(k) for k in _IDIOMS), lambda m: _IDIOMS[m[0]]),
+    _rule(r"(?<![\w.,/])(\d{1,3})h ?(\d{1,2})(?:m|min)?(?: ?(\d{1,2})s)?(?!\w|\.\d)", _duration),
+    _rule(r"(?<![\w.,/])()(\d{1,3})m(?:in)? ?(\d{1,2})s(?!\w)", _duration),
+    _rule(r"(?<![\d/.])(\d\d)/(\d\d)(?![\d/]|\.\d)", _shares),
     _rule(r"\b(\d{4})[-/](\d{2})[-/](\d{2})\b", _iso_date),
     _rule(r"\b(\d{1,2})([/.])(\d{1,2})\2(\d{4}|\d{2})\b(?!\.\d)", _month_first_date),
     _rule(rf"\b{_MONTH} ([12]?\d|3[01])(?:st|nd|rd|th)?\b(?!:|\.\d)", _month_day),

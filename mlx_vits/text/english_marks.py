@@ -23,13 +23,38 @@ _REPLACED = str.maketrans(
         **{"ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th"},
     }
 )
+# Signs that are said. Most would be dropped with the brackets and quotes among them.
+_SIGNS = (
+    (re.compile("№"), " number "),
+    (re.compile(r"[(]c[)](?= ?\d{4}\b)|©", re.IGNORECASE), " copyright "),
+    (re.compile("♥|(?<!is |be |an )(?<!was )(?<!are )(?<!\\b[a-z] )(?<!\\S)<3+(?!\\S)"), " heart "),
+    (re.compile(r"<=|≤"), " less than or equal to "),
+    (re.compile(r"(?<![-=])>=|≥"), " greater than or equal to "),
+    (re.compile(r"<(?= ?[$€£¥]?-?\.?\d)"), " less than "),
+    (re.compile(r"(?<![-=])>(?= ?[$€£¥]?-?\.?\d)"), " greater than "),
+    (re.compile("±"), " plus or minus "),
+    (re.compile("≠"), " not equal to "),
+    (re.compile("∞"), " infinity "),
+    (re.compile("√"), " square root of "),
+    (re.compile("™"), ""),
+    (re.compile(r"(?<=\d)~(?=\d)"), "-"),
+    (re.compile(r"[~≈](?= ?[$€£¥]?\.?\d)"), " about "),
+    (re.compile(r"\b(\d+|[A-Za-z])\^2\b"), r"\1 squared "),
+    (re.compile(r"\b([A-Za-z])\^3\b"), r"\1 cubed "),
+    (re.compile(r"\b([\d.]*\d|[A-Za-z])\^(-?)(\d+)\b"), r"\1 to the power of \2\3"),
+    (re.compile(r"(?<![A-Za-z])([A-Ga-g])(?:♯|#(?!\w))"), r"\1 sharp "),
+    (re.compile(r"(?<![A-Za-z])([A-Ga-g])♭"), r"\1 flat "),
+)
 _VULGAR_FRACTION = re.compile(r"(\d?)([¼-¾⅐-⅞])")
+_WIDE = {ord("～"): "~", ord("＜"): "<", ord("＞"): ">", ord("＃"): "#"}
 _EMOTICON = re.compile(r"(?<!\S)[:;]-?[()DP](?!\S)")
 
 
 def plain_characters(text: str) -> str:
     """Convert characters to ASCII where they have such a form; keep the others."""
-    text = _EMOTICON.sub(" ", text)
+    text = _EMOTICON.sub(" ", text.translate(_WIDE))
+    for sign, words in _SIGNS:
+        text = sign.sub(words, text)
     # NFKC would turn "2½" into "21/2".
     text = _VULGAR_FRACTION.sub(_spell_fraction, text)
     text = unicodedata.normalize("NFKC", text.translate(_REPLACED)).translate(_REPLACED)

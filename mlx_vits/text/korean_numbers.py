@@ -43,6 +43,7 @@ _LETTER_NAMES = """
 _LETTERS = dict(zip("abcdefghijklmnopqrstuvwxyz", _LETTER_NAMES.split(), strict=True))
 # Emergency and service numbers, read digit by digit unless a counter follows.
 _SERVICE = "112|114|119|911"
+_CROWD = 30
 _COUNTED = "[원년월일점위층호회도분초만억천백번등세조]"
 _NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"
 
@@ -130,7 +131,7 @@ def spell_numbers(text: str) -> str:
         lambda m: digits(m[0], "공"),
         text,
     )
-    text = re.sub(r"(?<![\d.])0\d+(?![\d.])", lambda m: digits(m[0], "공"), text)
+    text = re.sub(r"(?<![\d.,])0\d+(?![\d.])", lambda m: digits(m[0], "공"), text)
     text = re.sub(_NUMBER, lambda m: number(m[0]), text)
     for sign, word in (("+", " 더하기 "), ("=", "는 "), ("×", " 곱하기 "), ("&", " 앤드 ")):
         text = text.replace(sign, word)
@@ -151,8 +152,9 @@ def _count_range(match: re.Match[str]) -> str:
 
 def _count(match: re.Match[str]) -> str:
     after = match.string[match.end() : match.end() + 2]
-    # Hours above 12 and counts from a hundred up are Sino-Korean.
+    # Hours above 12, people from 30 and other counts from a hundred up are Sino-Korean.
     is_hour = after[0] == "시" and after != "시간"
-    sino = len(match[1]) > 2 or (is_hour and int(match[1]) > 12)
+    is_crowd = after[0] == "명" and int(match[1]) >= _CROWD
+    sino = len(match[1]) > 2 or is_crowd or (is_hour and int(match[1]) > 12)
     space = " " if match[0].endswith(" ") else ""
     return (cardinal(match[1]) if sino else native(match[1])) + space
